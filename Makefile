@@ -1,0 +1,58 @@
+# Needs make, Python 3.11 or newer and a package index. Every target sets up .venv by itself and uses it again later.
+PYTHON ?= python3
+# One process for each core of a small machine; a file's tests share one process and so its compiled programs.
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+SOURCES := bags_jax configs experiments tests
+TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/bags_jax/xla_tests
+
+.PHONY: help demo test check lint types format clean new-venv
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+demo: .venv/.installed  ## train on a small blurred scene, on a CPU, and write runs/demo
+	.venv/bin/python -m experiments.demo --workdir=runs/demo
+
+test: .venv/.installed-dev  ## all tests, on the CPU as 2 devices (PYTEST_ARGS="-k blur" for some)
+	.venv/bin/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile --durations=10 $(PYTEST_ARGS)
+
+check: lint types test  ## what .ci/run checks: ruff, pyright, pytest
+
+lint: .venv/.installed-dev  ## ruff: format and rules
+	.venv/bin/ruff format --check $(SOURCES)
+	.venv/bin/ruff check $(SOURCES)
+
+types: .venv/.installed-dev  ## pyright, basic
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+format: .venv/.installed-dev  ## write the files as lint wants them
+	.venv/bin/ruff format $(SOURCES)
+	.venv/bin/ruff check --fix $(SOURCES)
+
+clean:  ## remove caches, build outputs and runs/demo; .venv and other runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache runs/demo "$(TEST_CACHE)"
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# CAN_PIP tells a .venv that works from one that is absent, half made, or whose Python is gone or too old.
+CAN_PIP := 'import pip, sys; sys.exit(sys.version_info < (3, 11))'
+
+.venv/.installed: requirements.txt
+	@.venv/bin/python -c $(CAN_PIP) 2>/dev/null || $(MAKE) --no-print-directory new-venv
+	@echo "Installing requirements.txt into .venv (the first time: 1 GB on disk, some minutes)"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed pyproject.toml
+	@echo "Installing the tools for tests into .venv"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+new-venv:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: no program '$(PYTHON)': install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $$($(PYTHON) --version 2>&1) is too old: install 3.11 or newer, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: $(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv

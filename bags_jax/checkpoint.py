@@ -1,0 +1,74 @@
+"""Checkpoints by Orbax: the training state as plain arrays, readable on any number of devices."""
+
+import pathlib
+
+import flax.serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from bags_jax.errors import UserError
+from bags_jax.structs import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one working directory; use it as a context, so that the last save is complete on leaving."""
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 3):
+        # Orbax writes in the background, where a relative path would fail.
+        self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, in order. A save that was cut off is not among them."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState) -> None:
+        """Writes the state in the background; returns when it is safe to go on training with donated buffers."""
+        step = int(state.step)
+        if step not in self.steps():
+            self._manager.save(step, args=ocp.args.StandardSave(flax.serialization.to_state_dict(state)))
+
+    def restore(self, template: TrainState, step: int | None = None) -> TrainState:
+        """Reads a state.
+
+        Args:
+          template: a state of the same structure (`jax.eval_shape` of its maker); its shapes are not looked at, since the
+            number of Gaussians changes in training.
+          step: which one; None: the last.
+        Returns:
+          numpy arrays: no device of the machine that wrote them is asked for.
+        Raises:
+          UserError: there is none, not that one, or it cannot be read.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no checkpoint in {self.directory}: train with this --workdir first")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise UserError(f"no checkpoint of step {step} in {self.directory}: there are {', '.join(map(str, steps))}")
+        try:
+            shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._manager.item_metadata(step).tree)
+            saved = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+            return flax.serialization.from_state_dict(template, saved)
+        except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+            others = [s for s in steps if s != step]
+            way_out = f"to go on from step {others[-1]}" if others else "to start again"
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): "
+                f"it is damaged or of another version; remove that folder {way_out}"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,67 @@
+"""LLFF scenes: images/ and poses_bounds.npy (Mildenhall et al. 2019, and the Deblur-NeRF captures)."""
+
+import pathlib
+
+import numpy as np
+
+from bags_jax.data.images import Capture, Lens, find_photo_folder, list_photos
+from bags_jax.errors import UserError
+
+POSES_FILE = "poses_bounds.npy"
+
+
+def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
+    """Reads the poses of an LLFF scene.
+
+    A row is [3, 5] world_from_cam and two depth bounds (unused). Its columns are the camera's down, right and backward
+    axes, the camera centre, and (height, width, focal length) in px; the principal point is the image centre.
+
+    Args:
+      root: the scene's folder.
+      factor: only tells which folder of pictures may stand in for images/.
+    Raises:
+      UserError: unreadable file, wrong shape, no pictures, or not one picture for each pose.
+    """
+    path = root / POSES_FILE
+    rows = _read_rows(path)
+    photos = list_photos(folder := find_photo_folder(root, factor))
+    if len(photos) != len(rows):
+        raise UserError(
+            f"{path} has {len(rows)} poses and {folder} {len(photos)} pictures: LLFF pairs them in the order of names, "
+            f"so one for each is needed; remove the extra pictures or run LLFF's imgs2poses again"
+        )
+    poses = rows[:, :15].reshape(-1, 3, 5)
+    if not np.isfinite(poses[:, :, 4]).all() or (poses[:, :, 4] <= 0).any():
+        raise UserError(f"{path} has a height, width or focal length that is not positive: expected px; make it again")
+    down, right, back, centers = (poses[:, :, i] for i in range(4))
+    world_from_cam = np.stack([right, down, -back], axis=-1)
+    viewmats = np.tile(np.eye(4), (len(rows), 1, 1))
+    viewmats[:, :3, :3] = world_from_cam.transpose(0, 2, 1)
+    viewmats[:, :3, 3] = -np.einsum("vij,vi->vj", world_from_cam, centers)
+    lenses = [
+        Lens("PINHOLE", round(width), round(height), (focal, focal, width / 2, height / 2))
+        for height, width, focal in poses[:, :, 4].tolist()
+    ]
+    return Capture(
+        names=tuple(photos),
+        files=tuple(photos.values()),
+        viewmats=viewmats,
+        lenses=tuple(lenses),
+        points=np.zeros((0, 3)),
+        point_colors=np.zeros((0, 3)),
+    )
+
+
+def _read_rows(path: pathlib.Path) -> np.ndarray:
+    expected = "expected an array [views, 17] of numbers, as LLFF's imgs2poses writes it"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {expected}")
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged header raises ValueError, EOFError, SyntaxError or tokenize.TokenError
+        raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): {expected}") from error
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17 or rows.dtype.kind not in "fiu":
+        raise UserError(f"{path} holds {getattr(rows, 'shape', 'several arrays')}: {expected}")
+    if not len(rows):
+        raise UserError(f"{path} holds no pose: {expected}")
+    return rows.astype(np.float64)

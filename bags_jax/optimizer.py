@@ -1,0 +1,84 @@
+"""Adam with one rate for each group of parameters, and the schedules of those rates."""
+
+import dataclasses
+import functools
+
+import jax
+import optax
+
+from bags_jax.schedules import exponential, hold_then_decay, phase_progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Learning rates; means in parts of the scene extent, network rates with the gains of its parts."""
+
+    means: float
+    means_final: float
+    quats: float
+    log_scales: float
+    logit_opacities: float
+    sh_dc: float
+    sh_rest: float
+    network: float
+    network_final: float
+    network_hold: float  # part of the schedule with the full network rate
+    table_gain: float  # the rate of the per-view table is this many times the network's
+    mask_gain: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizers:
+    """One gradient transformation for the scene and one for the blur model."""
+
+    gaussians: optax.GradientTransformation
+    network: optax.GradientTransformation
+
+
+def _label(path, leaf) -> str:
+    """The group of a parameter: the field of Gaussians that it is in."""
+    del leaf
+    return path[0].name
+
+
+def _network_label(path, leaf) -> str:
+    del leaf
+    module = path[1].key
+    return next((group for group in ("table", "mask") if module.startswith(group)), "network")
+
+
+def make_optimizers(rates: Rates, *, extent: float, restart: int, num_steps: int) -> Optimizers:
+    """Adam (Kingma and Ba 2015) with eps 1e-15, then one rate a group.
+
+    Args:
+      rates: see Rates.
+      extent: size of the scene, scene units.
+      restart: step at which the schedules start anew; 0: never.
+      num_steps: length of training.
+    """
+    progress = functools.partial(phase_progress, restart=restart, num_steps=num_steps)
+
+    def means_rate(step):
+        return extent * exponential(rates.means, rates.means_final, progress(step))
+
+    def network_rate(gain, step):
+        return gain * hold_then_decay(rates.network, rates.network_final, rates.network_hold, progress(step))
+
+    constant = ("quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
+    groups = {name: optax.scale_by_learning_rate(getattr(rates, name)) for name in constant}
+    groups["means"] = optax.scale_by_learning_rate(means_rate)
+    gains = {"network": 1.0, "table": rates.table_gain, "mask": rates.mask_gain}
+    network_groups = {
+        name: optax.scale_by_learning_rate(functools.partial(network_rate, gain)) for name, gain in gains.items()
+    }
+    return Optimizers(
+        gaussians=_adam(groups, _label),
+        network=_adam(network_groups, _network_label),
+    )
+
+
+def _adam(groups: dict, label) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_adam(eps=1e-15),
+        optax.multi_transform(groups, lambda params: jax.tree_util.tree_map_with_path(label, params)),
+    )

@@ -1,0 +1,204 @@
+"""From a configuration to what the training loop needs: checked, derived, and free of config objects below."""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from bags_jax.blur_network import BlurProposalNetwork
+from bags_jax.data import load_scene
+from bags_jax.data.procedural import make_scene
+from bags_jax.data.scene import Scene
+from bags_jax.density import DensityRules
+from bags_jax.errors import UserError
+from bags_jax.optimizer import Rates
+from bags_jax.schedules import Stage
+from bags_jax.step import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityPlan:
+    """When density control has its turn, and by which rules."""
+
+    every: int
+    start: int
+    stop: int
+    late_from: int  # step from which grad_threshold holds instead of grad_threshold_early
+    grad_threshold: float
+    grad_threshold_early: float
+    max_radius_after: int
+    reset_every: int
+    rules: DensityRules
+
+    def is_due(self, step: int) -> bool:
+        """Whether Gaussians are cloned, split and pruned after this many steps."""
+        return step % self.every == 0 and self.start <= step <= self.stop
+
+    def resets_opacity(self, step: int) -> bool:
+        """Whether opacities are reset after this many steps."""
+        return bool(self.reset_every) and step % self.reset_every == 0 and self.start <= step < self.stop
+
+    def threshold(self, step: int) -> float:
+        """Screen gradient over which a Gaussian is cloned or split, NDC."""
+        return self.grad_threshold if step >= self.late_from else self.grad_threshold_early
+
+    def rules_at(self, step: int) -> DensityRules:
+        """The rules of one turn: the largest radius holds only after some steps."""
+        return self.rules if step > self.max_radius_after else dataclasses.replace(self.rules, max_radius=0.0)
+
+
+def steps_of(value: float, num_steps: int) -> int:
+    """A value of a step schedule: a part of num_steps if it is at most 1, else a number of steps."""
+    return round(value * num_steps) if value <= 1 else round(value)
+
+
+def make_stages(config: ConfigDict) -> tuple[Stage, ...]:
+    """The resolution schedule, with the steps without a blur model as stages of their own.
+
+    Raises:
+      UserError: lists of different lengths, a kernel of even size, scales outside (0, 1] or falling, stops that do not
+        rise to the end.
+    """
+    num_steps, scales, kernels = config.num_steps, config.stages.scales, config.blur.kernel_sizes
+    stops = [steps_of(stop, num_steps) for stop in config.stages.stops]
+    _check_stages(config, stops)
+    restart = steps_of(config.stages.restart, num_steps)
+    warmup = steps_of(config.blur.warmup, num_steps)
+    free_until = [warmup] + ([restart + warmup] if restart and config.blur.warmup_at_restart else [])
+    free_from = [0] + ([restart] if len(free_until) > 1 else [])
+    stages, start = [], 0
+    for head, (scale, kernel, stop) in enumerate(zip(scales, kernels, stops, strict=True)):
+        second = int(config.blur.second_network and restart > 0 and start >= restart)
+        cuts = {start, stop} | {step for step in free_from + free_until if start < step < stop}
+        cuts = sorted(cuts)
+        for a, b in zip(cuts, cuts[1:], strict=False):
+            is_free = any(low <= a < high for low, high in zip(free_from, free_until, strict=True))
+            size = 0 if is_free or not config.blur.enabled else kernel
+            stages.append(Stage(a, b, scale, size, head, second))
+        start = stop
+    return tuple(stages)
+
+
+def _check_stages(config: ConfigDict, stops: list[int]) -> None:
+    scales, kernels, strides = config.stages.scales, config.blur.kernel_sizes, config.blur.strides
+    num = len(scales)
+    for name, values in (("stages.stops", stops), ("blur.kernel_sizes", kernels), ("blur.strides", strides)):
+        if len(values) != num:
+            raise UserError(f"config.{name} has {len(values)} values, expected {num}: one for each of stages.scales")
+    for size in kernels:
+        if size < 1 or size % 2 == 0:
+            raise UserError(f"config.blur.kernel_sizes has {size}, expected odd sizes: the centre must be a pixel")
+    if any(not 0 < scale <= 1 for scale in scales) or list(scales) != sorted(scales):
+        raise UserError(f"config.stages.scales is {tuple(scales)}, expected rising scales in (0, 1]")
+    if min(strides) < 1:
+        raise UserError(f"config.blur.strides is {tuple(strides)}, expected strides >= 1")
+    if sorted(set(stops)) != stops or stops[0] < 1 or stops[-1] != config.num_steps:
+        raise UserError(
+            f"config.stages.stops gives the steps {stops}, expected rising steps that end at num_steps={config.num_steps}: "
+            "parts of num_steps scale with it"
+        )
+
+
+def check_sizes(stages: tuple[Stage, ...], width: int, height: int) -> None:
+    """Raises UserError if an image scale or a kernel does not fit the images."""
+    for stage in stages:
+        small = min(round(width * stage.scale), round(height * stage.scale))
+        if small < max(8, stage.kernel_size):
+            raise UserError(
+                f"images of {width} x {height} px have a side of {small} px at scale {stage.scale:g}, expected at least "
+                f"{max(8, stage.kernel_size)}: raise the scale, or shrink blur.kernel_sizes or data.factor"
+            )
+
+
+def make_network(config: ConfigDict, num_views: int) -> BlurProposalNetwork | None:
+    """The blur model; None for plain splatting."""
+    blur = config.blur
+    if not blur.enabled:
+        return None
+    return BlurProposalNetwork(
+        num_views=num_views,
+        kernel_sizes=tuple(blur.kernel_sizes),
+        width=blur.width,
+        embedding_width=blur.embedding_width,
+        conv_width=blur.conv_width,
+        feature_width=blur.feature_width,
+        use_rgbd=blur.use_rgbd,
+        use_table=blur.use_table,
+        hand_over=blur.hand_over,
+        centre_logit=blur.centre_logit,
+        mask_logit=blur.mask_logit,
+        strides=tuple(blur.strides),
+    )
+
+
+def make_objective(config: ConfigDict) -> Objective:
+    """Weights of the loss."""
+    return Objective(**config.loss.to_dict())
+
+
+def make_rates(config: ConfigDict) -> Rates:
+    """Learning rates."""
+    return Rates(**config.optim.to_dict())
+
+
+def make_density_plan(config: ConfigDict, stages: tuple[Stage, ...]) -> DensityPlan:
+    """When and how density control acts."""
+    density, num_steps = config.density, config.num_steps
+    return DensityPlan(
+        every=density.every,
+        start=steps_of(density.start, num_steps),
+        stop=steps_of(density.stop, num_steps),
+        late_from=steps_of(config.stages.restart, num_steps) or stages[-1].start,
+        grad_threshold=density.grad_threshold,
+        grad_threshold_early=density.grad_threshold_early,
+        max_radius_after=steps_of(density.max_radius_after, num_steps),
+        reset_every=density.reset_every,
+        rules=DensityRules(density.min_opacity, density.clone_max_scale, density.max_radius),
+    )
+
+
+def load(config: ConfigDict) -> Scene:
+    """The scene that a configuration names."""
+    data = config.data
+    if data.format == "procedural":
+        return make_scene(
+            data.blur,
+            width=data.width,
+            height=data.height,
+            num_train=data.num_train,
+            num_test=data.num_test,
+            num_points=data.num_points,
+            seed=data.seed,
+        )
+    if not data.root:
+        raise UserError("config.data.root is empty, expected the folder of a capture: pass --config.data.root=FOLDER")
+    root = str(pathlib.Path(data.root).expanduser())
+    background = tuple(float(c) for c in data.background)
+    return load_scene(root, format=data.format, factor=data.factor, holdout=data.holdout, background=background)
+
+
+def count_devices(config: ConfigDict) -> int:
+    """Devices that training uses.
+
+    Raises:
+      UserError: more than there are, or a batch that they cannot share.
+    """
+    there = jax.local_device_count()
+    num = config.num_devices or there
+    if num > there:
+        raise UserError(f"config.num_devices is {num}, but this machine has {there}: 0 takes all")
+    if config.views_per_step % num:
+        raise UserError(f"config.views_per_step is {config.views_per_step}, expected a multiple of {num} devices, or 0")
+    return num
+
+
+def capacity_plan(num_points: int, max_gaussians: int) -> int:
+    """Rows to start with: as many as may be needed where that is cheap, else room to double the points."""
+    return min(max_gaussians, max(2 * num_points, 16_384))
+
+
+def next_capacity(capacity: int, alive: int, max_gaussians: int) -> int:
+    """Rows for the steps to come: half as many more once four fifths are in use."""
+    return min(max_gaussians, math.ceil(1.5 * capacity)) if alive > 0.8 * capacity else capacity

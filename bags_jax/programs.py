@@ -1,0 +1,92 @@
+"""The compiled programs of training: one step for each stage and capacity, made ahead in the background where possible."""
+
+import concurrent.futures
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from bags_jax import parallel
+from bags_jax.density import densify_and_prune, reset_opacity
+from bags_jax.geometry import smoothing_filter
+from bags_jax.rasterize import DEFAULT_TILE_SIZE, bucket, count_intersections
+from bags_jax.render import View, project_gaussians
+from bags_jax.step import Recipe, train_steps
+from bags_jax.structs import Dataset, TrainState
+
+HEADROOM = 1.25  # room for pairs of tile and Gaussian beyond those that the scene has now
+
+
+class Programs:
+    """Compiled training steps by recipe and capacity; asks for one that is not there compile it on the spot."""
+
+    def __init__(self, num_devices: int):
+        self._num_devices = num_devices
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._futures: dict = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def prepare(self, recipe: Recipe, state: TrainState, dataset: Dataset) -> concurrent.futures.Future:
+        """Starts to compile the step of a recipe for states and datasets of these shapes."""
+        key = (recipe, state.alive.shape[0], dataset.images.shape)
+        if key not in self._futures:
+            shapes = jax.tree.map(_shape, (state, dataset))
+            self._futures[key] = self._pool.submit(self._compile, recipe, *shapes)
+        return self._futures[key]
+
+    def step(self, recipe: Recipe, state: TrainState, dataset: Dataset, num_steps: int):
+        """Takes up to num_steps steps: (state, metrics). The state is donated."""
+        compiled = self.prepare(recipe, state, dataset).result()
+        return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(num_steps))
+
+    def _compile(self, recipe: Recipe, state, dataset):
+        mapped = parallel.parallelize(
+            functools.partial(train_steps, recipe=recipe), num_args=2, num_devices=self._num_devices
+        )
+        return mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(1)).compile()
+
+
+def _shape(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("extent", "rules"), donate_argnames="state")
+def control_density(state: TrainState, key, grad_threshold, dataset: Dataset, *, extent: float, rules) -> TrainState:
+    """One turn of density control, and the 3D filter of what it leaves."""
+    state = densify_and_prune(state, key, grad_threshold, extent=extent, rules=rules)
+    return _with_filter(state, dataset)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def refresh_filter(state: TrainState, dataset: Dataset) -> TrainState:
+    """The 3D filter for the cameras of the scale that is being trained."""
+    return _with_filter(state, dataset)
+
+
+lower_opacity = jax.jit(reset_opacity, donate_argnames="state")
+
+
+def _with_filter(state: TrainState, dataset: Dataset) -> TrainState:
+    filter_3d = smoothing_filter(state.gaussians.means, state.alive, dataset.cameras, dataset.sizes)
+    return dataclasses.replace(state, filter_3d=filter_3d)
+
+
+@functools.partial(jax.jit, static_argnames="view")
+def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
+    def count(camera):
+        projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
+        size = {"width": view.width, "height": view.height}
+        return count_intersections(projected, **size, tile_size=DEFAULT_TILE_SIZE)
+
+    return jnp.max(jax.lax.map(count, dataset.cameras))
+
+
+def room_for(state: TrainState, dataset: Dataset, view: View) -> int:
+    """Room for the pairs of tile and Gaussian of the most demanding training view, with some headroom."""
+    return bucket(int(HEADROOM * int(_largest_count(state, dataset, view=view))))

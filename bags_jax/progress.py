@@ -1,0 +1,41 @@
+"""The progress bar, and the scalars of the last dispatch for the logs."""
+
+import jax.numpy as jnp
+import tqdm
+
+from bags_jax.schedules import Stage
+from bags_jax.structs import TrainState
+
+
+class Progress:
+    """One line that tells step, stage, loss, PSNR, number of Gaussians and the time that is left."""
+
+    def __init__(self, num_steps: int, notes: tuple[str, ...] = ()):
+        for note in notes:
+            tqdm.tqdm.write(f"note: {note}")
+        self._bar = tqdm.tqdm(total=num_steps, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self._scalars: dict[str, float] = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def update(self, step: int, stage: Stage, metrics: dict, state: TrainState) -> None:
+        """Takes the metrics of the steps up to `step`."""
+        self._scalars = {f"train/{name}": float(value) for name, value in metrics["mean"].items()}
+        self._scalars["num_gaussians"] = int(jnp.sum(state.alive))
+        self._scalars["num_intersections"] = int(metrics["num_intersections"])
+        self._scalars["image_scale"] = stage.scale
+        self._bar.set_description(stage.name, refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {self._scalars['train/total']:.4f}, PSNR {self._scalars['train/psnr']:.2f}, "
+            f"{self._scalars['num_gaussians']} Gaussians",
+            refresh=False,
+        )
+        self._bar.update(step - self._bar.n)
+
+    def scalars(self) -> dict[str, float]:
+        """What the logs get."""
+        return self._scalars

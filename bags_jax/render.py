@@ -1,0 +1,130 @@
+"""From parameters to pictures: activation, 3D filter, colour, rasterizer; and the same picture blurred."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from bags_jax.blur import blur
+from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
+from bags_jax.geometry import apply_filter_3d, camera_center, project
+from bags_jax.numerics import safe_normalize
+from bags_jax.rasterize import rasterize
+from bags_jax.spherical_harmonics import degree_of, evaluate_sh
+from bags_jax.structs import BlurField, Camera, Gaussians, Projected
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How a picture is taken: its static part."""
+
+    width: int  # px
+    height: int  # px
+    max_intersections: int  # room for pairs of tile and Gaussian
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    eps_2d: float = 0.1  # variance of Mip-Splatting's 2D filter, px^2
+    near_plane: float = 0.2  # scene units
+
+
+@struct.dataclass
+class Rendered:
+    """One sharp picture."""
+
+    image: Float[Array, "H W 3"]  # sRGB, background behind it; not clipped
+    depth: Float[Array, "H W"]  # sum of weight times camera z, scene units
+    alpha: Float[Array, "H W"]
+    projected: Projected
+    num_intersections: Int[Array, ""]
+    num_dropped: Int[Array, ""]
+
+
+def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"]):
+    """Scales and opacities as they are drawn: after exp and sigmoid, the 3D filter, and the mask of living rows."""
+    scales, opacities = jnp.exp(gaussians.log_scales), jax.nn.sigmoid(gaussians.logit_opacities)
+    scales, opacities = apply_filter_3d(scales, opacities, filter_3d)
+    return scales, jnp.where(alive, opacities, 0.0)
+
+
+def project_gaussians(
+    gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"], camera: Camera, view: View
+) -> Projected:
+    """Living Gaussians on the screen of one camera, with both filters of Mip-Splatting."""
+    scales, opacities = activate(gaussians, alive, filter_3d)
+    return project(
+        gaussians.means,
+        gaussians.quats,
+        scales,
+        opacities,
+        camera,
+        width=view.width,
+        height=view.height,
+        near_plane=view.near_plane,
+        eps_2d=view.eps_2d,
+        antialiased=True,
+    )
+
+
+def colors_towards(gaussians: Gaussians, camera: Camera, sh_degree: Int[Array, ""] | int) -> Float[Array, "N 3"]:
+    """RGB of each Gaussian as a camera sees it; sh_degree may be traced: coefficients above it count as 0."""
+    num_rest = gaussians.sh_rest.shape[1]
+    degree = degree_of(1 + num_rest)
+    degrees = jnp.floor(jnp.sqrt(jnp.arange(1, 1 + num_rest) + 1e-3))
+    rest = jnp.where((degrees <= sh_degree)[:, None], gaussians.sh_rest, 0.0)
+    directions = safe_normalize(gaussians.means - camera_center(camera.viewmat))
+    return evaluate_sh(jnp.concatenate([gaussians.sh_dc, rest], axis=1), directions, degree=degree)
+
+
+def render(
+    gaussians: Gaussians,
+    alive: Bool[Array, "N"],
+    filter_3d: Float[Array, "N"],
+    camera: Camera,
+    *,
+    view: View,
+    sh_degree: Int[Array, ""] | int = 3,
+    probe_px: Float[Array, "N 2"] | None = None,
+) -> Rendered:
+    """Renders the scene sharp, with its depth.
+
+    Args:
+      gaussians: world frame, before activation.
+      alive: rows that are drawn.
+      filter_3d: Mip-Splatting's 3D filter, scene units.
+      camera: one camera, OpenCV axes.
+      view: size, room, background and filters.
+      sh_degree: highest degree in use.
+      probe_px: zeros added to the projected means; their gradient is what density control looks at.
+    """
+    projected = project_gaussians(gaussians, alive, filter_3d, camera, view)
+    if probe_px is not None:
+        projected = projected.replace(means_px=projected.means_px + probe_px)
+    features = jnp.concatenate([colors_towards(gaussians, camera, sh_degree), projected.depths[:, None]], axis=-1)
+    output = rasterize(
+        projected, features, width=view.width, height=view.height, max_intersections=view.max_intersections
+    )
+    return Rendered(
+        image=output.colors[..., :3] + (1.0 - output.alphas[..., None]) * jnp.asarray(view.background),
+        depth=output.colors[..., 3],
+        alpha=output.alphas,
+        projected=projected,
+        num_intersections=output.num_intersections,
+        num_dropped=output.num_dropped,
+    )
+
+
+def propose_blur(
+    network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
+) -> BlurField:
+    """The blur that the network sees in a training view, from its sharp render."""
+    rgbd = jnp.concatenate([rendered.image, normalize_depth(rendered.depth)[..., None]], axis=-1)
+    return network.apply({"params": params}, view_index, rgbd, head=head)
+
+
+def render_blurred(
+    network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
+) -> tuple[Float[Array, "H W 3"], BlurField]:
+    """What the photograph should look like: the sharp render, blurred by what the network proposes."""
+    field = propose_blur(network, params, view_index, rendered, head=head)
+    return blur(rendered.image, field, stride=network.stride(head)), field

@@ -1,0 +1,185 @@
+"""PNG files and labelled contact sheets (photograph | plain | BAGS | sharp)."""
+
+import contextlib
+import io
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+# At the top of the file: Pillow aborts the process when it saves a PNG after pycolmap was imported first.
+from PIL import Image, ImageDraw, ImageFont
+
+from bags_jax.errors import UserError
+
+Picture = Float[Array | np.ndarray, "_H _W 3"] | UInt8[Array | np.ndarray, "_H _W 3"]  # sRGB: [0, 1] or 0 .. 255
+
+_INK, _FAINT, _PAPER = (32, 33, 36), (110, 113, 118), (255, 255, 255)
+_MARGIN_PX, _GAP_PX = 24, 10
+
+
+def to_uint8(picture: Picture) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Rounds a picture of floats in [0, 1] (clipped) to 8 bits; 8-bit pictures pass unchanged.
+
+    Raises:
+      UserError: another dtype or shape, an empty picture, NaN or infinity.
+    """
+    pixels = np.asarray(picture)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise UserError(f"a picture has shape {pixels.shape}; expected (H, W, 3) with at least one pixel")
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind != "f":
+        raise UserError(f"a picture has dtype {pixels.dtype}; expected floats in [0, 1] or uint8: convert it")
+    if not np.all(np.isfinite(pixels)):
+        raise UserError(f"a picture holds {int(np.sum(~np.isfinite(pixels)))} NaN or infinite values; expected [0, 1]")
+    return np.round(np.clip(pixels.astype(np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def write_png(path: str | os.PathLike, picture: Picture) -> None:
+    """Writes a PNG; its folder is made where it is missing. The file appears whole or not at all.
+
+    Args:
+      path: the file, ending in .png.
+      picture: sRGB, floats in [0, 1] (clipped) or uint8.
+    Raises:
+      UserError: a picture as `to_uint8` refuses it, another ending, or a path that cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"the picture is to be {path.name!r}; expected a name that ends in .png: rename it")
+    encoded = io.BytesIO()
+    Image.fromarray(to_uint8(picture)).save(encoded, "PNG", optimize=True)
+    write_atomic(path, encoded.getvalue())
+
+
+def write_atomic(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file that appears whole or not at all; its folder is made where it is missing.
+
+    Raises:
+      UserError: the path cannot be written.
+    """
+    path = pathlib.Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def enlarge(picture: Picture, scale: int, *, smooth: bool = True) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Enlarges a picture by a whole factor: Lanczos, or square pixels where smooth is False.
+
+    Raises:
+      UserError: scale below 1, or a picture as `to_uint8` refuses it.
+    """
+    if scale != int(scale) or scale < 1:
+        raise UserError(f"scale is {scale}; expected a whole number of at least 1")
+    pixels = to_uint8(picture)
+    size = (pixels.shape[1] * int(scale), pixels.shape[0] * int(scale))
+    filtering = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    return pixels if scale == 1 else np.asarray(Image.fromarray(pixels).resize(size, filtering))
+
+
+def zoom(picture: Picture, *, box_px: tuple[int, int, int, int], scale: int = 4) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Cuts out a detail and enlarges it with square pixels, so that blur and sharpness show as they are.
+
+    Args:
+      picture: sRGB, floats in [0, 1] or uint8.
+      box_px: left, top, width, height of the detail.
+      scale: whole factor.
+    Raises:
+      UserError: a box that leaves the picture.
+    """
+    pixels = to_uint8(picture)
+    left, top, width, height = box_px
+    if min(left, top) < 0 or min(width, height) < 1 or left + width > pixels.shape[1] or top + height > pixels.shape[0]:
+        raise UserError(
+            f"the detail {box_px} leaves a picture of {pixels.shape[1]} x {pixels.shape[0]} px: move it inside"
+        )
+    return enlarge(pixels[top : top + height, left : left + width], scale, smooth=False)
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Picture]],
+    *,
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+    scale: int = 1,
+    smooth: bool = True,
+) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Lays pictures out on white paper, with titles above the columns, beside the rows and captions under the pictures.
+
+    Args:
+      rows: rows of equally many pictures; sizes may differ, smaller ones are centred in their cells.
+      column_titles: one for each column, or none.
+      row_titles: one for each row, or none; written upwards along the left edge.
+      captions: one for each picture (scores, say), or none; "" leaves one out.
+      scale: whole factor by which the pictures, not the letters, are enlarged.
+      smooth: enlarge by Lanczos; False shows square pixels.
+    Raises:
+      UserError: no pictures, rows of different lengths, or titles that do not fit in number.
+    """
+    _check_grid(rows, column_titles, row_titles, captions)
+    cells = [[Image.fromarray(enlarge(picture, scale, smooth=smooth)) for picture in row] for row in rows]
+    widths = [max(row[i].width for row in cells) for i in range(len(cells[0]))]
+    heights = [max(cell.height for cell in row) for row in cells]
+    font_px = min(28, max(13, round(0.075 * min(widths))))
+    title, small = ImageFont.load_default(font_px), ImageFont.load_default(max(12, round(0.85 * font_px)))
+    line = math.ceil(1.9 * font_px)
+    x0 = _MARGIN_PX + (line if row_titles else 0)
+    y0 = _MARGIN_PX + (line if column_titles else 0)
+    pitch = _GAP_PX + (line - _GAP_PX // 2 if captions else 0)
+    lefts = [x0 + sum(widths[:i]) + _GAP_PX * i for i in range(len(widths))]
+    tops = [y0 + sum(heights[:i]) + pitch * i for i in range(len(heights))]
+    size = (lefts[-1] + widths[-1] + _MARGIN_PX, tops[-1] + heights[-1] + (pitch - _GAP_PX) + _MARGIN_PX)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for text, left, width in zip(column_titles, lefts, widths):
+        draw.text((left + width / 2, y0 - 0.45 * line), _fitted(text, title, width), _INK, title, anchor="mm")
+    for text, top, height in zip(row_titles, tops, heights):
+        strip = Image.new("RGB", (height, line), _PAPER)
+        fitted = _fitted(text, title, height)
+        ImageDraw.Draw(strip).text((height / 2, 0.5 * line), fitted, _INK, title, anchor="mm")
+        sheet.paste(strip.transpose(Image.Transpose.ROTATE_90), (x0 - line, top))
+    for r, row in enumerate(cells):
+        for c, cell in enumerate(row):
+            sheet.paste(cell, (lefts[c] + (widths[c] - cell.width) // 2, tops[r] + (heights[r] - cell.height) // 2))
+            if captions and captions[r][c]:
+                at = (lefts[c] + widths[c] / 2, tops[r] + heights[r] + 0.42 * line)
+                draw.text(at, _fitted(captions[r][c], small, widths[c]), _FAINT, small, anchor="mm")
+    return np.asarray(sheet)
+
+
+def _check_grid(rows, column_titles, row_titles, captions) -> None:
+    lengths = [len(row) for row in rows]
+    if not lengths or min(lengths) < 1 or len(set(lengths)) > 1:
+        raise UserError(f"the sheet has rows of {lengths} pictures; expected at least one row, all of one length")
+    for name, found, wanted in (
+        ("column_titles", len(column_titles), lengths[0]),
+        ("row_titles", len(row_titles), len(rows)),
+        ("rows of captions", len(captions), len(rows)),
+        ("captions", sum(map(len, captions)), lengths[0] * len(rows)),
+    ):
+        if found not in (0, wanted):
+            raise UserError(f"{found} {name} came for {len(rows)} x {lengths[0]} pictures; expected {wanted} or none")
+    if any(len(row) != lengths[0] for row in captions):
+        raise UserError(f"captions come in rows of {[len(row) for row in captions]}; expected {lengths[0]} in each row")
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, cut with an ellipsis where it is wider than its cell."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

@@ -1,0 +1,69 @@
+"""View-dependent colour: real spherical harmonics of degree 0 to 3, in the order and sign of the 3DGS file format."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+SH_C0 = 0.28209479177387814
+MAX_DEGREE = 3
+
+
+def num_coefficients(degree: int) -> int:
+    """Number of coefficients of all degrees up to `degree`."""
+    return (degree + 1) ** 2
+
+
+def degree_of(num: int) -> int:
+    """The degree that has `num` coefficients in all.
+
+    Raises:
+      ValueError: num is none of 1, 4, 9, 16.
+    """
+    for degree in range(MAX_DEGREE + 1):
+        if num_coefficients(degree) == num:
+            return degree
+    raise ValueError(f"{num} spherical-harmonics coefficients came, expected 1, 4, 9 or 16 (degree 0 to 3)")
+
+
+def sh_basis(directions: Float[Array, "*S 3"], *, degree: int) -> Float[Array, "*S L"]:
+    """Real spherical harmonics with the Condon-Shortley phase, L = (degree + 1)^2 (Sloan 2008, appendix A2).
+
+    Args:
+      directions: unit vectors, world frame, from the camera to the Gaussian.
+      degree: 0 to 3.
+    """
+    x, y, z = directions[..., 0], directions[..., 1], directions[..., 2]
+    basis = [jnp.full_like(x, SH_C0)]
+    if degree >= 1:
+        c = 0.4886025119029199
+        basis += [-c * y, c * z, -c * x]
+    if degree >= 2:
+        xx, yy, zz = x * x, y * y, z * z
+        c, c0, c2 = 1.0925484305920792, 0.31539156525252005, 0.5462742152960396
+        basis += [c * x * y, -c * y * z, c0 * (3.0 * zz - 1.0), -c * x * z, c2 * (xx - yy)]
+    if degree >= 3:
+        c3, c2, c1, c0, d2 = 0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277
+        basis += [
+            -c3 * y * (3.0 * xx - yy),
+            c2 * x * y * z,
+            -c1 * y * (5.0 * zz - 1.0),
+            c0 * z * (5.0 * zz - 3.0),
+            -c1 * x * (5.0 * zz - 1.0),
+            d2 * z * (xx - yy),
+            -c3 * x * (xx - 3.0 * yy),
+        ]
+    return jnp.stack(basis, axis=-1)
+
+
+def evaluate_sh(
+    coefficients: Float[Array, "N L 3"], directions: Float[Array, "N 3"], *, degree: int
+) -> Float[Array, "N 3"]:
+    """RGB seen along `directions`: max(0, 0.5 + sum of coefficients times basis) (Kerbl et al. 2023, section 4).
+
+    Args:
+      coefficients: at least (degree + 1)^2 of them; those of higher degrees are ignored.
+      directions: unit vectors, world frame, from the camera to the Gaussian.
+      degree: the highest degree that is used.
+    """
+    basis = sh_basis(directions, degree=degree)
+    rgb = jnp.einsum("nl,nlc->nc", basis, coefficients[:, : num_coefficients(degree), :])
+    return jnp.maximum(rgb + 0.5, 0.0)

@@ -1,0 +1,222 @@
+"""One step of training: render, blur, compare, differentiate, update. Pure and un-mapped: parallel.py maps it.
+
+A step is a function of the state alone: the views that it looks at follow from `state.step`, and a step that cannot be
+trusted (the tile buffer was too small, or the loss is not finite) returns the state as it came. Whoever runs it may
+therefore look at the metrics later, enlarge the buffer, and run again: nothing is lost and nothing is done twice.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from bags_jax import losses
+from bags_jax.blur import mean_kernel
+from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
+from bags_jax.density import add_stats, view_stats
+from bags_jax.optimizer import Optimizers
+from bags_jax.parallel import pmax, psum
+from bags_jax.render import Rendered, View, render, render_blurred
+from bags_jax.schedules import Stage
+from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Weights of the loss terms; a term of weight 0 is not computed."""
+
+    ssim: float = 0.2  # of 1 - SSIM, against 1 minus this for L1
+    mask: float = 1e-4
+    centroid: float = 0.0  # per px^2
+    depth_tv: float = 0.0
+    rgb_tv: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything static in a training step."""
+
+    stage: Stage
+    view: View
+    objective: Objective
+    optimizers: Optimizers
+    network: BlurProposalNetwork | None  # None: plain splatting
+    views_per_step: int
+    num_devices: int
+    sh_every: int  # steps after which one more degree of SH is in use; 0: all from the start
+    seed: int
+
+
+def network_name(index: int) -> str:
+    """Key of a blur network in TrainState.network."""
+    return ("first", "second")[index]
+
+
+def draw_views(recipe: Recipe, num_views: int, step: Int[Array, ""], rank: Int[Array, ""]) -> Int[Array, "B"]:
+    """The views of one device at one step: a new permutation of all views each time all have been seen."""
+    per_device = recipe.views_per_step // recipe.num_devices
+    places = step * recipe.views_per_step + rank * per_device + jnp.arange(per_device)
+
+    def view_at(place):
+        order = jax.random.permutation(jax.random.fold_in(jax.random.key(recipe.seed), place // num_views), num_views)
+        return order[place % num_views]
+
+    return jax.vmap(view_at)(places)
+
+
+def loss_fn(
+    trained: tuple[Gaussians, dict, Float[Array, "N 2"]],
+    state: TrainState,
+    dataset: Dataset,
+    index: Int[Array, ""],
+    *,
+    recipe: Recipe,
+):
+    """Loss of one training view.
+
+    Args:
+      trained: what is differentiated: Gaussians, network parameters, and the probe of the projected means (zeros).
+      state: the rest of the state.
+      dataset: training views at the stage's scale.
+      index: the view.
+      recipe: static part.
+    Returns:
+      loss, and (terms, Rendered): all terms by name, unweighted, with the PSNR to the photograph.
+    """
+    gaussians, params, probe = trained
+    sh_degree = state.step // recipe.sh_every if recipe.sh_every else 3
+    camera = jax.tree.map(lambda x: x[index], dataset.cameras)
+    rendered = render(
+        gaussians, state.alive, state.filter_3d, camera, view=recipe.view, sh_degree=sh_degree, probe_px=probe
+    )
+    photo = dataset.images[index].astype(jnp.float32) / 255.0
+    height, width = dataset.sizes[index]
+    valid = (jnp.arange(recipe.view.height) < height)[:, None] & (jnp.arange(recipe.view.width) < width)
+    image, extra = rendered.image, {}
+    if recipe.network is not None and recipe.stage.kernel_size:
+        own = params[network_name(recipe.stage.network)]
+        image, field = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
+        extra = {"mask": jnp.mean(field.mask), "centroid": losses.centroid_drift(mean_kernel(field))}
+    terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
+    terms |= extra
+    weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}
+    total = sum(weights[name] * term for name, term in terms.items() if weights[name])
+    terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
+    return total, ({"total": total, **terms}, rendered)
+
+
+def _terms(image, photo, valid, rendered: Rendered, objective: Objective) -> tuple[dict, dict]:
+    """Terms that need no blur model, and their weights."""
+    terms = {"l1": losses.l1(image, photo, valid), "dssim": 1.0 - losses.ssim(image, photo, valid)}
+    weights = {"l1": 1.0 - objective.ssim, "dssim": objective.ssim}
+    if objective.depth_tv:
+        terms["depth_tv"] = losses.total_variation(normalize_depth(rendered.depth)[..., None], valid)
+        weights["depth_tv"] = objective.depth_tv
+    if objective.rgb_tv:
+        terms["rgb_tv"] = losses.total_variation(rendered.image, valid)
+        weights["rgb_tv"] = objective.rgb_tv
+    return terms, weights
+
+
+def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
+    """Gradients, density statistics and metrics of one view."""
+    probe = jnp.zeros((state.alive.shape[0], 2))
+    gradient_of = jax.grad(loss_fn, has_aux=True)
+    (d_gaussians, d_network, d_probe), (terms, rendered) = gradient_of(
+        (state.gaussians, state.network, probe), state, dataset, index, recipe=recipe
+    )
+    stats = view_stats(d_probe, rendered.projected, width=recipe.view.width, height=recipe.view.height)
+    room = {"num_intersections": rendered.num_intersections, "num_dropped": rendered.num_dropped}
+    return (d_gaussians, d_network), stats, terms, room
+
+
+def _device_gradients(state: TrainState, dataset: Dataset, indices, recipe: Recipe):
+    """Sums over the views of this device."""
+
+    def add(total, index):
+        grads, stats, terms, room = _view_gradients(state, dataset, index, recipe)
+        old_grads, old_stats, old_terms, old_room = total
+        return (
+            jax.tree.map(jnp.add, old_grads, grads),
+            add_stats(old_stats, stats),
+            jax.tree.map(jnp.add, old_terms, terms),
+            jax.tree.map(jnp.maximum, old_room, room),
+        ), None
+
+    first = _view_gradients(state, dataset, indices[0], recipe)
+    return first if indices.shape[0] == 1 else jax.lax.scan(add, first, indices[1:])[0]
+
+
+def _sum_over_devices(stats: DensityStats, room: dict, num_devices: int):
+    """Statistics and room of the views of all devices."""
+    if num_devices == 1:
+        return stats, room
+    sums = psum((stats.grad_norms, stats.counts))
+    largest = pmax((stats.max_radii, room))
+    return DensityStats(sums[0], sums[1], largest[0]), largest[1]
+
+
+def train_step(
+    rank: Int[Array, ""], state: TrainState, dataset: Dataset, *, recipe: Recipe
+) -> tuple[TrainState, dict[str, Array]]:
+    """Takes the state one step further, or leaves it as it is where the step cannot be trusted.
+
+    Args:
+      rank: number of this device; it takes its own part of the step's views.
+      state: the same on all devices.
+      dataset: the same on all devices.
+      recipe: static part.
+    Returns:
+      state, and metrics: mean loss terms, num_intersections (largest of the views), num_dropped, ok (0 or 1).
+    """
+    indices = draw_views(recipe, dataset.sizes.shape[0], state.step, rank)
+    grads, stats, terms, room = _device_gradients(state, dataset, indices, recipe)
+    grads, terms = psum((grads, terms)) if recipe.num_devices > 1 else (grads, terms)
+    stats, room = _sum_over_devices(stats, room, recipe.num_devices)
+    grads, terms = jax.tree.map(lambda x: x / recipe.views_per_step, (grads, terms))
+
+    d_gaussians, d_network = grads
+    updates, gaussians_opt = recipe.optimizers.gaussians.update(d_gaussians, state.gaussians_opt)
+    network_updates, network_opt = recipe.optimizers.network.update(d_network, state.network_opt)
+    advanced = state.replace(
+        step=state.step + 1,
+        gaussians=optax.apply_updates(state.gaussians, updates),
+        network=optax.apply_updates(state.network, network_updates),
+        gaussians_opt=gaussians_opt,
+        network_opt=network_opt,
+        density=add_stats(state.density, stats),
+    )
+    ok = (room["num_dropped"] == 0) & jnp.isfinite(terms["total"])
+    state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
+    return state, {**terms, **room, "ok": ok.astype(jnp.int32)}
+
+
+def train_steps(
+    rank: Int[Array, ""], state: TrainState, dataset: Dataset, num_steps: Int[Array, ""], *, recipe: Recipe
+) -> tuple[TrainState, dict[str, Array]]:
+    """Up to num_steps steps in one dispatch; ends early, before a step that is not ok.
+
+    Returns:
+      state, and metrics: those of the last step that was tried, with the loss terms averaged over the steps that were ok
+      under the key "mean".
+    """
+
+    def body(carry):
+        i, state, _, sums = carry
+        state, metrics = train_step(rank, state, dataset, recipe=recipe)
+        sums = {name: total + jnp.where(metrics["ok"] > 0, metrics[name], 0.0) for name, total in sums.items()}
+        return i + metrics["ok"], state, metrics, sums
+
+    shapes = jax.eval_shape(lambda: train_step(rank, state, dataset, recipe=recipe)[1])
+    metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes) | {"ok": jnp.int32(1)}
+    sums = {name: x for name, x in metrics.items() if name not in ("ok", "num_intersections", "num_dropped")}
+    goes_on = lambda carry: (carry[0] < num_steps) & (carry[2]["ok"] > 0)  # noqa: E731
+    taken, state, metrics, sums = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state, metrics, sums))
+    return state, {**metrics, "mean": jax.tree.map(lambda x: x / jnp.maximum(taken, 1), sums)}
+
+
+def eval_step(state: TrainState, camera: Camera, *, view: View) -> Rendered:
+    """The sharp picture of one camera: the blur model has no part in it."""
+    return render(state.gaussians, state.alive, state.filter_3d, camera, view=view)

@@ -1,0 +1,194 @@
+"""The training loop: build, resume, then step, control density, write, save."""
+
+import dataclasses
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bags_jax import parallel, plan
+from bags_jax.blur_network import BlurProposalNetwork, hand_over
+from bags_jax.checkpoint import Checkpoints
+from bags_jax.data.pyramid import make_dataset
+from bags_jax.data.scene import Scene
+from bags_jax.density import grow
+from bags_jax.errors import UserError
+from bags_jax.initialize import init_state, random_points, scene_extent
+from bags_jax.optimizer import Optimizers, make_optimizers
+from bags_jax.programs import Programs, control_density, lower_opacity, refresh_filter, room_for
+from bags_jax.progress import Progress
+from bags_jax.rasterize import bucket
+from bags_jax.render import View
+from bags_jax.schedules import Stage, stage_at
+from bags_jax.step import Recipe, network_name
+from bags_jax.structs import Dataset, TrainState
+from bags_jax.workdir import claim_workdir
+from bags_jax.writers import Writers
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A configuration worked out for one scene."""
+
+    config: ConfigDict
+    scene: Scene
+    stages: tuple[Stage, ...]
+    network: BlurProposalNetwork | None
+    optimizers: Optimizers
+    density: plan.DensityPlan
+    extent: float
+    num_devices: int
+
+    def recipe(self, stage: Stage, dataset: Dataset, room: int) -> Recipe:
+        """The static part of a stage's step."""
+        _, height, width, _ = dataset.images.shape
+        config = self.config
+        return Recipe(
+            stage=stage,
+            view=View(width, height, room, self.scene.background),
+            objective=plan.make_objective(config),
+            optimizers=self.optimizers,
+            network=self.network,
+            views_per_step=config.views_per_step or self.num_devices,
+            num_devices=self.num_devices,
+            sh_every=plan.steps_of(config.sh_every, config.num_steps),
+            seed=config.seed,
+        )
+
+
+def make_job(config: ConfigDict) -> Job:
+    """Loads the scene of a configuration and works out everything that does not change in training.
+
+    Raises:
+      UserError: what the configuration asks for cannot be had.
+    """
+    stages = plan.make_stages(config)
+    num_devices = plan.count_devices(config)
+    scene = plan.load(config)
+    height, width = np.min([image.shape[:2] for image in scene.images], axis=0)
+    plan.check_sizes(stages, int(width), int(height))
+    extent = scene_extent(scene.viewmats[scene.train_ids])
+    restart = plan.steps_of(config.stages.restart, config.num_steps)
+    return Job(
+        config=config,
+        scene=scene,
+        stages=stages,
+        network=plan.make_network(config, len(scene.train_ids)),
+        optimizers=make_optimizers(plan.make_rates(config), extent=extent, restart=restart, num_steps=config.num_steps),
+        density=plan.make_density_plan(config, stages),
+        extent=extent,
+        num_devices=num_devices,
+    )
+
+
+def first_state(job: Job) -> TrainState:
+    """The state at step 0: Gaussians on the points of the capture, or on random ones."""
+    config, scene = job.config, job.scene
+    points, colors = scene.points, scene.point_colors
+    if len(points) == 0:
+        points, colors = random_points(scene, min(config.init.num_random, config.max_gaussians), config.seed)
+    return init_state(
+        points,
+        colors,
+        job.network,
+        job.optimizers,
+        capacity=plan.capacity_plan(len(points), config.max_gaussians),
+        sh_degree=config.sh_degree,
+        opacity=config.init.opacity,
+        num_networks=1 + config.blur.second_network,
+        seed=config.seed,
+    )
+
+
+def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> TrainState:
+    """What happens once where a stage begins: kernels are handed over, the 3D filter is that of the new scale."""
+    before = [s for s in job.stages if s.stop <= stage.start and s.kernel_size]
+    if job.network is not None and stage.kernel_size and before and job.config.blur.hand_over:
+        source, name = before[-1], network_name(stage.network)
+        if source.head != stage.head and source.network == stage.network:
+            heads = {"source": source.head, "target": stage.head, "kernel_sizes": job.network.kernel_sizes}
+            params = hand_over(state.network[name], **heads, zoom=stage.scale / source.scale)
+            state = dataclasses.replace(state, network={**state.network, name: params})
+    return refresh_filter(state, dataset)
+
+
+def after_step(job: Job, state: TrainState, step: int, dataset: Dataset) -> TrainState:
+    """Density control, opacity reset, 3D filter and growth: whatever is due after `step` steps."""
+    density = job.density
+    if step % density.every:
+        return state
+    if density.is_due(step):
+        key = jax.random.fold_in(jax.random.key(job.config.seed + 1), step)
+        rules, threshold = density.rules_at(step), jnp.float32(density.threshold(step))
+        state = control_density(state, key, threshold, dataset, extent=job.extent, rules=rules)
+    else:
+        state = refresh_filter(state, dataset)
+    if density.resets_opacity(step):
+        state = lower_opacity(state)
+    capacity = state.alive.shape[0]
+    wanted = plan.next_capacity(capacity, int(jnp.sum(state.alive)), job.config.max_gaussians)
+    return parallel.replicate(grow(state, wanted), job.num_devices) if wanted > capacity else state
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
+    """Trains a scene from a configuration, or goes on where the working directory left off.
+
+    Raises:
+      UserError: bad input, or a loss that is not finite (the last checkpoint stays).
+    """
+    workdir = claim_workdir(workdir, config)
+    job = make_job(config)
+    template = jax.eval_shape(lambda: first_state(job))
+    with (
+        Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints,
+        Writers(workdir) as writers,
+        Programs(job.num_devices) as programs,
+        Progress(config.num_steps, job.scene.notes) as progress,
+    ):
+        state = checkpoints.restore(template) if checkpoints.steps() else first_state(job)
+        state = parallel.replicate(jax.tree.map(jnp.asarray, state), job.num_devices)
+        step, stage, room = int(state.step), None, 0
+        while step < config.num_steps:
+            if stage != stage_at(job.stages, step):
+                stage = stage_at(job.stages, step)
+                dataset = parallel.replicate(make_dataset(job.scene, stage.scale), job.num_devices)
+                state = enter_stage(job, stage, state, dataset) if step == stage.start else state
+                room = room_for(state, dataset, job.recipe(stage, dataset, 0).view)
+            recipe = job.recipe(stage, dataset, room)
+            stop = next_event(config, stage, step)
+            state, metrics = programs.step(recipe, state, dataset, stop - step)
+            step = int(state.step)
+            if metrics["num_dropped"] > 0:
+                room = bucket(int(1.25 * int(metrics["num_intersections"])))
+            elif not metrics["ok"]:
+                raise_not_finite(metrics, step, stage, checkpoints)
+            if step < stop:
+                continue
+            state = after_step(job, state, step, dataset)
+            progress.update(step, stage, metrics, state)
+            if step % config.log_every == 0 or step == config.num_steps:
+                writers.write(step, progress.scalars())
+            if step % config.checkpoint_every == 0 or step == config.num_steps:
+                checkpoints.save(state)
+    return state
+
+
+def next_event(config: ConfigDict, stage: Stage, step: int) -> int:
+    """The next step at which the loop has to look: end of the stage, density control, log, checkpoint."""
+    periods = (config.density.every, config.log_every, config.checkpoint_every)
+    return min([stage.stop] + [(step // period + 1) * period for period in periods])
+
+
+def raise_not_finite(metrics: dict, step: int, stage: Stage, checkpoints: Checkpoints) -> None:
+    """Raises UserError with the terms of the loss that are not finite."""
+    terms = [name for name, value in metrics["mean"].items() if name not in ("total", "psnr")]
+    bad = [f"{name} = {float(metrics[name])}" for name in terms if not np.isfinite(metrics[name])] or ["total"]
+    kept = checkpoints.steps()
+    way_out = f"the checkpoint of step {kept[-1]} is kept" if kept else "there was no checkpoint yet"
+    raise UserError(
+        f"the loss is not finite at step {step} ({stage.name}): {', '.join(bad)}; {way_out}: "
+        "lower the learning rates (config.optim), or look for broken photographs or poses"
+    )

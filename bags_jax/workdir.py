@@ -1,0 +1,70 @@
+"""The working directory: one configuration, one run."""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from bags_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+# A run may go on with other values of these: they change neither the scene nor what it is trained for.
+FREE = ("log_every", "checkpoint_every", "keep_checkpoints", "compilation_cache", "num_devices")
+
+
+def claim_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.Path:
+    """Makes the directory and notes the configuration there, or checks that it is the one noted.
+
+    Raises:
+      UserError: it belongs to another configuration, or cannot be written.
+    """
+    path = pathlib.Path(workdir).expanduser()
+    ours = json.loads(config.to_json_best_effort())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / CONFIG_FILE).exists():
+            _check_same(path, json.loads((path / CONFIG_FILE).read_text()), ours)
+        else:
+            partial = path / f"{CONFIG_FILE}.partial"
+            partial.write_text(json.dumps(ours, indent=2) + "\n")
+            partial.replace(path / CONFIG_FILE)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / CONFIG_FILE} is not JSON ({error}): choose another --workdir") from error
+    except OSError as error:
+        raise UserError(f"--workdir={path} cannot be written ({error}): choose a folder that can") from error
+    return path
+
+
+def _check_same(path: pathlib.Path, theirs: dict, ours: dict) -> None:
+    a, b = _flat(theirs), _flat(ours)
+    other = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and key not in FREE]
+    if other:
+        key = other[0]
+        raise UserError(
+            f"--workdir={path} holds a run of another configuration: {key} is {a.get(key)!r} there and {b.get(key)!r} here"
+            + (f" ({len(other)} fields differ)" if len(other) > 1 else "")
+            + ": choose another --workdir, or the configuration of that run"
+        )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """Nested fields by dotted name."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def read_config(workdir: str | pathlib.Path) -> ConfigDict:
+    """The configuration of a run.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"no {CONFIG_FILE} in --workdir={path.parent}, expected the folder of a training run")
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}): the run cannot be read") from error
