@@ -14,6 +14,7 @@ from bags_jax.blur import mean_blocks, resize_taps
 from bags_jax.structs import BlurField
 
 POSITION_FREQUENCIES = 4
+MASK_BOUND = 6.0  # of the mask's logit
 
 
 def position_code(height: int, width: int) -> Float[Array, "h w 16"]:
@@ -119,7 +120,10 @@ class BlurProposalNetwork(nn.Module):
         if self.use_table:
             logits = logits + self.table[head](view)[None, None]
         kernels = jnp.moveaxis(jax.nn.softmax(logits, axis=-1), -1, 0)
-        return BlurField(kernels=kernels, mask=jax.nn.sigmoid(self.mask_heads[head](x)[..., 0]))
+        # The mask costs something and the trunk is fast: left to each other they close the mask for good where there is
+        # little blur. So the mask reads the trunk without teaching it, and its logit is bounded.
+        mask_logits = self.mask_heads[head](jax.lax.stop_gradient(x))[..., 0]
+        return BlurField(kernels=kernels, mask=jax.nn.sigmoid(MASK_BOUND * jnp.tanh(mask_logits / MASK_BOUND)))
 
     def every_head(self, view: Int[Array, ""], rgbd: Float[Array, "H W 4"]) -> list[BlurField]:
         """All stages at once: what `init` calls, so that every parameter exists from the start."""
@@ -137,7 +141,8 @@ def hand_over(params: dict, *, source: int, target: int, kernel_sizes: tuple[int
     head = params[f"kernel_heads_{source}"]
     update = {
         f"kernel_heads_{target}": {"kernel": head["kernel"] @ resize.T, "bias": resize @ head["bias"]},
-        f"mask_heads_{target}": params[f"mask_heads_{source}"],
+        # Copied: a buffer that stands twice in the state cannot be donated.
+        f"mask_heads_{target}": jax.tree.map(jnp.copy, params[f"mask_heads_{source}"]),
     }
     if f"table_{source}" in params:
         update[f"table_{target}"] = {"embedding": params[f"table_{source}"]["embedding"] @ resize.T}

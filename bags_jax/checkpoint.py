@@ -1,11 +1,13 @@
 """Checkpoints by Orbax: the training state as plain arrays, readable on any number of devices."""
 
+import math
 import pathlib
 
 import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bags_jax.errors import UserError
 from bags_jax.structs import TrainState
@@ -37,7 +39,9 @@ class Checkpoints:
         """Writes the state in the background; returns when it is safe to go on training with donated buffers."""
         step = int(state.step)
         if step not in self.steps():
-            self._manager.save(step, args=ocp.args.StandardSave(flax.serialization.to_state_dict(state)))
+            arrays = flatten_dict(flax.serialization.to_state_dict(state), sep="/")
+            arrays = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses empty arrays
+            self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """Reads a state.
@@ -58,9 +62,9 @@ class Checkpoints:
         if step not in steps:
             raise UserError(f"no checkpoint of step {step} in {self.directory}: there are {', '.join(map(str, steps))}")
         try:
-            shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._manager.item_metadata(step).tree)
+            shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._manager.item_metadata(step))
             saved = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
-            return flax.serialization.from_state_dict(template, saved)
+            return flax.serialization.from_state_dict(template, unflatten_dict(_with_empty(saved, template), sep="/"))
         except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
             others = [s for s in steps if s != step]
             way_out = f"to go on from step {others[-1]}" if others else "to start again"
@@ -68,6 +72,18 @@ class Checkpoints:
                 f"checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): "
                 f"it is damaged or of another version; remove that folder {way_out}"
             ) from error
+
+
+def _with_empty(saved: dict, template: TrainState) -> dict:
+    """The saved arrays and the empty ones of the template, with as many rows as the saved state has."""
+    expected = flatten_dict(flax.serialization.to_state_dict(template), sep="/", keep_empty_nodes=True)
+    rows = saved["alive"].shape[0]
+    empty = {
+        name: np.zeros((rows, *x.shape[1:]), x.dtype) if hasattr(x, "shape") else x
+        for name, x in expected.items()
+        if name not in saved and math.prod(getattr(x, "shape", (0,))) == 0
+    }
+    return {**empty, **saved}
 
 
 def _first_line(error: Exception) -> str:

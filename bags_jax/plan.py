@@ -28,6 +28,7 @@ class DensityPlan:
     late_from: int  # step from which grad_threshold holds instead of grad_threshold_early
     grad_threshold: float
     grad_threshold_early: float
+    min_opacity_early: float
     max_radius_after: int
     reset_every: int
     rules: DensityRules
@@ -45,13 +46,20 @@ class DensityPlan:
         return self.grad_threshold if step >= self.late_from else self.grad_threshold_early
 
     def rules_at(self, step: int) -> DensityRules:
-        """The rules of one turn: the largest radius holds only after some steps."""
-        return self.rules if step > self.max_radius_after else dataclasses.replace(self.rules, max_radius=0.0)
+        """The rules of one turn: opacity has an early threshold too, and the largest radius holds only after some steps."""
+        min_opacity = self.rules.min_opacity if step >= self.late_from else self.min_opacity_early
+        max_radius = self.rules.max_radius if step > self.max_radius_after else 0.0
+        return dataclasses.replace(self.rules, min_opacity=min_opacity, max_radius=max_radius)
 
 
 def steps_of(value: float, num_steps: int) -> int:
     """A value of a step schedule: a part of num_steps if it is at most 1, else a number of steps."""
     return round(value * num_steps) if value <= 1 else round(value)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-value // multiple) * multiple
 
 
 def make_stages(config: ConfigDict) -> tuple[Stage, ...]:
@@ -153,8 +161,10 @@ def make_density_plan(config: ConfigDict, stages: tuple[Stage, ...]) -> DensityP
         late_from=steps_of(config.stages.restart, num_steps) or stages[-1].start,
         grad_threshold=density.grad_threshold,
         grad_threshold_early=density.grad_threshold_early,
+        min_opacity_early=density.min_opacity_early,
         max_radius_after=steps_of(density.max_radius_after, num_steps),
-        reset_every=density.reset_every,
+        # A reset takes place at a turn of density control.
+        reset_every=round_up(steps_of(density.reset_every, num_steps), density.every),
         rules=DensityRules(density.min_opacity, density.clone_max_scale, density.max_radius),
     )
 

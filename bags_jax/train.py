@@ -25,7 +25,7 @@ from bags_jax.render import View
 from bags_jax.schedules import Stage, stage_at
 from bags_jax.step import Recipe, network_name
 from bags_jax.structs import Dataset, TrainState
-from bags_jax.workdir import claim_workdir
+from bags_jax.workdir import claim_workdir, noted_views_per_step
 from bags_jax.writers import Writers
 
 
@@ -52,7 +52,7 @@ class Job:
             objective=plan.make_objective(config),
             optimizers=self.optimizers,
             network=self.network,
-            views_per_step=config.views_per_step or self.num_devices,
+            views_per_step=config.views_per_step,
             num_devices=self.num_devices,
             sh_every=plan.steps_of(config.sh_every, config.num_steps),
             seed=config.seed,
@@ -139,8 +139,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     Raises:
       UserError: bad input, or a loss that is not finite (the last checkpoint stays).
     """
-    workdir = claim_workdir(workdir, config)
+    config.views_per_step = config.views_per_step or noted_views_per_step(workdir) or plan.count_devices(config)
     job = make_job(config)
+    workdir = claim_workdir(workdir, config)  # last of all checks: a run that cannot start leaves no trace
     template = jax.eval_shape(lambda: first_state(job))
     with (
         Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints,

@@ -68,3 +68,9 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
         return ConfigDict(json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}): the run cannot be read") from error
+
+
+def noted_views_per_step(workdir: str | pathlib.Path) -> int:
+    """Views per step of the run in a directory, so that it goes on the same on another number of devices; 0: no run."""
+    path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+    return int(read_config(workdir).get("views_per_step", 0)) if path.is_file() else 0

@@ -78,11 +78,12 @@ def get_config(arg: str = "") -> ConfigDict:
     density.stop = 0.75  # S
     density.grad_threshold = 2e-4  # NDC
     density.grad_threshold_early = 2e-4  # before the restart, or before the last stage where there is none
-    density.min_opacity = 0.03
+    density.min_opacity = 0.03  # prune under it
+    density.min_opacity_early = 0.03  # the same, as long as grad_threshold_early holds
     density.clone_max_scale = 0.01  # parts of the scene extent: larger Gaussians are split
     density.max_radius = 0.0  # prune above it, parts of the image; 0: never
     density.max_radius_after = 0.0  # S: from here on
-    density.reset_every = 0  # steps between two opacity resets; 0: never
+    density.reset_every = 0.0  # S: between two opacity resets; 0: never
 
     config.log_every = 50  # steps
     config.checkpoint_every = 1000  # steps

@@ -1,0 +1,197 @@
+"""Evaluation: from a working directory to scores, pictures and the blur that was found. Needs no device in particular."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from bags_jax import metrics
+from bags_jax.camera_path import focus_point, spiral
+from bags_jax.blur import kernel_side, kernel_statistics, mean_kernel, repeat_blocks
+from bags_jax.checkpoint import Checkpoints
+from bags_jax.data.scene import Scene
+from bags_jax.programs import room_for
+from bags_jax.render import Rendered, View, propose_blur
+from bags_jax.report.blur_pictures import kernel_grid, mask_picture, write_blur_json
+from bags_jax.report.pictures import contact_sheet, to_uint8, write_atomic, write_png
+from bags_jax.step import eval_step, network_name
+from bags_jax.structs import BlurField, Camera, Dataset, TrainState
+from bags_jax.train import Job, first_state, make_job
+from bags_jax.workdir import read_config
+
+KERNEL_GRID = (6, 9)  # kernels shown of a view, rows and columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained scene."""
+
+    workdir: pathlib.Path
+    job: Job
+    state: TrainState
+
+    @property
+    def scene(self) -> Scene:
+        return self.job.scene
+
+
+def open_run(workdir: str | pathlib.Path, *, step: int | None = None) -> Run:
+    """Reads configuration, scene and checkpoint of a run; on whatever devices it was trained, one is enough here.
+
+    Raises:
+      UserError: there is no run, no such checkpoint, or it cannot be read.
+    """
+    config = read_config(workdir)
+    config.num_devices, config.views_per_step = 1, 1
+    job = make_job(config)
+    template = jax.eval_shape(lambda: first_state(job))
+    with Checkpoints(pathlib.Path(workdir).expanduser()) as checkpoints:
+        state = checkpoints.restore(template, step)
+    return Run(pathlib.Path(workdir).expanduser(), job, jax.tree.map(jnp.asarray, state))
+
+
+_render = jax.jit(eval_step, static_argnames="view")
+
+
+def render_views(run: Run, viewmats, Ks, *, width: int, height: int) -> list[Rendered]:
+    """Sharp pictures of cameras that share an image size; viewmats cam_from_world, Ks px."""
+    cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
+    view = View(width, height, 0, tuple(run.scene.background))
+    sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
+    room = room_for(run.state, Dataset(images=None, sizes=sizes, cameras=cameras), view)
+    view = dataclasses.replace(view, max_intersections=room)
+    return [_render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view) for i in range(len(viewmats))]
+
+
+def render_scene_views(run: Run, ids) -> list[Rendered]:
+    """Sharp pictures of views of the scene, each at the size of its photograph."""
+    rendered = {}
+    for size in {run.scene.images[i].shape[:2] for i in ids}:
+        same = [i for i in ids if run.scene.images[i].shape[:2] == size]
+        pictures = render_views(run, run.scene.viewmats[same], run.scene.Ks[same], width=size[1], height=size[0])
+        rendered |= dict(zip(same, pictures, strict=True))
+    return [rendered[i] for i in ids]
+
+
+def score_view(picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]) -> dict:
+    """Scores of one held-out view in both protocols, and its PSNR after the best sub-pixel shift."""
+    picture, truth = np.clip(picture, 0.0, 1.0), truth.astype(np.float32) / 255.0
+    border = min(8, min(truth.shape[:2]) // 4)
+    aligned, shift = (None, None)
+    if border > 7:
+        aligned, shift = metrics.shift_aligned_psnr(picture, truth, border=border)
+    return {
+        "deblur_nerf": _named(metrics.deblur_nerf(picture, truth)),
+        "gaussian_splatting": _named(metrics.gaussian_splatting(picture, truth)),
+        "shift_aligned": {"PSNR": aligned, "shift_px": shift},
+    }
+
+
+def _named(scores: metrics.Scores) -> dict:
+    return {"PSNR": scores.psnr, "SSIM": scores.ssim, "LPIPS": scores.lpips}
+
+
+def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dict:
+    """Mean over views of each score; None where a view has none."""
+    values = {name: [view[protocol][name] for view in per_view.values()] for name in names}
+    return {name: None if None in v or not v else float(np.mean(v)) for name, v in values.items()}
+
+
+def evaluate(workdir: str | pathlib.Path, *, step: int | None = None) -> dict:
+    """Scores a run on its held-out views and describes the blur of its training views.
+
+    Writes results.json, eval/ (pictures of the held-out views) and blur/ into the working directory.
+
+    Returns:
+      {"step", "deblur_nerf": {"PSNR", "SSIM", "LPIPS"}, "gaussian_splatting": {...}, "shift_aligned": {"PSNR"},
+      "per_view": {name: the same}}; LPIPS is None where its weights are not installed.
+    Raises:
+      UserError: see open_run.
+    """
+    run = open_run(workdir, step=step)
+    names = [run.scene.names[i] for i in run.scene.test_ids]
+    pictures = [np.asarray(r.image) for r in render_scene_views(run, run.scene.test_ids)]
+    truths = [run.scene.images[i] for i in run.scene.test_ids]
+    per_view = {n: score_view(p, t) for n, p, t in zip(names, pictures, truths, strict=True)}
+    results = {
+        "step": int(run.state.step),
+        "deblur_nerf": _mean(per_view, "deblur_nerf"),
+        "gaussian_splatting": _mean(per_view, "gaussian_splatting"),
+        "shift_aligned": _mean(per_view, "shift_aligned", ("PSNR",)),
+        "num_gaussians": int(jnp.sum(run.state.alive)),
+        "per_view": per_view,
+    }
+    write_held_out(run, names, pictures, truths)
+    if run.job.network is not None:
+        write_blur(run)
+    write_atomic(run.workdir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    return results
+
+
+def write_held_out(run: Run, names, pictures, truths) -> None:
+    """Pictures of the held-out views, alone and beside the photograph."""
+    folder = run.workdir / "eval"
+    for name, picture, truth in zip(names, pictures, truths, strict=True):
+        write_png(folder / f"{_stem(name)}.png", picture)
+        sheet = contact_sheet([[to_uint8(picture), truth]], column_titles=("render", "held-out photograph"))
+        write_png(folder / f"{_stem(name)}_beside.png", sheet)
+
+
+def _stem(name: str) -> str:
+    return str(pathlib.PurePath(name).with_suffix("")).replace("/", "_")
+
+
+def blur_fields(run: Run) -> list[BlurField]:
+    """What the network proposes for each training view at the last stage."""
+    stage, network = run.job.stages[-1], run.job.network
+    params = run.state.network[network_name(stage.network)]
+    propose = jax.jit(lambda index, rendered: propose_blur(network, params, index, rendered, head=stage.head))
+    rendered = render_scene_views(run, run.scene.train_ids)
+    return [propose(jnp.int32(index), r) for index, r in enumerate(rendered)]
+
+
+def write_blur(run: Run) -> None:
+    """Mask and kernels of every training view as pictures, and blur.json with its figures, blurriest view first."""
+    stride = run.job.network.stride(run.job.stages[-1].head)
+    statistics = {}
+    for i, field in zip(run.scene.train_ids, blur_fields(run), strict=True):
+        name = run.scene.names[i]
+        whole = kernel_statistics(mean_kernel(field))
+        statistics[name] = {
+            "mean_mask": float(jnp.mean(field.mask)),
+            "rms_width_px": float(jnp.mean(kernel_statistics(jnp.moveaxis(field.kernels, 0, -1)).rms_width)),
+            "direction_deg": float(whole.direction),
+        }
+        height, width = run.scene.images[i].shape[:2]
+        write_png(run.workdir / "blur" / f"{_stem(name)}_mask.png", mask_picture(np.asarray(repeat_blocks(field.mask, stride, height, width))))
+        write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(sample_kernels(field)))
+    write_blur_json(run.workdir / "blur" / "blur.json", statistics)
+
+
+def sample_kernels(field: BlurField) -> Float[np.ndarray, "gh gw K K"]:
+    """Kernels of a regular grid of pixels."""
+    side = kernel_side(field.kernels.shape[0])
+    _, h, w = field.kernels.shape
+    rows = ((np.arange(KERNEL_GRID[0]) + 0.5) * h / KERNEL_GRID[0]).astype(int)
+    columns = ((np.arange(KERNEL_GRID[1]) + 0.5) * w / KERNEL_GRID[1]).astype(int)
+    picked = np.asarray(field.kernels)[:, rows[:, None], columns[None]]
+    return picked.transpose(1, 2, 0).reshape(*KERNEL_GRID, side, side)
+
+
+def render_path(run: Run, path: str, *, num_frames: int) -> list[Float[np.ndarray, "H W 3"]]:
+    """Pictures of the cameras of a path: test, train or spiral."""
+    scene = run.scene
+    if path in ("test", "train"):
+        ids = scene.test_ids if path == "test" else scene.train_ids
+        return [np.asarray(r.image) for r in render_scene_views(run, ids)]
+    viewmats = scene.viewmats[scene.train_ids]
+    points = np.asarray(run.state.gaussians.means)[np.asarray(run.state.alive)]
+    loop = spiral(viewmats, focus=focus_point(viewmats, points), num_frames=num_frames)
+    first = scene.train_ids[0]
+    height, width = scene.images[first].shape[:2]
+    Ks = np.repeat(scene.Ks[first][None], num_frames, axis=0)
+    return [np.asarray(r.image) for r in render_views(run, loop, Ks, width=width, height=height)]

@@ -1,0 +1,29 @@
+"""The Deblur-NeRF benchmark (Ma et al. 2022), real photographs: 10 scenes with camera motion, 10 with defocus.
+
+--config=configs/deblur_nerf.py:blurball             our one configuration
+--config=configs/deblur_nerf.py:blurball,published   BAGS with the authors' settings for this scene
+--config=configs/deblur_nerf.py:blurball,smoke       seconds on a CPU
+
+On a GPU, at the benchmark's 600 x 400:
+  python -m experiments.train --config=configs/deblur_nerf.py:blurball --config.data.root=DATA/blurball --workdir=runs/ball
+On a CPU, at 300 x 200:
+  python -m experiments.train --config=configs/deblur_nerf.py:blurball --config.data.root=DATA/blurball --workdir=runs/ball \
+    --config.data.factor=8 --config.num_steps=3200 --config.max_gaussians=16000 --config.blur.kernel_sizes=3,7,13
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, presets
+
+
+def get_config(arg: str = "blurball") -> ConfigDict:
+    """One published scene; the words `published` and `smoke` may follow it."""
+    name, *words = arg.split(",")
+    row = presets.pick("deblur", name)
+    config = base.get_config()
+    config.data.root = f"data/{name}"
+    config.data.factor = 4  # 2400 x 1600 -> 600 x 400
+    config.data.holdout = int(row["holdout"])
+    if "published" in words:
+        config = presets.as_published(config, row)
+    return base.smoke(config) if "smoke" in words else config

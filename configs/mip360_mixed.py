@@ -1,0 +1,25 @@
+"""Mip-NeRF 360 with mixed resolution: some photographs downscaled and resized back up, as the BAGS paper makes them.
+
+--config=configs/mip360_mixed.py:garden             our one configuration
+--config=configs/mip360_mixed.py:garden,published   BAGS with the authors' settings for this scene
+--config=configs/mip360_mixed.py:garden,smoke       seconds on a CPU
+
+  python -m experiments.train --config=configs/mip360_mixed.py:garden --config.data.root=DATA/garden --workdir=runs/garden
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, presets
+
+
+def get_config(arg: str = "garden") -> ConfigDict:
+    """One published scene; the words `published` and `smoke` may follow it."""
+    name, *words = arg.split(",")
+    row = presets.pick("mip360", name)
+    config = base.get_config()
+    config.data.root = f"data/{name}"
+    config.data.factor = 8
+    config.data.holdout = int(row["holdout"])
+    if "published" in words:
+        config = presets.as_published(config, row)
+    return base.smoke(config) if "smoke" in words else config

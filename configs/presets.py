@@ -1,0 +1,69 @@
+"""The settings that the authors of BAGS published for each of their 29 scenes (published_presets.csv)."""
+
+import csv
+import pathlib
+
+from ml_collections import ConfigDict
+
+TABLE = pathlib.Path(__file__).with_name("published_presets.csv")
+
+
+def scenes(dataset: str) -> dict[str, dict[str, str]]:
+    """The rows of the datasets whose name starts with `dataset`, by scene."""
+    with TABLE.open(newline="") as file:
+        return {row["scene"]: row for row in csv.DictReader(file) if row["dataset"].startswith(dataset)}
+
+
+def pick(dataset: str, name: str) -> dict[str, str]:
+    """The row of one scene.
+
+    Raises:
+      ValueError: no such scene.
+    """
+    rows = scenes(dataset)
+    if name not in rows:
+        raise ValueError(f"scene {name!r} came, expected one of {', '.join(sorted(rows))}")
+    return rows[name]
+
+
+def as_published(config: ConfigDict, row: dict[str, str]) -> ConfigDict:
+    """BAGS as its authors trained one scene: network, schedule, losses, rates and density control."""
+    total, early = int(row["iterations"]), int(row["multiscale_steps"])
+    config.num_steps = total
+    config.sh_every = 1000 / total
+    config.stages.scales = (0.25, 0.5, 1.0, 1.0)
+    config.stages.stops = (3000 / total, 6000 / total, early / total, 1.0) if early > 6000 else _short(total, early)
+    config.stages.restart = early / total
+    if early <= 6000:
+        config.stages.scales = (0.25, 0.5, 1.0)
+
+    blur = config.blur
+    final = int(row["final_kernel"])
+    blur.kernel_sizes = (5, 9, 17, final) if early > 6000 else (5, 9, final)
+    blur.strides = (1,) * len(blur.kernel_sizes)
+    blur.warmup, blur.warmup_at_restart = 250 / total, True
+    blur.second_network = bool(int(row["second_network"]))
+    blur.width, blur.conv_width, blur.feature_width = 64, 64, 32
+    blur.use_rgbd = bool(int(row["use_rgbd"]))
+    blur.use_table, blur.hand_over, blur.centre_logit, blur.mask_logit = False, False, 0.0, 0.0
+
+    config.loss.mask = 1e-3
+    config.loss.depth_tv, config.loss.rgb_tv = float(row["depth_tv"]), float(row["rgb_tv"])
+    optim = config.optim
+    optim.means_final = 1.6e-6
+    optim.network = optim.network_final = float(row["network_lr"])
+    optim.mask_gain = 1.0
+
+    density = config.density
+    density.start, density.stop = 500 / total, min(1.0, 35_000 / total)
+    density.grad_threshold, density.grad_threshold_early = 2e-4, float(row["densify_grad_multiscale"])
+    density.min_opacity = float(row["min_opacity"])
+    density.min_opacity_early = float(row["min_opacity_multiscale"] or row["min_opacity"])
+    density.max_radius, density.max_radius_after = 20 / 600, 3000 / total
+    density.reset_every = 3000 / total
+    return config
+
+
+def _short(total: int, early: int) -> tuple[float, ...]:
+    """Where the multi-scale phase ends with the half scale, the last stage is the single-scale phase itself."""
+    return (3000 / total, early / total, 1.0)

@@ -1,0 +1,43 @@
+"""Scores a trained scene on its held-out views, on any machine; writes results.json, eval/ and blur/ into the run.
+
+  python -m experiments.evaluate --workdir=runs/motion
+
+Both metric protocols are printed, and they are not comparable: see bags_jax/metrics.py.
+"""
+
+from absl import flags
+
+from bags_jax.metrics import LPIPS_EXTRA
+from bags_jax.report.tables import markdown_table
+from experiments.launch import launch, use_compilation_cache
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
+_CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
+flags.mark_flags_as_required(["workdir"])
+
+
+def score_rows(results: dict) -> list[list[str]]:
+    """One row a protocol: PSNR, SSIM, LPIPS."""
+    rows = []
+    for protocol in ("deblur_nerf", "gaussian_splatting"):
+        scores = results[protocol]
+        lpips = "-" if scores["LPIPS"] is None else f"{scores['LPIPS']:.3f}"
+        rows.append([protocol, f"{scores['PSNR']:.2f}", f"{scores['SSIM']:.3f}", lpips])
+    return rows
+
+
+def main() -> None:
+    """Evaluates from the flags."""
+    use_compilation_cache(_CACHE.value)
+    from bags_jax.evaluate import evaluate
+
+    results = evaluate(_WORKDIR.value, step=_STEP.value)
+    print(f"step {results['step']}, {results['num_gaussians']} Gaussians, {len(results['per_view'])} held-out views")
+    print(markdown_table(["protocol", "PSNR", "SSIM", "LPIPS"], score_rows(results)))
+    if results["deblur_nerf"]["LPIPS"] is None:
+        print(f"LPIPS needs its weights: {LPIPS_EXTRA}")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,74 @@
+"""What every program here shares: parse flags, run, and turn a user's mistake into one line and exit code 2."""
+
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes about the machine
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from bags_jax.errors import UserError
+
+MISTAKES = (UserError, flags.Error, KeyError, AttributeError, TypeError, FileNotFoundError, ValueError)
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Runs a program. Flags are parsed first, then UserError is what the user can mend; all else is our bug."""
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+        except MISTAKES as error:  # ml_collections raises all of these for what stands in a flag
+            fail(f"{_one_line(error)}: see --help")
+        if len(rest) > 1:
+            fail(f"the argument {rest[1]!r} was not expected: every argument here is a flag, --name=value")
+        return rest
+
+    def run(_):
+        logging.set_verbosity(logging.ERROR)
+        warnings.filterwarnings("ignore", module="orbax")
+        try:
+            main()
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted: the same command goes on from the last checkpoint", code=130)
+
+    app.run(run, flags_parser=parse)
+
+
+def fail(message: str, *, code: int = 2) -> None:
+    """Ends the program with one line."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if any("Traceback" in line for line in lines):  # of a configuration file: its last line says what is wrong
+        lines = [lines[0].split(" Error whilst")[0].rstrip(":"), lines[-1].partition(": ")[2] or lines[-1]]
+    text = " ".join(" ".join(lines).split()).rstrip(":. ").strip('"')
+    is_field = isinstance(error, KeyError | AttributeError) and text.startswith("'") and " " not in text
+    return f"the configuration has no field {text}, expected one of those in configs/base.py" if is_field else text
+
+
+def read_config(holder: flags.FlagHolder) -> ConfigDict:
+    """The configuration of a flag; ml_collections reports a file that it could not load only here."""
+    try:
+        config = holder.value
+        config.num_steps  # noqa: B018
+        return config
+    except OSError as error:
+        raise UserError(f"{_one_line(error)}: expected --config=FILE.py or --config=FILE.py:argument") from error
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs on disk, those that compile fast too, so that the second run starts at once."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

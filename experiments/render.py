@@ -1,0 +1,44 @@
+"""Renders a trained scene: PNG files and an mp4 film in the folder of the run.
+
+  python -m experiments.render --workdir=runs/motion --path=spiral
+
+Paths: test (the held-out cameras), train (the training cameras, in order of name), spiral (a loop around them).
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from experiments.launch import launch, use_compilation_cache
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_PATH = flags.DEFINE_enum("path", "spiral", ["test", "train", "spiral"], "Cameras.")
+_FRAMES = flags.DEFINE_integer("frames", 120, "Frames of the spiral.", lower_bound=2)
+_FPS = flags.DEFINE_float("fps", 30.0, "Frames per second of the film.", lower_bound=0.1)
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
+_CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
+flags.mark_flags_as_required(["workdir"])
+
+
+def main() -> None:
+    """Renders from the flags."""
+    use_compilation_cache(_CACHE.value)
+    from bags_jax.evaluate import open_run, render_path
+    from bags_jax.export.video import write_video
+    from bags_jax.report.pictures import to_uint8, write_png
+
+    run = open_run(_WORKDIR.value, step=_STEP.value)
+    frames = [to_uint8(np.asarray(image)) for image in render_path(run, _PATH.value, num_frames=_FRAMES.value)]
+    folder = pathlib.Path(run.workdir) / "renders" / _PATH.value
+    for number, frame in enumerate(frames):
+        write_png(folder / f"{number:04d}.png", frame)
+    if len({frame.shape for frame in frames}) == 1:
+        write_video(folder.with_suffix(".mp4"), np.stack(frames), fps=_FPS.value)
+        print(f"{len(frames)} pictures in {folder}, film: {folder.with_suffix('.mp4')}")
+    else:
+        print(f"{len(frames)} pictures in {folder}; no film: their sizes differ")
+
+
+if __name__ == "__main__":
+    launch(main)
