@@ -6,6 +6,7 @@ Kernels are constant over blocks of stride x stride px (stride 1: one kernel a p
 streams over rows of taps, and the backward pass streams once more.
 """
 
+import functools
 import math
 
 import jax
@@ -46,9 +47,7 @@ def tap_offsets(side: int) -> Float[np.ndarray, "KK 2"]:
     return np.stack([np.tile(line, side), np.repeat(line, side)], axis=-1)
 
 
-def blur(
-    image: Float[Array, "H W D"], field: BlurField, *, stride: int = 1
-) -> Float[Array, "H W D"]:
+def blur(image: Float[Array, "H W D"], field: BlurField, *, stride: int = 1) -> Float[Array, "H W D"]:
     """Blurs a sharp render as a training photograph was blurred; borders are continued by their last pixel.
 
     Differentiable in the image, the kernels and the mask.
@@ -57,7 +56,7 @@ def blur(
     planes = jnp.moveaxis(image, -1, 0)
     filtered = apply_kernels(planes, field.kernels, stride)
     mask = repeat_blocks(field.mask, stride, height, width)
-    return jnp.moveaxis(planes + mask * (filtered - planes), 0, -1)
+    return jnp.moveaxis(planes + mask[None] * (filtered - planes), 0, -1)
 
 
 def repeat_blocks(coarse: Float[Array, "*S h w"], stride: int, height: int, width: int) -> Float[Array, "*S H W"]:
@@ -80,9 +79,7 @@ def mean_blocks(image: Float[Array, "H W *D"], stride: int) -> Float[Array, "h w
     return padded.reshape(h, stride, w, stride, *image.shape[2:]).mean(axis=(1, 3))
 
 
-def apply_kernels(
-    planes: Float[Array, "D H W"], kernels: Float[Array, "KK h w"], stride: int
-) -> Float[Array, "D H W"]:
+def apply_kernels(planes: Float[Array, "D H W"], kernels: Float[Array, "KK h w"], stride: int) -> Float[Array, "D H W"]:
     """Weighted sum of shifted images, weights per pixel (block): sum_k h_k(x) C(x + k)."""
     radius = kernel_side(kernels.shape[0]) // 2
     padded = jnp.pad(planes, ((0, 0), (radius, radius), (radius, radius)), mode="edge")
@@ -101,7 +98,7 @@ def _gather(padded, kernels, stride: int, height: int, width: int) -> Float[Arra
     def add_tap(total, tap):
         index, dy, dx = tap
         weight = repeat_blocks(kernels[index], stride, height, width)
-        return total + weight * jax.lax.dynamic_slice(padded, (0, dy, dx), (channels, height, width)), None
+        return total + weight[None] * jax.lax.dynamic_slice(padded, (0, dy, dx), (channels, height, width)), None
 
     return jax.lax.scan(add_tap, jnp.zeros((channels, height, width)), _taps(kernel_side(kernels.shape[0])))[0]
 
@@ -120,21 +117,22 @@ def _gather_bwd(stride, height, width, residuals, g):
         weight = repeat_blocks(kernels[index], stride, height, width)
         d_weight = _dot_channels(g, jax.lax.dynamic_slice(padded, corner, shape))
         below = jax.lax.dynamic_slice(d_padded, corner, shape)
-        return jax.lax.dynamic_update_slice(d_padded, below + weight * g, corner), _sum_blocks(d_weight, stride)
+        return jax.lax.dynamic_update_slice(d_padded, below + weight[None] * g, corner), _sum_blocks(d_weight, stride)
 
     return jax.lax.scan(tap_gradients, jnp.zeros_like(padded), _taps(kernel_side(kernels.shape[0])))
 
 
 def _dot_channels(a: Float[Array, "D H W"], b: Float[Array, "D H W"]) -> Float[Array, "H W"]:
     """Sum over channels, unrolled: XLA's CPU code for a reduction over the leading axis is not vectorised."""
-    return sum(a[c] * b[c] for c in range(a.shape[0]))
+    return functools.reduce(jnp.add, [a[c] * b[c] for c in range(a.shape[0])])
 
 
 def _sum_blocks(plane: Float[Array, "H W"], stride: int) -> Float[Array, "h w"]:
     """Sum over blocks of stride x stride px: the transpose of repeat_blocks."""
     height, width = plane.shape
     padded = jnp.pad(plane, ((0, -height % stride), (0, -width % stride)))
-    return sum(padded[i::stride, j::stride] for i in range(stride) for j in range(stride))
+    parts = [padded[i::stride, j::stride] for i in range(stride) for j in range(stride)]
+    return functools.reduce(jnp.add, parts)
 
 
 _gather_taps = jax.custom_vjp(_gather, nondiff_argnums=(2, 3, 4))
@@ -144,7 +142,7 @@ _gather_taps.defvjp(_gather_fwd, _gather_bwd)
 def mean_kernel(field: BlurField) -> Float[Array, "KK"]:
     """The kernel of a whole view: its kernels weighted by the mask, with the unmasked rest at the centre."""
     num_taps = field.kernels.shape[0]
-    masked = jnp.mean(field.kernels * field.mask, axis=(1, 2))
+    masked = jnp.mean(field.kernels * field.mask[None], axis=(1, 2))
     return masked.at[num_taps // 2].add(1.0 - jnp.mean(field.mask))
 
 

@@ -24,7 +24,7 @@ def position_code(height: int, width: int) -> Float[Array, "h w 16"]:
     octaves = jnp.pi * 2.0 ** jnp.arange(POSITION_FREQUENCIES)
 
     def waves(position):
-        angles = position[:, None] * octaves
+        angles = position[:, None] * octaves[None]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
     rows = jnp.broadcast_to(waves(y)[:, None], (height, width, 2 * POSITION_FREQUENCIES))
@@ -49,7 +49,7 @@ class RenderFeatures(nn.Module):
         x = rgbd
         for _ in range(2):
             x = nn.relu(nn.Conv(self.conv_width, (5, 5))(x[None])[0])
-            mean, variance = jnp.mean(x, axis=(0, 1)), jnp.var(x, axis=(0, 1))
+            mean, variance = jnp.mean(x, axis=(0, 1), keepdims=True), jnp.var(x, axis=(0, 1), keepdims=True)
             x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
         return nn.Conv(self.feature_width, (3, 3))(x[None])[0]
 
@@ -77,9 +77,7 @@ class BlurProposalNetwork(nn.Module):
         inits = [nn.initializers.he_normal()] * 2 + [deeper] * (len(self.kernel_sizes) - 1)
         self.trunk = [nn.Dense(self.width, use_bias=False, kernel_init=init) for init in inits]
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
-        self.kernel_heads = [
-            nn.Dense(k * k, kernel_init=small, bias_init=self._centred(k)) for k in self.kernel_sizes
-        ]
+        self.kernel_heads = [nn.Dense(k * k, kernel_init=small, bias_init=self._centred(k)) for k in self.kernel_sizes]
         self.mask_heads = [
             nn.Dense(1, kernel_init=small, bias_init=nn.initializers.constant(self.mask_logit))
             for _ in self.kernel_sizes
@@ -111,7 +109,7 @@ class BlurProposalNetwork(nn.Module):
         height, width, _ = rgbd.shape
         embedding = jnp.broadcast_to(self.embedding(view), (height, width, self.embedding_width))
         inputs = [embedding, position_code(height, width)]
-        if self.use_rgbd:
+        if self.render_features is not None:
             inputs.append(self.render_features(rgbd))
         x = jnp.concatenate(inputs, axis=-1)
         for layer in self.trunk[: 2 + head]:
@@ -132,7 +130,8 @@ class BlurProposalNetwork(nn.Module):
 
 def init_network(network: BlurProposalNetwork, key: Array) -> dict:
     """Parameters of all stages."""
-    return network.init(key, jnp.int32(0), jnp.zeros((16, 16, 4)), method=network.every_head)["params"]
+    variables = network.init(key, jnp.int32(0), jnp.zeros((16, 16, 4)), method=network.every_head)
+    return dict(variables["params"])
 
 
 def hand_over(params: dict, *, source: int, target: int, kernel_sizes: tuple[int, ...], zoom: float) -> dict:

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from typing import Any
 
 import flax.serialization
 import jax
@@ -16,13 +17,19 @@ from bags_jax.structs import TrainState
 class Checkpoints:
     """The checkpoints of one working directory; use it as a context, so that the last save is complete on leaving."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 3):
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 3, create: bool = True):
         # Orbax writes in the background, where a relative path would fail.
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
-        )
+        if not create and not self.directory.is_dir():  # to look for checkpoints leaves no trace
+            raise UserError(f"no checkpoint in {self.directory}: train with this --workdir first")
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handler)
+        except OSError as error:
+            raise UserError(
+                f"{self.directory} cannot be written ({error.strerror}): choose another --workdir"
+            ) from error
 
     def __enter__(self):
         return self
@@ -39,7 +46,7 @@ class Checkpoints:
         """Writes the state in the background; returns when it is safe to go on training with donated buffers."""
         step = int(state.step)
         if step not in self.steps():
-            arrays = flatten_dict(flax.serialization.to_state_dict(state), sep="/")
+            arrays: dict[str, Any] = flatten_dict(flax.serialization.to_state_dict(state), sep="/")
             arrays = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses empty arrays
             self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
@@ -63,8 +70,11 @@ class Checkpoints:
             raise UserError(f"no checkpoint of step {step} in {self.directory}: there are {', '.join(map(str, steps))}")
         try:
             shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._manager.item_metadata(step))
-            saved = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
-            return flax.serialization.from_state_dict(template, unflatten_dict(_with_empty(saved, template), sep="/"))
+            saved: Any = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+            state: Any = flax.serialization.from_state_dict(
+                template, unflatten_dict(_with_empty(saved, template), sep="/")
+            )
+            return state
         except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
             others = [s for s in steps if s != step]
             way_out = f"to go on from step {others[-1]}" if others else "to start again"
@@ -76,7 +86,7 @@ class Checkpoints:
 
 def _with_empty(saved: dict, template: TrainState) -> dict:
     """The saved arrays and the empty ones of the template, with as many rows as the saved state has."""
-    expected = flatten_dict(flax.serialization.to_state_dict(template), sep="/", keep_empty_nodes=True)
+    expected: dict[str, Any] = flatten_dict(flax.serialization.to_state_dict(template), sep="/", keep_empty_nodes=True)
     rows = saved["alive"].shape[0]
     empty = {
         name: np.zeros((rows, *x.shape[1:]), x.dtype) if hasattr(x, "shape") else x

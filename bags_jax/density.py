@@ -32,11 +32,9 @@ def empty_stats(num: int) -> DensityStats:
     return DensityStats(jnp.zeros(num), jnp.zeros(num), jnp.zeros(num))
 
 
-def view_stats(
-    probe_grads: Float[Array, "N 2"], projected: Projected, *, width: int, height: int
-) -> DensityStats:
+def view_stats(probe_grads: Float[Array, "N 2"], projected: Projected, *, width: int, height: int) -> DensityStats:
     """What one view adds: the size of the screen gradient in NDC (px times half the image size), visits, radii."""
-    ndc = probe_grads * jnp.array([0.5 * width, 0.5 * height])
+    ndc = probe_grads * jnp.array([[0.5 * width, 0.5 * height]])
     visible = projected.radii_px[:, 0] > 0
     return DensityStats(
         grad_norms=jnp.where(visible, jnp.linalg.norm(ndc, axis=-1), 0.0),
@@ -62,8 +60,8 @@ def _move_rows(gaussians: Gaussians, values: Gaussians, rows: Int[Array, "N"]) -
 def _split_child(gaussians: Gaussians, noise: Float[Array, "N 3"]) -> Gaussians:
     """One of the two Gaussians that a large one is split into: sampled from it, and smaller."""
     offset = jnp.einsum("nij,nj->ni", rotation_from_quat(gaussians.quats), jnp.exp(gaussians.log_scales) * noise)
-    return gaussians.replace(
-        means=gaussians.means + offset, log_scales=gaussians.log_scales - jnp.log(SPLIT_SHRINK)
+    return dataclasses.replace(
+        gaussians, means=gaussians.means + offset, log_scales=gaussians.log_scales - jnp.log(SPLIT_SHRINK)
     )
 
 
@@ -109,7 +107,8 @@ def densify_and_prune(
     def forget(moments: Gaussians) -> Gaussians:
         return _where_rows(born, jax.tree.map(jnp.zeros_like, moments), moments)
 
-    return state.replace(
+    return dataclasses.replace(
+        state,
         gaussians=gaussians,
         alive=alive.at[rows].set(True, mode="drop"),
         filter_3d=state.filter_3d.at[rows].set(state.filter_3d[sources], mode="drop"),
@@ -120,7 +119,7 @@ def densify_and_prune(
 
 def _map_moments(change, opt_state):
     """Applies `change` to every set of moments of an optimiser: those are the Gaussians in its state."""
-    is_moments = lambda node: isinstance(node, Gaussians)  # noqa: E731
+    is_moments = lambda node: isinstance(node, Gaussians)
     return jax.tree.map(lambda node: change(node) if is_moments(node) else node, opt_state, is_leaf=is_moments)
 
 
@@ -133,12 +132,12 @@ def reset_opacity(state: TrainState) -> TrainState:
     lowered = jnp.clip(lowered, 1e-6, 1.0 - 1e-6)
     logits = jnp.log(lowered) - jnp.log1p(-lowered)
 
-
     def forget(moments: Gaussians) -> Gaussians:
-        return moments.replace(logit_opacities=jnp.zeros_like(logits))
+        return dataclasses.replace(moments, logit_opacities=jnp.zeros_like(logits))
 
-    return state.replace(
-        gaussians=state.gaussians.replace(logit_opacities=logits),
+    return dataclasses.replace(
+        state,
+        gaussians=dataclasses.replace(state.gaussians, logit_opacities=logits),
         gaussians_opt=_map_moments(forget, state.gaussians_opt),
     )
 
@@ -153,7 +152,8 @@ def grow(state: TrainState, capacity: int) -> TrainState:
         has_rows = x.ndim > 0 and x.shape[0] == num
         return jnp.pad(x, [(0, capacity - num)] + [(0, 0)] * (x.ndim - 1)) if has_rows else x
 
-    return state.replace(
+    return dataclasses.replace(
+        state,
         gaussians=jax.tree.map(pad, state.gaussians),
         alive=pad(state.alive),
         filter_3d=pad(state.filter_3d),

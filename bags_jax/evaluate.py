@@ -3,21 +3,27 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import trimesh
 from jaxtyping import Float, UInt8
 
 from bags_jax import metrics
-from bags_jax.camera_path import focus_point, spiral
 from bags_jax.blur import kernel_side, kernel_statistics, mean_kernel, repeat_blocks
+from bags_jax.blur_network import BlurProposalNetwork
+from bags_jax.camera_path import focus_point, spiral
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.scene import Scene
-from bags_jax.programs import room_for
+from bags_jax.export.ply import read_ply, write_ply
+from bags_jax.programs import count_pairs
+from bags_jax.rasterize import bucket, rasterization
 from bags_jax.render import Rendered, View, propose_blur
 from bags_jax.report.blur_pictures import kernel_grid, mask_picture, write_blur_json
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_atomic, write_png
+from bags_jax.spherical_harmonics import degree_of
 from bags_jax.step import eval_step, network_name
 from bags_jax.structs import BlurField, Camera, Dataset, TrainState
 from bags_jax.train import Job, first_state, make_job
@@ -49,7 +55,7 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None) -> Run:
     config.num_devices, config.views_per_step = 1, 1
     job = make_job(config)
     template = jax.eval_shape(lambda: first_state(job))
-    with Checkpoints(pathlib.Path(workdir).expanduser()) as checkpoints:
+    with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
         state = checkpoints.restore(template, step)
     return Run(pathlib.Path(workdir).expanduser(), job, jax.tree.map(jnp.asarray, state))
 
@@ -60,10 +66,10 @@ _render = jax.jit(eval_step, static_argnames="view")
 def render_views(run: Run, viewmats, Ks, *, width: int, height: int) -> list[Rendered]:
     """Sharp pictures of cameras that share an image size; viewmats cam_from_world, Ks px."""
     cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
-    view = View(width, height, 0, tuple(run.scene.background))
+    view = View(width, height, 0, run.scene.background)
     sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
-    room = room_for(run.state, Dataset(images=None, sizes=sizes, cameras=cameras), view)
-    view = dataclasses.replace(view, max_intersections=room)
+    pairs = count_pairs(run.state, Dataset(images=None, sizes=sizes, cameras=cameras), view)
+    view = dataclasses.replace(view, max_intersections=bucket(pairs))
     return [_render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view) for i in range(len(viewmats))]
 
 
@@ -95,6 +101,12 @@ def _named(scores: metrics.Scores) -> dict:
     return {"PSNR": scores.psnr, "SSIM": scores.ssim, "LPIPS": scores.lpips}
 
 
+def mean_scores(per_view: dict) -> dict:
+    """Means over views, by protocol."""
+    protocols = {name: _mean(per_view, name) for name in ("deblur_nerf", "gaussian_splatting")}
+    return {**protocols, "shift_aligned": _mean(per_view, "shift_aligned", ("PSNR",))}
+
+
 def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dict:
     """Mean over views of each score; None where a view has none."""
     values = {name: [view[protocol][name] for view in per_view.values()] for name in names}
@@ -119,15 +131,13 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None) -> dict:
     per_view = {n: score_view(p, t) for n, p, t in zip(names, pictures, truths, strict=True)}
     results = {
         "step": int(run.state.step),
-        "deblur_nerf": _mean(per_view, "deblur_nerf"),
-        "gaussian_splatting": _mean(per_view, "gaussian_splatting"),
-        "shift_aligned": _mean(per_view, "shift_aligned", ("PSNR",)),
+        **mean_scores(per_view),
         "num_gaussians": int(jnp.sum(run.state.alive)),
         "per_view": per_view,
     }
     write_held_out(run, names, pictures, truths)
     if run.job.network is not None:
-        write_blur(run)
+        write_blur(run, run.job.network)
     write_atomic(run.workdir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     return results
 
@@ -145,20 +155,20 @@ def _stem(name: str) -> str:
     return str(pathlib.PurePath(name).with_suffix("")).replace("/", "_")
 
 
-def blur_fields(run: Run) -> list[BlurField]:
+def blur_fields(run: Run, network: BlurProposalNetwork) -> list[BlurField]:
     """What the network proposes for each training view at the last stage."""
-    stage, network = run.job.stages[-1], run.job.network
+    stage = run.job.stages[-1]
     params = run.state.network[network_name(stage.network)]
     propose = jax.jit(lambda index, rendered: propose_blur(network, params, index, rendered, head=stage.head))
     rendered = render_scene_views(run, run.scene.train_ids)
     return [propose(jnp.int32(index), r) for index, r in enumerate(rendered)]
 
 
-def write_blur(run: Run) -> None:
+def write_blur(run: Run, network: BlurProposalNetwork) -> None:
     """Mask and kernels of every training view as pictures, and blur.json with its figures, blurriest view first."""
-    stride = run.job.network.stride(run.job.stages[-1].head)
+    stride = network.stride(run.job.stages[-1].head)
     statistics = {}
-    for i, field in zip(run.scene.train_ids, blur_fields(run), strict=True):
+    for i, field in zip(run.scene.train_ids, blur_fields(run, network), strict=True):
         name = run.scene.names[i]
         whole = kernel_statistics(mean_kernel(field))
         statistics[name] = {
@@ -167,7 +177,10 @@ def write_blur(run: Run) -> None:
             "direction_deg": float(whole.direction),
         }
         height, width = run.scene.images[i].shape[:2]
-        write_png(run.workdir / "blur" / f"{_stem(name)}_mask.png", mask_picture(np.asarray(repeat_blocks(field.mask, stride, height, width))))
+        write_png(
+            run.workdir / "blur" / f"{_stem(name)}_mask.png",
+            mask_picture(np.asarray(repeat_blocks(field.mask, stride, height, width))),
+        )
         write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(sample_kernels(field)))
     write_blur_json(run.workdir / "blur" / "blur.json", statistics)
 
@@ -195,3 +208,48 @@ def render_path(run: Run, path: str, *, num_frames: int) -> list[Float[np.ndarra
     height, width = scene.images[first].shape[:2]
     Ks = np.repeat(scene.Ks[first][None], num_frames, axis=0)
     return [np.asarray(r.image) for r in render_views(run, loop, Ks, width=width, height=height)]
+
+
+def nearest_training_view(scene: Scene, index: int) -> int:
+    """The training view whose camera is nearest to that of a view."""
+    centers = -np.einsum("vji,vj->vi", scene.viewmats[:, :3, :3], scene.viewmats[:, :3, 3])
+    distances = np.linalg.norm(centers[scene.train_ids] - centers[index], axis=-1)
+    return int(scene.train_ids[np.argmin(distances)])
+
+
+def export(run: Run, path: str | pathlib.Path) -> int:
+    """Writes the living Gaussians as a standard 3DGS PLY with the 3D filter baked in; returns their number."""
+    alive = np.asarray(run.state.alive)
+    living = jax.tree.map(lambda x: np.asarray(x)[alive], run.state.gaussians)
+    write_ply(path, living, np.asarray(run.state.filter_3d)[alive])
+    return int(alive.sum())
+
+
+def check_export(run: Run, path: str | pathlib.Path) -> str:
+    """Exports the scene, reads the file back with another program's reader, renders it, and says how it compares.
+
+    Viewers draw in one of two ways: antialiased as we do, or classic with 3DGS's 0.3 px^2, which makes splats under a
+    pixel too heavy. Both are compared with our own picture of the first held-out view.
+    """
+    count = export(run, path)
+    independent = len(cast(Any, trimesh.load(path)).vertices)
+    saved, scene, first = read_ply(path), run.scene, run.scene.test_ids[0]
+    ours = np.asarray(render_scene_views(run, [first])[0].image)
+    height, width = ours.shape[:2]
+    colors = jnp.concatenate([saved.sh_dc, saved.sh_rest], axis=1)
+    found = []
+    for mode, eps2d in (("antialiased", 0.1), ("classic", 0.3)):
+        image, _, _ = rasterization(
+            *(saved.means, saved.quats, jnp.exp(saved.log_scales), jax.nn.sigmoid(saved.logit_opacities), colors),
+            *(jnp.asarray(scene.viewmats[[first]]), jnp.asarray(scene.Ks[[first]]), width, height),
+            sh_degree=degree_of(colors.shape[1]),
+            backgrounds=jnp.asarray([scene.background]),
+            near_plane=View.near_plane,
+            eps2d=eps2d,
+            rasterize_mode=mode,
+        )
+        error = float(np.mean((np.clip(image[0], 0, 1) - np.clip(ours, 0, 1)) ** 2))
+        found.append(f"{mode} (eps2d {eps2d}) {-10 * np.log10(max(error, 1e-12)):.1f} dB")
+    return (
+        f"{path}: {count} Gaussians, {independent} by trimesh; rendered again, against our picture: {', '.join(found)}"
+    )

@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from bags_jax.limits import MIN_ALPHA
 from bags_jax.numerics import safe_div, safe_normalize, safe_sqrt
 from bags_jax.structs import Camera, Projected
 
-ALPHA_THRESHOLD = 1.0 / 255.0  # a Gaussian is not drawn where its alpha is lower
+LARGEST = 1e18  # of any number of a Gaussian: the square of a larger one overflows
+LARGEST_PX = 1e9  # of a standard deviation on the screen: the fourth power of a larger one overflows
 FOV_MARGIN = 0.3  # the projection is linearised at most this part of half the field of view beyond the image
 
 
@@ -25,11 +27,6 @@ def rotation_from_quat(quats: Float[Array, "*S 4"]) -> Float[Array, "*S 3 3"]:
 def camera_center(viewmat: Float[Array, "4 4"]) -> Float[Array, "3"]:
     """World position of a camera, from cam_from_world."""
     return -viewmat[:3, :3].T @ viewmat[:3, 3]
-
-
-def scale_intrinsics(K: Float[Array, "*S 3 3"], sx, sy) -> Float[Array, "*S 3 3"]:
-    """Intrinsics of an image resized by sx and sy (exact, since pixel centres are at +0.5)."""
-    return K * jnp.array([[sx], [sy], [1.0]])
 
 
 def _screen_covariance(factor: Float[Array, "N 2 3"], eps_2d: float):
@@ -74,8 +71,8 @@ def project(
       near_plane, far_plane: Gaussians with camera z outside are culled, scene units.
       eps_2d: variance of the 2D filter, px^2.
     Returns:
-      Projected; radius 0 marks what is culled: outside the depth range, nowhere above alpha 1/255, off screen, or not
-      finite.
+      Projected; radius 0 marks what is culled: outside the depth range, nowhere above alpha 1/255, off screen, not
+      finite, or too large for float32 (numbers over 1e18, standard deviations over 1e9 px).
     Raises:
       ValueError: eps_2d < 0.
     Differentiable in all arrays, the camera's included; gradient 0 where culled.
@@ -87,9 +84,10 @@ def project(
     opacities = jnp.where(finite, opacities, 0.0)
     rotation, translation = camera.viewmat[:3, :3], camera.viewmat[:3, 3]
     # A product written as a sum over the three columns: on CPU a [N,3] x [3,3] matmul is slower and less exact.
-    means_cam = sum(means[:, k : k + 1] * rotation[:, k] for k in range(3)) + translation
+    columns = [means[:, k : k + 1] * rotation[None, :, k] for k in range(3)]
+    means_cam = columns[0] + columns[1] + columns[2] + translation[None]
     depths = means_cam[:, 2]
-    in_range = (depths > near_plane) & (depths < far_plane)
+    in_range = finite & (depths > near_plane) & (depths < far_plane)
     z = jnp.where(in_range, depths, 1.0)
     x, y = means_cam[:, 0] / z, means_cam[:, 1] / z
     fx, fy, skew, cx, cy = (camera.K[0, 0], camera.K[1, 1], camera.K[0, 1], camera.K[0, 2], camera.K[1, 2])
@@ -101,17 +99,19 @@ def project(
     slope_x = axes_cam[:, 0] - x_lin[:, None] * axes_cam[:, 2]
     slope_y = axes_cam[:, 1] - y_lin[:, None] * axes_cam[:, 2]
     factor = jnp.stack([fx * slope_x + skew * slope_y, fy * slope_y], axis=1) / z[:, None, None]
+    drawable = in_range & (jnp.abs(factor) < LARGEST_PX).all((1, 2))
+    factor = jnp.where(drawable[:, None, None], factor, 0.0)  # before its fourth power overflows into the gradients
     covs, det, compensation = _screen_covariance(factor, eps_2d)
 
     means_px = jnp.stack([fx * x + skew * y + cx, fy * y + cy], axis=-1)
     opacities = opacities * compensation if antialiased else opacities
     conics = jnp.stack([covs[:, 2], -covs[:, 1], covs[:, 0]], -1) / jnp.where(det > 0, det, 1.0)[:, None]
-    radii = _radii(means_px, covs, opacities, in_range & (det > 0), width=width, height=height)
+    radii = _radii(means_px, covs, opacities, drawable & (det > 0), width=width, height=height)
     visible = radii[:, 0] > 0
     return Projected(
         means_px=jnp.where(visible[:, None], means_px, 0.0),
-        covs_px=jnp.where(visible[:, None], covs, jnp.array([1.0, 0.0, 1.0])),
-        conics=jnp.where(visible[:, None], conics, jnp.array([1.0, 0.0, 1.0])),
+        covs_px=jnp.where(visible[:, None], covs, jnp.array([[1.0, 0.0, 1.0]])),
+        conics=jnp.where(visible[:, None], conics, jnp.array([[1.0, 0.0, 1.0]])),
         depths=jnp.where(visible, depths, 0.0),
         opacities=jnp.where(visible, opacities, 0.0),
         radii_px=radii,
@@ -119,25 +119,31 @@ def project(
 
 
 def _finite_rows(*arrays) -> Bool[Array, "N"]:
-    """Rows without NaN or infinity: the others must not reach the arithmetic, for 0 * NaN in a gradient is NaN."""
-    return jnp.stack([jnp.isfinite(x).reshape(x.shape[0], -1).all(-1) for x in arrays]).all(0)
+    """Rows without NaN, infinity or what overflows when squared: in a gradient, 0 * NaN and 0 * infinity are NaN."""
+    return jnp.stack([(jnp.abs(x) < LARGEST).all(tuple(range(1, x.ndim))) for x in arrays]).all(0)
 
 
 def _radii(means_px, covs, opacities, valid: Bool[Array, "N"], *, width: int, height: int) -> Float[Array, "N 2"]:
     """Half extents of the region where alpha >= 1/255, 0 for what the image cannot show or what is not finite."""
     means_px, covs, opacities = jax.lax.stop_gradient((means_px, covs, opacities))
-    log_ratio = jnp.log(jnp.maximum(opacities / ALPHA_THRESHOLD, 1e-6))
+    log_ratio = jnp.log(jnp.maximum(opacities / MIN_ALPHA, 1e-6))
     diagonal = covs[:, ::2]
     radii = jnp.sqrt(jnp.maximum(2.0 * log_ratio, 0.0))[:, None] * jnp.sqrt(jnp.maximum(diagonal, 0.0))
     finite = _finite_rows(means_px, covs, opacities)
-    size = jnp.array([width, height], means_px.dtype)
+    size = jnp.array([[width, height]], means_px.dtype)
     on_screen = ((means_px + radii > 0) & (means_px - radii < size)).all(-1)
     # A radius of 0 would read as culled: a Gaussian that touches the threshold at its centre alone is nowhere visible.
     return jnp.where((valid & finite & on_screen & (log_ratio > 0))[:, None], radii, 0.0)
 
 
 def smoothing_filter(
-    means: Float[Array, "N 3"], alive: Bool[Array, "N"], cameras: Camera, sizes, *, near: float = 0.2, margin: float = 0.15
+    means: Float[Array, "N 3"],
+    alive: Bool[Array, "N"],
+    cameras: Camera,
+    sizes: Int[Array, "V 2"],
+    *,
+    near: float = 0.2,
+    margin: float = 0.15,
 ) -> Float[Array, "N"]:
     """Standard deviation of Mip-Splatting's 3D filter: sqrt(0.2) * min over cameras of z / focal (Yu et al. 2024, eq. 7).
 
@@ -145,7 +151,7 @@ def smoothing_filter(
       means: world frame, scene units.
       alive: rows that count; the others get the largest value too.
       cameras: the V training cameras at the scale that is being trained.
-      sizes: [V, 2] height and width of their images, px.
+      sizes: height and width of their images, px.
       near: a camera sees points farther than this, scene units.
       margin: and inside its image enlarged by this part of it on each side.
     Returns:
@@ -154,10 +160,10 @@ def smoothing_filter(
 
     def nearest(best, view):
         camera, size = view
-        in_cam = means @ camera.viewmat[:3, :3].T + camera.viewmat[:3, 3]
+        in_cam = means @ camera.viewmat[:3, :3].T + camera.viewmat[None, :3, 3]
         z = jnp.maximum(in_cam[:, 2], near)
-        uv = (in_cam[:, :2] / z[:, None]) * jnp.stack([camera.K[0, 0], camera.K[1, 1]]) + camera.K[:2, 2]
-        extent = size[::-1].astype(means.dtype)
+        uv = (in_cam[:, :2] / z[:, None]) * jnp.diagonal(camera.K)[None, :2] + camera.K[None, :2, 2]
+        extent = size[None, ::-1].astype(means.dtype)
         inside = ((uv >= -margin * extent) & (uv <= (1 + margin) * extent)).all(-1) & (in_cam[:, 2] > near)
         return jnp.minimum(best, jnp.where(inside, z / camera.K[0, 0], jnp.inf)), None
 

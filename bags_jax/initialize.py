@@ -1,5 +1,7 @@
 """The state that training starts from."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +106,7 @@ def init_state(
         alive=jnp.arange(capacity) < len(points),
         filter_3d=jnp.zeros(capacity),
         network=params,
-        gaussians_opt=optimizers.gaussians.init(gaussians),
+        gaussians_opt=optimizers.gaussians.init(cast(Any, gaussians)),  # optax's type of a pytree knows no structs
         network_opt=optimizers.network.init(params),
         density=empty_stats(capacity),
     )

@@ -1,11 +1,11 @@
 """Terms of the training loss: one function each, all of them means, so that they do not depend on the image size."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-
-from bags_jax.blur import kernel_statistics
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
@@ -42,9 +42,9 @@ def _gaussian_window(planes: Float[Array, "D H W"]) -> Float[Array, "D H W"]:
     taps = (taps / taps.sum()).astype(np.float32)
     _, height, width = planes.shape
     padded = jnp.pad(planes, ((0, 0), (radius, radius), (0, 0)))
-    planes = sum(taps[k] * padded[:, k : k + height] for k in range(SSIM_WINDOW))
+    planes = functools.reduce(jnp.add, [taps[k] * padded[:, k : k + height] for k in range(SSIM_WINDOW)])
     padded = jnp.pad(planes, ((0, 0), (0, 0), (radius, radius)))
-    return sum(taps[k] * padded[:, :, k : k + width] for k in range(SSIM_WINDOW))
+    return functools.reduce(jnp.add, [taps[k] * padded[:, :, k : k + width] for k in range(SSIM_WINDOW)])
 
 
 _gaussian_window.defvjp(lambda planes: (_gaussian_window(planes), None), lambda _, g: (_gaussian_window(g),))
@@ -55,7 +55,7 @@ def ssim(image: Float[Array, "H W D"], target: Float[Array, "H W D"], valid: Boo
 
     Invalid pixels count as beyond the border: a small image padded to a larger one has the SSIM that it had alone.
     """
-    planes = [jnp.where(valid, jnp.moveaxis(x, -1, 0), 0.0) for x in (image, target)]
+    planes = [jnp.where(valid[None], jnp.moveaxis(x, -1, 0), 0.0) for x in (image, target)]
     x, y = planes
     channels = x.shape[0]
     moments = _gaussian_window(jnp.concatenate([x, y, x * x, y * y, x * y]))
@@ -71,8 +71,3 @@ def total_variation(image: Float[Array, "H W D"], valid: Bool[Array, "H W"]) -> 
     down = _masked_mean(jnp.abs(image[1:] - image[:-1]), valid[1:])
     across = _masked_mean(jnp.abs(image[:, 1:] - image[:, :-1]), valid[:, 1:])
     return down + across
-
-
-def centroid_drift(kernel: Float[Array, "KK"]) -> Float[Array, ""]:
-    """Squared distance of a view's mean kernel from its centre, px^2: what shifts the scene against the photographs."""
-    return jnp.sum(kernel_statistics(kernel).centroid ** 2)

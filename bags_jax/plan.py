@@ -1,11 +1,13 @@
 """From a configuration to what the training loop needs: checked, derived, and free of config objects below."""
 
 import dataclasses
+import functools
+import itertools
 import math
 import pathlib
+from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.data import load_scene
@@ -16,6 +18,8 @@ from bags_jax.errors import UserError
 from bags_jax.optimizer import Rates
 from bags_jax.schedules import Stage
 from bags_jax.step import Objective
+
+Config = Any  # an ml_collections.ConfigDict, whose fields no type checker can know
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,26 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def make_stages(config: ConfigDict) -> tuple[Stage, ...]:
+COUNTS = ("num_steps", "max_gaussians", "init.num_random", "density.every")
+COUNTS += ("log_every", "checkpoint_every", "keep_checkpoints")
+
+
+def check_counts(config: Config) -> None:
+    """Raises UserError where a number that counts something is under 1, or the colours have a degree that is not there."""
+    for name in COUNTS:
+        value = functools.reduce(getattr, name.split("."), config)
+        if value < 1:
+            raise UserError(f"config.{name} is {value}, expected at least 1")
+    if not 0 <= config.sh_degree <= 3:
+        raise UserError(f"config.sh_degree is {config.sh_degree}, expected 0 to 3")
+    if config.num_devices < 0 or config.views_per_step < 0:
+        raise UserError(
+            f"config.num_devices is {config.num_devices} and config.views_per_step {config.views_per_step}, expected at "
+            "least 0: 0 means all devices, one view for each"
+        )
+
+
+def make_stages(config: Config) -> tuple[Stage, ...]:
     """The resolution schedule, with the steps without a blur model as stages of their own.
 
     Raises:
@@ -81,7 +104,7 @@ def make_stages(config: ConfigDict) -> tuple[Stage, ...]:
         second = int(config.blur.second_network and restart > 0 and start >= restart)
         cuts = {start, stop} | {step for step in free_from + free_until if start < step < stop}
         cuts = sorted(cuts)
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             is_free = any(low <= a < high for low, high in zip(free_from, free_until, strict=True))
             size = 0 if is_free or not config.blur.enabled else kernel
             stages.append(Stage(a, b, scale, size, head, second))
@@ -89,7 +112,7 @@ def make_stages(config: ConfigDict) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _check_stages(config: ConfigDict, stops: list[int]) -> None:
+def _check_stages(config: Config, stops: list[int]) -> None:
     scales, kernels, strides = config.stages.scales, config.blur.kernel_sizes, config.blur.strides
     num = len(scales)
     for name, values in (("stages.stops", stops), ("blur.kernel_sizes", kernels), ("blur.strides", strides)):
@@ -120,7 +143,7 @@ def check_sizes(stages: tuple[Stage, ...], width: int, height: int) -> None:
             )
 
 
-def make_network(config: ConfigDict, num_views: int) -> BlurProposalNetwork | None:
+def make_network(config: Config, num_views: int) -> BlurProposalNetwork | None:
     """The blur model; None for plain splatting."""
     blur = config.blur
     if not blur.enabled:
@@ -141,17 +164,17 @@ def make_network(config: ConfigDict, num_views: int) -> BlurProposalNetwork | No
     )
 
 
-def make_objective(config: ConfigDict) -> Objective:
+def make_objective(config: Config) -> Objective:
     """Weights of the loss."""
     return Objective(**config.loss.to_dict())
 
 
-def make_rates(config: ConfigDict) -> Rates:
+def make_rates(config: Config) -> Rates:
     """Learning rates."""
     return Rates(**config.optim.to_dict())
 
 
-def make_density_plan(config: ConfigDict, stages: tuple[Stage, ...]) -> DensityPlan:
+def make_density_plan(config: Config, stages: tuple[Stage, ...]) -> DensityPlan:
     """When and how density control acts."""
     density, num_steps = config.density, config.num_steps
     return DensityPlan(
@@ -169,7 +192,7 @@ def make_density_plan(config: ConfigDict, stages: tuple[Stage, ...]) -> DensityP
     )
 
 
-def load(config: ConfigDict) -> Scene:
+def load(config: Config) -> Scene:
     """The scene that a configuration names."""
     data = config.data
     if data.format == "procedural":
@@ -185,11 +208,11 @@ def load(config: ConfigDict) -> Scene:
     if not data.root:
         raise UserError("config.data.root is empty, expected the folder of a capture: pass --config.data.root=FOLDER")
     root = str(pathlib.Path(data.root).expanduser())
-    background = tuple(float(c) for c in data.background)
+    background: Any = tuple(float(c) for c in data.background)  # load_scene checks that they are three
     return load_scene(root, format=data.format, factor=data.factor, holdout=data.holdout, background=background)
 
 
-def count_devices(config: ConfigDict) -> int:
+def count_devices(config: Config) -> int:
     """Devices that training uses.
 
     Raises:

@@ -15,7 +15,8 @@ from bags_jax.render import View, project_gaussians
 from bags_jax.step import Recipe, train_steps
 from bags_jax.structs import Dataset, TrainState
 
-HEADROOM = 1.25  # room for pairs of tile and Gaussian beyond those that the scene has now
+HEADROOM = 1.25  # room for pairs of tile and Gaussian beyond those that the scene needs
+HEADROOM_AHEAD = 2.0  # the same for a program that is compiled long before it is used
 
 
 class Programs:
@@ -32,17 +33,23 @@ class Programs:
     def __exit__(self, *_):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def prepare(self, recipe: Recipe, state: TrainState, dataset: Dataset) -> concurrent.futures.Future:
-        """Starts to compile the step of a recipe for states and datasets of these shapes."""
-        key = (recipe, state.alive.shape[0], dataset.images.shape)
+    def prepare(self, recipe: Recipe, state: TrainState, dataset: Dataset) -> None:
+        """Starts to compile the step of a recipe for states and datasets of these shapes, in the background."""
+        key = _key(recipe, state, dataset)
         if key not in self._futures:
             shapes = jax.tree.map(_shape, (state, dataset))
             self._futures[key] = self._pool.submit(self._compile, recipe, *shapes)
-        return self._futures[key]
 
     def step(self, recipe: Recipe, state: TrainState, dataset: Dataset, num_steps: int):
-        """Takes up to num_steps steps: (state, metrics). The state is donated."""
-        compiled = self.prepare(recipe, state, dataset).result()
+        """Takes up to num_steps steps: (state, metrics). The state is donated.
+
+        A program that nobody prepared is compiled at once: it must not wait behind those of later stages.
+        """
+        key = _key(recipe, state, dataset)
+        if key not in self._futures:
+            self._futures[key] = concurrent.futures.Future()
+            self._futures[key].set_result(self._compile(recipe, *jax.tree.map(_shape, (state, dataset))))
+        compiled = self._futures[key].result()
         return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(num_steps))
 
     def _compile(self, recipe: Recipe, state, dataset):
@@ -50,6 +57,10 @@ class Programs:
             functools.partial(train_steps, recipe=recipe), num_args=2, num_devices=self._num_devices
         )
         return mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(1)).compile()
+
+
+def _key(recipe: Recipe, state: TrainState, dataset: Dataset):
+    return recipe, state.alive.shape[0], dataset.images.shape
 
 
 def _shape(x):
@@ -87,6 +98,11 @@ def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
     return jnp.max(jax.lax.map(count, dataset.cameras))
 
 
-def room_for(state: TrainState, dataset: Dataset, view: View) -> int:
-    """Room for the pairs of tile and Gaussian of the most demanding training view, with some headroom."""
-    return bucket(int(HEADROOM * int(_largest_count(state, dataset, view=view))))
+def count_pairs(state: TrainState, dataset: Dataset, view: View) -> int:
+    """Pairs of tile and Gaussian of the most demanding view of a dataset."""
+    return int(_largest_count(state, dataset, view=view))
+
+
+def room_for(pairs: int, *, headroom: float = HEADROOM) -> int:
+    """Room for some pairs of tile and Gaussian, and for more of them to come."""
+    return bucket(int(headroom * pairs))

@@ -72,7 +72,7 @@ def colors_towards(gaussians: Gaussians, camera: Camera, sh_degree: Int[Array, "
     degree = degree_of(1 + num_rest)
     degrees = jnp.floor(jnp.sqrt(jnp.arange(1, 1 + num_rest) + 1e-3))
     rest = jnp.where((degrees <= sh_degree)[:, None], gaussians.sh_rest, 0.0)
-    directions = safe_normalize(gaussians.means - camera_center(camera.viewmat))
+    directions = safe_normalize(gaussians.means - camera_center(camera.viewmat)[None])
     return evaluate_sh(jnp.concatenate([gaussians.sh_dc, rest], axis=1), directions, degree=degree)
 
 
@@ -99,13 +99,13 @@ def render(
     """
     projected = project_gaussians(gaussians, alive, filter_3d, camera, view)
     if probe_px is not None:
-        projected = projected.replace(means_px=projected.means_px + probe_px)
+        projected = dataclasses.replace(projected, means_px=projected.means_px + probe_px)
     features = jnp.concatenate([colors_towards(gaussians, camera, sh_degree), projected.depths[:, None]], axis=-1)
     output = rasterize(
         projected, features, width=view.width, height=view.height, max_intersections=view.max_intersections
     )
     return Rendered(
-        image=output.colors[..., :3] + (1.0 - output.alphas[..., None]) * jnp.asarray(view.background),
+        image=output.colors[..., :3] + (1.0 - output.alphas[..., None]) * jnp.asarray(view.background)[None, None],
         depth=output.colors[..., 3],
         alpha=output.alphas,
         projected=projected,
@@ -119,7 +119,9 @@ def propose_blur(
 ) -> BlurField:
     """The blur that the network sees in a training view, from its sharp render."""
     rgbd = jnp.concatenate([rendered.image, normalize_depth(rendered.depth)[..., None]], axis=-1)
-    return network.apply({"params": params}, view_index, rgbd, head=head)
+    field = network.apply({"params": params}, view_index, rgbd, head=head)
+    assert isinstance(field, BlurField)  # for the type checker: flax says Any or a tuple
+    return field
 
 
 def render_blurred(

@@ -1,19 +1,20 @@
 """One step of training: render, blur, compare, differentiate, update. Pure and un-mapped: parallel.py maps it.
 
 A step is a function of the state alone: the views that it looks at follow from `state.step`, and a step that cannot be
-trusted (the tile buffer was too small, or the loss is not finite) returns the state as it came. Whoever runs it may
+trusted (the tile buffer was too small, or the loss or the update is not finite) returns the state as it came. Whoever runs it may
 therefore look at the metrics later, enlarge the buffer, and run again: nothing is lost and nothing is done twice.
 """
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur import mean_kernel
+from bags_jax.blur import kernel_statistics, mean_kernel
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.optimizer import Optimizers
@@ -93,12 +94,12 @@ def loss_fn(
     )
     photo = dataset.images[index].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
-    valid = (jnp.arange(recipe.view.height) < height)[:, None] & (jnp.arange(recipe.view.width) < width)
+    valid = (jnp.arange(recipe.view.height) < height)[:, None] & (jnp.arange(recipe.view.width) < width)[None, :]
     image, extra = rendered.image, {}
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, field = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        extra = {"mask": jnp.mean(field.mask), "centroid": losses.centroid_drift(mean_kernel(field))}
+        extra = {"mask": jnp.mean(field.mask), "centroid": jnp.sum(kernel_statistics(mean_kernel(field)).centroid ** 2)}
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
     terms |= extra
     weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}
@@ -180,17 +181,24 @@ def train_step(
     d_gaussians, d_network = grads
     updates, gaussians_opt = recipe.optimizers.gaussians.update(d_gaussians, state.gaussians_opt)
     network_updates, network_opt = recipe.optimizers.network.update(d_network, state.network_opt)
-    advanced = state.replace(
+    advanced = dataclasses.replace(
+        state,
         step=state.step + 1,
-        gaussians=optax.apply_updates(state.gaussians, updates),
+        gaussians=optax.apply_updates(cast(Any, state.gaussians), updates),
         network=optax.apply_updates(state.network, network_updates),
         gaussians_opt=gaussians_opt,
         network_opt=network_opt,
         density=add_stats(state.density, stats),
     )
-    ok = (room["num_dropped"] == 0) & jnp.isfinite(terms["total"])
+    ok = (room["num_dropped"] == 0) & jnp.isfinite(terms["total"]) & _is_finite(advanced)
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
     return state, {**terms, **room, "ok": ok.astype(jnp.int32)}
+
+
+def _is_finite(state: TrainState) -> Bool[Array, ""]:
+    """Whether all parameters are: a Gaussian that is not finite is culled, so that the loss would not show it."""
+    leaves = jax.tree.leaves((state.gaussians, state.network))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
 def train_steps(
@@ -212,7 +220,7 @@ def train_steps(
     shapes = jax.eval_shape(lambda: train_step(rank, state, dataset, recipe=recipe)[1])
     metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes) | {"ok": jnp.int32(1)}
     sums = {name: x for name, x in metrics.items() if name not in ("ok", "num_intersections", "num_dropped")}
-    goes_on = lambda carry: (carry[0] < num_steps) & (carry[2]["ok"] > 0)  # noqa: E731
+    goes_on = lambda carry: (carry[0] < num_steps) & (carry[2]["ok"] > 0)
     taken, state, metrics, sums = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state, metrics, sums))
     return state, {**metrics, "mean": jax.tree.map(lambda x: x / jnp.maximum(taken, 1), sums)}
 

@@ -2,12 +2,10 @@
 
 import dataclasses
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from bags_jax import parallel, plan
 from bags_jax.blur_network import BlurProposalNetwork, hand_over
@@ -18,7 +16,15 @@ from bags_jax.density import grow
 from bags_jax.errors import UserError
 from bags_jax.initialize import init_state, random_points, scene_extent
 from bags_jax.optimizer import Optimizers, make_optimizers
-from bags_jax.programs import Programs, control_density, lower_opacity, refresh_filter, room_for
+from bags_jax.programs import (
+    HEADROOM_AHEAD,
+    Programs,
+    control_density,
+    count_pairs,
+    lower_opacity,
+    refresh_filter,
+    room_for,
+)
 from bags_jax.progress import Progress
 from bags_jax.rasterize import bucket
 from bags_jax.render import View
@@ -33,7 +39,7 @@ from bags_jax.writers import Writers
 class Job:
     """A configuration worked out for one scene."""
 
-    config: ConfigDict
+    config: plan.Config
     scene: Scene
     stages: tuple[Stage, ...]
     network: BlurProposalNetwork | None
@@ -41,6 +47,13 @@ class Job:
     density: plan.DensityPlan
     extent: float
     num_devices: int
+    _datasets: dict[float, Dataset] = dataclasses.field(default_factory=dict)
+
+    def dataset(self, scale: float) -> Dataset:
+        """The training views at one image scale, on the devices; made when first asked for."""
+        if scale not in self._datasets:
+            self._datasets[scale] = parallel.replicate(make_dataset(self.scene, scale), self.num_devices)
+        return self._datasets[scale]
 
     def recipe(self, stage: Stage, dataset: Dataset, room: int) -> Recipe:
         """The static part of a stage's step."""
@@ -59,15 +72,21 @@ class Job:
         )
 
 
-def make_job(config: ConfigDict) -> Job:
+def make_job(config: plan.Config) -> Job:
     """Loads the scene of a configuration and works out everything that does not change in training.
 
     Raises:
       UserError: what the configuration asks for cannot be had.
     """
+    plan.check_counts(config)
     stages = plan.make_stages(config)
     num_devices = plan.count_devices(config)
     scene = plan.load(config)
+    if len(scene.points) == 0:
+        num = num_random_points(config)
+        scene = dataclasses.replace(
+            scene, notes=(*scene.notes, f"the capture has no points: {num} random ones are used")
+        )
     height, width = np.min([image.shape[:2] for image in scene.images], axis=0)
     plan.check_sizes(stages, int(width), int(height))
     extent = scene_extent(scene.viewmats[scene.train_ids])
@@ -84,12 +103,17 @@ def make_job(config: ConfigDict) -> Job:
     )
 
 
+def num_random_points(config: plan.Config) -> int:
+    """How many points a capture without any starts from."""
+    return min(config.init.num_random, config.max_gaussians)
+
+
 def first_state(job: Job) -> TrainState:
     """The state at step 0: Gaussians on the points of the capture, or on random ones."""
     config, scene = job.config, job.scene
     points, colors = scene.points, scene.point_colors
     if len(points) == 0:
-        points, colors = random_points(scene, min(config.init.num_random, config.max_gaussians), config.seed)
+        points, colors = random_points(scene, num_random_points(config), config.seed)
     return init_state(
         points,
         colors,
@@ -133,7 +157,7 @@ def after_step(job: Job, state: TrainState, step: int, dataset: Dataset) -> Trai
     return parallel.replicate(grow(state, wanted), job.num_devices) if wanted > capacity else state
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
+def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
     """Trains a scene from a configuration, or goes on where the working directory left off.
 
     Raises:
@@ -141,8 +165,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     """
     config.views_per_step = config.views_per_step or noted_views_per_step(workdir) or plan.count_devices(config)
     job = make_job(config)
-    workdir = claim_workdir(workdir, config)  # last of all checks: a run that cannot start leaves no trace
     template = jax.eval_shape(lambda: first_state(job))
+    workdir = claim_workdir(workdir, config)  # last of all checks: a run that cannot start leaves no trace
     with (
         Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints,
         Writers(workdir) as writers,
@@ -151,19 +175,22 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     ):
         state = checkpoints.restore(template) if checkpoints.steps() else first_state(job)
         state = parallel.replicate(jax.tree.map(jnp.asarray, state), job.num_devices)
-        step, stage, room = int(state.step), None, 0
+        step, entered = int(state.step), None
+        rooms = prepare_stages(job, programs, state)
         while step < config.num_steps:
-            if stage != stage_at(job.stages, step):
-                stage = stage_at(job.stages, step)
-                dataset = parallel.replicate(make_dataset(job.scene, stage.scale), job.num_devices)
+            stage = stage_at(job.stages, step)
+            dataset = job.dataset(stage.scale)
+            if stage != entered:
+                entered = stage
                 state = enter_stage(job, stage, state, dataset) if step == stage.start else state
-                room = room_for(state, dataset, job.recipe(stage, dataset, 0).view)
-            recipe = job.recipe(stage, dataset, room)
+                needed = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
+                rooms[stage] = rooms[stage] if needed < rooms[stage] else room_for(needed)
+            recipe = job.recipe(stage, dataset, rooms[stage])
             stop = next_event(config, stage, step)
             state, metrics = programs.step(recipe, state, dataset, stop - step)
             step = int(state.step)
             if metrics["num_dropped"] > 0:
-                room = bucket(int(1.25 * int(metrics["num_intersections"])))
+                rooms[stage] = max(room_for(int(metrics["num_intersections"])), bucket(rooms[stage] + 1))
             elif not metrics["ok"]:
                 raise_not_finite(metrics, step, stage, checkpoints)
             if step < stop:
@@ -177,7 +204,19 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainState:
     return state
 
 
-def next_event(config: ConfigDict, stage: Stage, step: int) -> int:
+def prepare_stages(job: Job, programs: Programs, state: TrainState) -> dict[Stage, int]:
+    """Starts to compile the steps of all stages to come; returns the room for pairs of tile and Gaussian of each."""
+    rooms = {}
+    for stage in job.stages:
+        if stage.stop > int(state.step):
+            dataset = job.dataset(stage.scale)
+            pairs = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
+            rooms[stage] = room_for(pairs, headroom=HEADROOM_AHEAD)
+            programs.prepare(job.recipe(stage, dataset, rooms[stage]), state, dataset)
+    return rooms
+
+
+def next_event(config: plan.Config, stage: Stage, step: int) -> int:
     """The next step at which the loop has to look: end of the stage, density control, log, checkpoint."""
     periods = (config.density.every, config.log_every, config.checkpoint_every)
     return min([stage.stop] + [(step // period + 1) * period for period in periods])
@@ -186,7 +225,9 @@ def next_event(config: ConfigDict, stage: Stage, step: int) -> int:
 def raise_not_finite(metrics: dict, step: int, stage: Stage, checkpoints: Checkpoints) -> None:
     """Raises UserError with the terms of the loss that are not finite."""
     terms = [name for name, value in metrics["mean"].items() if name not in ("total", "psnr")]
-    bad = [f"{name} = {float(metrics[name])}" for name in terms if not np.isfinite(metrics[name])] or ["total"]
+    bad = [f"{name} = {float(metrics[name])}" for name in terms if not np.isfinite(metrics[name])] or [
+        "no term, but the new parameters"
+    ]
     kept = checkpoints.steps()
     way_out = f"the checkpoint of step {kept[-1]} is kept" if kept else "there was no checkpoint yet"
     raise UserError(

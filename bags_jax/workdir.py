@@ -1,7 +1,9 @@
 """The working directory: one configuration, one run."""
 
 import json
+import os
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -23,16 +25,25 @@ def claim_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.Pa
     try:
         path.mkdir(parents=True, exist_ok=True)
         if (path / CONFIG_FILE).exists():
-            _check_same(path, json.loads((path / CONFIG_FILE).read_text()), ours)
+            _check_same(path, _read_fields(path / CONFIG_FILE), ours)
         else:
             partial = path / f"{CONFIG_FILE}.partial"
             partial.write_text(json.dumps(ours, indent=2) + "\n")
             partial.replace(path / CONFIG_FILE)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path / CONFIG_FILE} is not JSON ({error}): choose another --workdir") from error
     except OSError as error:
         raise UserError(f"--workdir={path} cannot be written ({error}): choose a folder that can") from error
     return path
+
+
+def _read_fields(path: pathlib.Path) -> dict:
+    """The fields of a noted configuration."""
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # ValueError: not JSON, not text
+        raise UserError(f"{path} cannot be read ({error}): choose another --workdir") from error
+    if not isinstance(fields, dict) or not {"num_steps", "data", "stages"} <= fields.keys():
+        raise UserError(f"{path} is no configuration of a training run: choose another --workdir")
+    return fields
 
 
 def _check_same(path: pathlib.Path, theirs: dict, ours: dict) -> None:
@@ -55,22 +66,19 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def read_config(workdir: str | pathlib.Path) -> ConfigDict:
+def read_config(workdir: str | pathlib.Path) -> Any:
     """The configuration of a run.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it cannot be read.
     """
     path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):  # False too where we may not look
         raise UserError(f"no {CONFIG_FILE} in --workdir={path.parent}, expected the folder of a training run")
-    try:
-        return ConfigDict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}): the run cannot be read") from error
+    return ConfigDict(_read_fields(path))
 
 
 def noted_views_per_step(workdir: str | pathlib.Path) -> int:
     """Views per step of the run in a directory, so that it goes on the same on another number of devices; 0: no run."""
     path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
-    return int(read_config(workdir).get("views_per_step", 0)) if path.is_file() else 0
+    return int(read_config(workdir).get("views_per_step", 0)) if os.path.isfile(path) else 0

@@ -1,15 +1,15 @@
 """One's own capture: a folder with images/ and the COLMAP model in sparse/0, or a nerfstudio or Blender transforms file.
 
-  python -m experiments.train --config=configs/custom.py --config.data.root=my_capture --workdir=runs/mine
+python -m experiments.train --config=configs/custom.py --config.data.root=my_capture --workdir=runs/mine
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import base
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def get_config(arg: str = "") -> Any:
     """The default configuration, photographs at half size; `smoke` shrinks it to seconds on a CPU."""
     config = base.get_config()
     config.data.factor = 2
-    return base.smoke(config) if arg == "smoke" else config
+    return base.smoke(config) if "smoke" in base.words_of(arg, "smoke") else config

@@ -11,14 +11,15 @@ On a CPU, at 300 x 200:
     --config.data.factor=8 --config.num_steps=3200 --config.max_gaussians=16000 --config.blur.kernel_sizes=3,7,13
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import base, presets
 
 
-def get_config(arg: str = "blurball") -> ConfigDict:
+def get_config(arg: str = "blurball") -> Any:
     """One published scene; the words `published` and `smoke` may follow it."""
-    name, *words = arg.split(",")
+    name, _, rest = arg.partition(",")
+    words = base.words_of(rest, "published", "smoke")
     row = presets.pick("deblur", name)
     config = base.get_config()
     config.data.root = f"data/{name}"

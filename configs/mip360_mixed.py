@@ -7,14 +7,15 @@
   python -m experiments.train --config=configs/mip360_mixed.py:garden --config.data.root=DATA/garden --workdir=runs/garden
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import base, presets
 
 
-def get_config(arg: str = "garden") -> ConfigDict:
+def get_config(arg: str = "garden") -> Any:
     """One published scene; the words `published` and `smoke` may follow it."""
-    name, *words = arg.split(",")
+    name, _, rest = arg.partition(",")
+    words = base.words_of(rest, "published", "smoke")
     row = presets.pick("mip360", name)
     config = base.get_config()
     config.data.root = f"data/{name}"

@@ -2,8 +2,7 @@
 
 import csv
 import pathlib
-
-from ml_collections import ConfigDict
+from typing import Any
 
 TABLE = pathlib.Path(__file__).with_name("published_presets.csv")
 
@@ -26,7 +25,7 @@ def pick(dataset: str, name: str) -> dict[str, str]:
     return rows[name]
 
 
-def as_published(config: ConfigDict, row: dict[str, str]) -> ConfigDict:
+def as_published(config: Any, row: dict[str, str]) -> Any:
     """BAGS as its authors trained one scene: network, schedule, losses, rates and density control."""
     total, early = int(row["iterations"]), int(row["multiscale_steps"])
     config.num_steps = total

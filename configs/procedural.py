@@ -3,17 +3,19 @@
 python -m experiments.train --config=configs/procedural.py:motion --workdir=runs/motion
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import base
 
+KINDS = ("motion", "defocus", "mixed", "none")
 
-def get_config(arg: str = "motion") -> ConfigDict:
+
+def get_config(arg: str = "motion") -> Any:
     """One kind of blur, at 128 x 84."""
-    words = arg.split(",")
+    words = base.words_of(arg, *KINDS, "smoke")
     config = base.get_config()
     config.data.format = "procedural"
-    config.data.blur = next((w for w in words if w != "smoke"), "motion")
+    config.data.blur = next((w for w in words if w in KINDS), "motion")
     config.data.width = 128  # px
     config.data.height = 84
     config.data.num_train = 24

@@ -11,10 +11,9 @@ from bags_jax.metrics import LPIPS_EXTRA
 from bags_jax.report.tables import markdown_table
 from experiments.launch import launch, use_compilation_cache
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
 _CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
-flags.mark_flags_as_required(["workdir"])
 
 
 def score_rows(results: dict) -> list[list[str]]:

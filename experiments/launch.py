@@ -14,7 +14,18 @@ from ml_collections import ConfigDict
 
 from bags_jax.errors import UserError
 
-MISTAKES = (UserError, flags.Error, KeyError, AttributeError, TypeError, FileNotFoundError, ValueError)
+# What ml_collections and configuration files raise for what stands in a flag or in such a file.
+MISTAKES = (
+    flags.Error,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OSError,
+    ImportError,
+    SyntaxError,
+    NameError,
+)
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -23,7 +34,7 @@ def launch(main: Callable[[], None]) -> None:
     def parse(argv):
         try:
             rest = flags.FLAGS(argv)
-        except MISTAKES as error:  # ml_collections raises all of these for what stands in a flag
+        except MISTAKES as error:
             fail(f"{_one_line(error)}: see --help")
         if len(rest) > 1:
             fail(f"the argument {rest[1]!r} was not expected: every argument here is a flag, --name=value")

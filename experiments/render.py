@@ -12,13 +12,12 @@ from absl import flags
 
 from experiments.launch import launch, use_compilation_cache
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _PATH = flags.DEFINE_enum("path", "spiral", ["test", "train", "spiral"], "Cameras.")
 _FRAMES = flags.DEFINE_integer("frames", 120, "Frames of the spiral.", lower_bound=2)
 _FPS = flags.DEFINE_float("fps", 30.0, "Frames per second of the film.", lower_bound=0.1)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
 _CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
-flags.mark_flags_as_required(["workdir"])
 
 
 def main() -> None:

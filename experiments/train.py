@@ -13,14 +13,14 @@ from ml_collections import config_flags
 from experiments.launch import launch, read_config, use_compilation_cache
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with its argument.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints and logs.")
-flags.mark_flags_as_required(["config", "workdir"])
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints and logs.", required=True)
+flags.mark_flag_as_required("config")
 
 
 def main() -> None:
     """Trains from the flags."""
     config = read_config(_CONFIG)
-    use_compilation_cache(config.compilation_cache)
+    use_compilation_cache(str(config.compilation_cache))
     from bags_jax.train import train  # after the flags: a mistake in them should not wait for JAX
 
     train(config, _WORKDIR.value)

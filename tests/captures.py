@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from bags_jax.data import load_scene
-from bags_jax.errors import UserError
 from PIL import Image
 from scipy.spatial.transform import Rotation
+
+from bags_jax.data import load_scene
+from bags_jax.errors import UserError
 
 W, H, FOCAL = 96, 64, 80.0
 NAMES = tuple(f"v{i}.png" for i in range(6))

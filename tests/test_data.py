@@ -5,7 +5,6 @@ import pathlib
 
 import numpy as np
 import pytest
-from bags_jax.data import load_scene
 from captures import (
     COLORS,
     FOCAL,
@@ -26,6 +25,8 @@ from captures import (
     write_photos,
 )
 from PIL import Image
+
+from bags_jax.data import load_scene
 
 # --- geometry, the same for every format
 

@@ -9,11 +9,6 @@ import sys
 
 import numpy as np
 import pytest
-from bags_jax.data import load_scene
-from bags_jax.data.images import match_photos
-from bags_jax.data.nerfstudio import read_ply_points
-from bags_jax.data.split import find_hold, split_every
-from bags_jax.errors import UserError
 from captures import (
     COLORS,
     FOCAL,
@@ -35,6 +30,12 @@ from captures import (
     write_photos,
 )
 from PIL import Image
+
+from bags_jax.data import load_scene
+from bags_jax.data.images import match_photos
+from bags_jax.data.nerfstudio import read_ply_points
+from bags_jax.data.split import find_hold, split_every
+from bags_jax.errors import UserError
 
 # --- leftovers are named, not fatal
 

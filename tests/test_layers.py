@@ -13,17 +13,19 @@ PACKAGE = [p for p in FILES if p.parts[0] == "bags_jax"]
 # From the lowest up; a folder stands for all its files. errors.py is below everything: whoever meets bad input raises.
 LAYERS = (
     ("errors",),
-    ("structs", "numerics", "schedules", "parallel"),
-    ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "data"),
-    ("rasterize", "blur_network", "density"),
+    ("structs", "numerics", "limits", "schedules", "parallel"),
+    ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "camera_path", "data"),
+    ("rasterize", "blur_network", "density", "optimizer"),
     ("render",),
     ("step",),
-    ("checkpoint", "writers", "export", "report"),
-    ("train", "evaluate"),
+    ("checkpoint", "writers", "progress", "export", "report", "initialize", "programs"),
+    ("plan", "workdir"),
+    ("train",),
+    ("evaluate",),
     ("__init__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-LOOPS = LAYERS[-2]
+LOOPS = ("plan", "workdir", "train", "evaluate")
 
 
 def parse(path: pathlib.Path) -> ast.Module:

@@ -17,7 +17,7 @@ def resize(image: UInt8[np.ndarray, "_H _W 3"], scale: float) -> UInt8[np.ndarra
     """The image at a scale <= 1, by area averaging."""
     if scale == 1:
         return image
-    height, width = scaled_size(*image.shape[:2], scale)
+    height, width = scaled_size(image.shape[0], image.shape[1], scale)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
 
 
@@ -31,8 +31,10 @@ def make_dataset(scene: Scene, scale: float) -> Dataset:
     full = np.array([scene.images[i].shape[:2] for i in scene.train_ids])
     zoom = np.concatenate([(sizes / full)[:, ::-1], np.ones((len(images), 1))], axis=1)
     Ks = scene.Ks[scene.train_ids] * zoom[:, :, None]
+    # Arrays of the host stand where the structs say arrays of a device: the program that trains moves them.
+    viewmats = scene.viewmats[scene.train_ids].astype(np.float32)
     return Dataset(
         images=padded,
-        sizes=sizes,
-        cameras=Camera(viewmat=scene.viewmats[scene.train_ids].astype(np.float32), K=Ks.astype(np.float32)),
+        sizes=sizes,  # pyright: ignore[reportArgumentType]
+        cameras=Camera(viewmat=viewmats, K=Ks.astype(np.float32)),  # pyright: ignore[reportArgumentType]
     )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bags_jax.rasterize.reference import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from bags_jax.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
 from bags_jax.rasterize.tiles import grid_size
 
 GEOMETRY = 6  # leading columns of the attributes: x, y, xx, xy, yy, opacity
@@ -62,7 +62,7 @@ def _local_pixels(grid: TileGrid):
     return jnp.tile(side, grid.tile_size), jnp.repeat(side, grid.tile_size)
 
 
-def _batches(starts: Int[Array, "T+1"], grid: TileGrid) -> tuple[_Batch, Int[Array, "B_n"]]:
+def _batches(starts: Int[Array, "S"], grid: TileGrid) -> tuple[_Batch, Int[Array, "B_n"]]:
     """All tiles, longest lists first, cut into batches; and the order that they are in (num_tiles marks padding)."""
     lengths = starts[1:] - starts[:-1]
     count = -(-grid.num_tiles // grid.batch)
@@ -80,10 +80,10 @@ def _batches(starts: Int[Array, "T+1"], grid: TileGrid) -> tuple[_Batch, Int[Arr
 def _fetch(attributes, ids, batch: _Batch, i, unroll: int):
     """Attributes [U, B, 6 + E] of the next Gaussians of each list, means about the tile centre; and their ids [U, B]."""
     offsets = i + jnp.arange(unroll, dtype=jnp.int32)[:, None]
-    live = offsets < batch.lengths
-    gaussian = ids.at[batch.starts + offsets].get(mode="clip")
+    live = offsets < batch.lengths[None]
+    gaussian = ids.at[batch.starts[None] + offsets].get(mode="clip")
     rows = attributes.at[gaussian].get(mode="clip")
-    means = rows[..., :2] - batch.centers
+    means = rows[..., :2] - batch.centers[None]
     opacity = jnp.where(live, rows[..., 5], 0.0)
     return jnp.concatenate([means, rows[..., 2:5], opacity[..., None], rows[..., GEOMETRY:]], -1), jnp.where(
         live, gaussian, attributes.shape[0]
@@ -92,7 +92,7 @@ def _fetch(attributes, ids, batch: _Batch, i, unroll: int):
 
 def _alpha(row: Float[Array, "B A"], x: Float[Array, "P"], y: Float[Array, "P"]):
     """Clamped alpha [B, P] of one Gaussian a tile, and the falloff before the clamp (0 where it is not drawn)."""
-    dx, dy = row[:, 0:1] - x, row[:, 1:2] - y
+    dx, dy = row[:, 0:1] - x[None], row[:, 1:2] - y[None]
     sigma = 0.5 * (row[:, 2:3] * dx * dx + row[:, 4:5] * dy * dy) + row[:, 3:4] * dx * dy
     raw = row[:, 5:6] * jnp.exp(-sigma)
     raw = jnp.where((raw >= MIN_ALPHA) & (sigma >= 0.0), raw, 0.0)
@@ -176,7 +176,7 @@ def _backward(attributes, ids, starts, blended, cotangent, grid: TileGrid) -> Fl
                 slopes.append(jnp.where((weight > 0.0) & (raw < MAX_ALPHA), -d_alpha * raw, 0.0))
                 weights.append(weight)
             moments = jnp.stack(slopes) @ basis
-            d_features = jnp.stack([jnp.sum(jnp.stack(weights) * gc, -1) for gc in g_channels], -1)
+            d_features = jnp.stack([jnp.sum(jnp.stack(weights) * gc[None], -1) for gc in g_channels], -1)
             update = jnp.concatenate([_moments_to_gradients(rows, moments), d_features], -1)
             return i + grid.unroll, light, remainder, gradient.at[owners].add(update, mode="drop")
 
@@ -189,8 +189,8 @@ def _backward(attributes, ids, starts, blended, cotangent, grid: TileGrid) -> Fl
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def blend(
-    attributes: Float[Array, "N A"], ids: Int[Array, "M"], starts: Int[Array, "T+1"], grid: TileGrid
-) -> Float[Array, "T E P"]:
+    attributes: Float[Array, "N A"], ids: Int[Array, "M"], starts: Int[Array, "S"], grid: TileGrid
+) -> Float[Array, "S-1 E P"]:
     """Blends the Gaussians of each tile front to back (Kerbl et al. 2023, eq. 3).
 
     Args:
@@ -198,7 +198,7 @@ def blend(
       ids, starts: the pairs, as `bin_tiles` lists them.
       grid: static shape of the work.
     Returns:
-      sum of weight times feature, for T tiles of P pixels (row-major). Differentiable in `attributes`.
+      sum of weight times feature, for S - 1 tiles of P pixels (row-major). Differentiable in `attributes`.
     """
     return _forward(attributes, ids, starts, grid)
 
@@ -209,7 +209,8 @@ def _blend_fwd(attributes, ids, starts, grid):
 
 
 def _blend_bwd(grid, residuals, cotangent):
-    return _backward(*residuals, cotangent, grid), None, None
+    attributes, ids, starts, blended = residuals
+    return _backward(attributes, ids, starts, blended, cotangent, grid), None, None
 
 
 blend.defvjp(_blend_fwd, _blend_bwd)

@@ -1,6 +1,7 @@
 """`rasterization`: 3D Gaussians seen by C cameras, with gsplat's names and meaning (gsplat 1.5, `gsplat.rendering`)."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,8 +39,10 @@ def rasterization(
     tile_size: int = DEFAULT_TILE_SIZE,
     max_intersections: int | None = None,
     backend: str = "auto",
-) -> tuple[Float[Array, "C H W D"], Float[Array, "C H W 1"], dict[str, Array]]:
+) -> tuple[Float[Array, "C H W E"], Float[Array, "C H W 1"], dict[str, Array]]:
     """Renders N Gaussians with C cameras; a pure function, differentiable in every array.
+
+    A Gaussian with a NaN or an infinity, colours included, is culled.
 
     Args:
       means, quats, scales, opacities: world frame; quaternions wxyz of any norm, scales as standard deviations in
@@ -70,11 +73,15 @@ def rasterization(
     if rasterize_mode not in RASTERIZE_MODES:
         raise ValueError(f"rasterize_mode={rasterize_mode!r} came, expected one of {', '.join(RASTERIZE_MODES)}")
     if sh_degree is not None and (colors.ndim != 3 or colors.shape[1] < num_coefficients(sh_degree)):
-        raise ValueError(f"sh_degree={sh_degree} needs colors [N, >= {num_coefficients(sh_degree)}, 3], got {colors.shape}")
+        raise ValueError(
+            f"sh_degree={sh_degree} needs colors [N, >= {num_coefficients(sh_degree)}, 3], got {colors.shape}"
+        )
     if sh_degree is None and colors.ndim != 2:
         raise ValueError(f"colors of shape {colors.shape} came without sh_degree: pass sh_degree, or colors [N, D]")
     how = _How(width, height, near_plane, far_plane, eps2d, rasterize_mode == "antialiased", tile_size, backend)
-    gaussians, cameras = (means, quats, scales, opacities), Camera(viewmats, Ks)
+    colored = jnp.isfinite(colors).reshape(colors.shape[0], math.prod(colors.shape[1:])).all(axis=1)
+    colors = jnp.where(colored.reshape(-1, *(1,) * (colors.ndim - 1)), colors, 0.0)
+    gaussians, cameras = (means, quats, scales, jnp.where(colored, opacities, 0.0)), Camera(viewmats, Ks)
     if max_intersections is None and means.shape[0]:
         max_intersections = _room(gaussians, cameras, how)
     projected, image = _render(gaussians, colors, cameras, how, sh_degree, render_mode, max_intersections)
@@ -104,8 +111,12 @@ class _How(NamedTuple):
     backend: str
 
     def project(self, gaussians, camera: Camera) -> Projected:
+        means, quats, scales, opacities = gaussians
         return project(
-            *gaussians,
+            means,
+            quats,
+            scales,
+            opacities,
             camera,
             width=self.width,
             height=self.height,
@@ -161,12 +172,17 @@ def _check(means, quats, scales, opacities, colors, viewmats, Ks) -> None:
     }
     for name, (array, shape) in expected.items():
         if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, expected {shape}: N is taken from means, C from viewmats")
+            raise ValueError(
+                f"{name} has shape {array.shape}, expected {shape}: N is taken from means, C from viewmats"
+            )
 
 
 def _features(means, colors, projected: Projected, camera: Camera, *, sh_degree, render_mode) -> Float[Array, "N D"]:
     if sh_degree is not None:
-        colors = evaluate_sh(colors, safe_normalize(means - camera_center(camera.viewmat)), degree=sh_degree)
+        # What is culled may be NaN: it must not reach the gradient of the camera's position.
+        visible = projected.radii_px[:, :1] > 0
+        directions = jnp.where(visible, means - camera_center(camera.viewmat)[None], 0.0)
+        colors = evaluate_sh(colors, safe_normalize(directions), degree=sh_degree)
     depths = projected.depths[:, None]
     if render_mode == "RGB":
         return colors

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from bags_jax.rasterize.blend_xla import TileGrid, blend, untile
-from bags_jax.rasterize.tiles import bin_tiles, count_intersections
+from bags_jax.rasterize.tiles import bin_tiles, count_intersections, grid_size
 from bags_jax.structs import Projected, RasterOutput
 
 DEFAULT_TILE_SIZE = 8
@@ -14,13 +15,14 @@ BACKENDS = ("auto", "xla")
 
 def bucket(count: int) -> int:
     """The next of 2^k times 1, 1.25, 1.5 or 1.75: capacities come in few sizes, so that few programs are compiled."""
-    step = max(1 << max(count - 1, 0).bit_length() - 3, 1024)
+    step = max((1 << max(count - 1, 0).bit_length()) // 8, 1024)
     return -(-max(count, 1) // step) * step
 
 
 def _tile_grid(width: int, height: int, tile_size: int) -> TileGrid:
     """Loop shape by measurement (experiments/LOG.md): short vectors for a CPU's cache, wide ones for an accelerator."""
     batch = 4 if jax.default_backend() == "cpu" else 1024
+    grid_size(width, height, tile_size)  # raises where there is nothing to draw on
     return TileGrid(width, height, tile_size, batch=batch, unroll=4)
 
 
@@ -49,19 +51,21 @@ def rasterize(
     Returns:
       RasterOutput; num_dropped > 0 says that the room was too small and the image is wrong.
     Raises:
-      ValueError: an empty image or an unknown backend.
+      ValueError: an empty image, no room or an unknown backend.
     Differentiable in means, conics, opacities and features.
     """
-    if width < 1 or height < 1 or tile_size < 1:
-        raise ValueError(f"image {width} x {height} px with tiles of {tile_size} px came, expected all of them >= 1")
+    grid = _tile_grid(width, height, tile_size)
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} came, expected one of {', '.join(BACKENDS)}")
+    if max_intersections is not None and max_intersections < 1:
+        raise ValueError(
+            f"max_intersections={max_intersections} came, expected at least 1: None makes room for all pairs"
+        )
     if features.shape[0] == 0:
         empty = jnp.zeros((height, width, features.shape[1]))
         return RasterOutput(empty, jnp.zeros((height, width)), jnp.int32(0), jnp.int32(0))
     if max_intersections is None:
         max_intersections = capacity_for(projected, width=width, height=height, tile_size=tile_size)
-    grid = _tile_grid(width, height, tile_size)
     tiles = bin_tiles(projected, width=width, height=height, tile_size=tile_size, max_intersections=max_intersections)
     geometry = [projected.means_px, projected.conics, projected.opacities[:, None]]
     attributes = jnp.concatenate([*geometry, features, jnp.ones_like(features[:, :1])], axis=-1)
@@ -80,6 +84,6 @@ _count = jax.jit(count_intersections, static_argnames=("width", "height", "tile_
 def capacity_for(projected: Projected, *, width: int, height: int, tile_size: int = DEFAULT_TILE_SIZE) -> int:
     """Room that holds every pair of tile and Gaussian; under jit, where nothing can be counted, 16 for each Gaussian."""
     projected = jax.lax.stop_gradient(projected)
-    if isinstance(projected.means_px, jax.core.Tracer):
+    if isinstance(projected.means_px, Tracer):
         return bucket(16 * projected.depths.shape[0])
     return bucket(int(_count(projected, width=width, height=height, tile_size=tile_size)))

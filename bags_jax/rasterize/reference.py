@@ -6,19 +6,16 @@ Every pixel looks at every Gaussian in depth order. Memory is H * W * N floats, 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bags_jax.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
 from bags_jax.structs import Projected, RasterOutput
-
-MAX_ALPHA = 0.999
-MIN_ALPHA = 1.0 / 255.0
-MIN_TRANSMITTANCE = 1e-4
 
 
 def _alphas(projected: Projected, pixels: Float[Array, "P 2"]) -> Float[Array, "P N"]:
     d = pixels[:, None, :] - projected.means_px[None]
-    xx, xy, yy = projected.conics.T
+    xx, xy, yy = projected.conics.T[:, None]
     sigma = 0.5 * (xx * d[..., 0] ** 2 + yy * d[..., 1] ** 2) + xy * d[..., 0] * d[..., 1]
-    alpha = jnp.minimum(projected.opacities * jnp.exp(-sigma), MAX_ALPHA)
-    drawn = (projected.radii_px[:, 0] > 0) & (sigma >= 0) & (alpha >= MIN_ALPHA)
+    alpha = jnp.minimum(projected.opacities[None] * jnp.exp(-sigma), MAX_ALPHA)
+    drawn = (projected.radii_px[:, 0] > 0)[None] & (sigma >= 0) & (alpha >= MIN_ALPHA)
     return jnp.where(drawn, alpha, 0.0)
 
 

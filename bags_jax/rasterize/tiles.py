@@ -20,7 +20,7 @@ class Tiles(NamedTuple):
     """Pairs of tile and Gaussian, sorted by tile, front to back within a tile."""
 
     gaussian_ids: Int[Array, "M"]  # beyond num_intersections: arbitrary
-    starts: Int[Array, "T+1"]  # tile t owns the pairs starts[t] : starts[t + 1]
+    starts: Int[Array, "S"]  # S = T + 1: tile t owns the pairs starts[t] : starts[t + 1]
     num_intersections: Int[Array, ""]  # pairs that exist, whether or not they found room
     num_dropped: Int[Array, ""]
 
@@ -33,7 +33,13 @@ class _Expansion(NamedTuple):
 
 
 def grid_size(width: int, height: int, tile_size: int) -> tuple[int, int]:
-    """Tiles per row and rows of tiles that cover an image."""
+    """Tiles per row and rows of tiles that cover an image.
+
+    Raises:
+      ValueError: an image or a tile without pixels.
+    """
+    if width < 1 or height < 1 or tile_size < 1:
+        raise ValueError(f"image {width} x {height} px with tiles of {tile_size} px came, expected all of them >= 1")
     return -(-width // tile_size), -(-height // tile_size)
 
 

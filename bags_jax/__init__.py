@@ -1,0 +1,53 @@
+"""BAGS-JAX: sharp 3D Gaussian scenes from blurry photographs, as pure functions for CPU, GPU and TPU.
+
+Splatting: `rasterization` (gsplat's names: Gaussians and cameras in, images out) and, a step lower, `project` and
+`rasterize`. The blur model: `BlurProposalNetwork`, `blur`. Training: `train`, `evaluate`, or `train_step` in a loop of one's
+own. Files: `load_scene`, `make_scene` (the embedded one), `write_ply`, `read_ply`.
+"""
+
+import PIL.Image  # before pycolmap, which load_scene may import: the other way round the process aborts (Pillow 13)
+
+from bags_jax.blur import apply_kernels, blur, kernel_statistics
+from bags_jax.blur_network import BlurProposalNetwork
+from bags_jax.data import load_scene
+from bags_jax.data.procedural import make_scene
+from bags_jax.data.scene import Scene
+from bags_jax.errors import UserError
+from bags_jax.evaluate import evaluate
+from bags_jax.export.ply import read_ply, write_ply
+from bags_jax.geometry import project, smoothing_filter
+from bags_jax.rasterize import rasterization, rasterize
+from bags_jax.render import render, render_blurred
+from bags_jax.step import eval_step, train_step
+from bags_jax.structs import BlurField, Camera, Dataset, Gaussians, Projected, RasterOutput, TrainState
+from bags_jax.train import train
+
+__all__ = [
+    "BlurField",
+    "BlurProposalNetwork",
+    "Camera",
+    "Dataset",
+    "Gaussians",
+    "Projected",
+    "RasterOutput",
+    "Scene",
+    "TrainState",
+    "UserError",
+    "apply_kernels",
+    "blur",
+    "eval_step",
+    "evaluate",
+    "kernel_statistics",
+    "load_scene",
+    "make_scene",
+    "project",
+    "rasterization",
+    "rasterize",
+    "read_ply",
+    "render",
+    "render_blurred",
+    "smoothing_filter",
+    "train",
+    "train_step",
+    "write_ply",
+]

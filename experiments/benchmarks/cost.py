@@ -1,0 +1,168 @@
+"""What a training step costs and where the time goes, against the number of Gaussians and of pixels.
+
+  python -m experiments.benchmarks.cost --output=cost.json
+
+Times are medians after a warm-up; each part is compiled and timed on its own, `step` is the whole of a plain step (render,
+L1 and SSIM, gradients, Adam), `blur model` what BAGS adds to it with 9 x 9 kernels.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import platform
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from bags_jax import losses
+from bags_jax.blur_network import BlurProposalNetwork, init_network
+from bags_jax.initialize import init_state
+from bags_jax.optimizer import Rates, make_optimizers
+from bags_jax.programs import count_pairs, room_for
+from bags_jax.rasterize import DEFAULT_TILE_SIZE
+from bags_jax.rasterize.tiles import bin_tiles
+from bags_jax.render import View, project_gaussians, render, render_blurred
+from bags_jax.report.tables import markdown_table
+from bags_jax.schedules import Stage
+from bags_jax.step import Objective, Recipe, train_step
+from bags_jax.structs import Camera, Dataset
+from configs import base
+from experiments.launch import launch
+
+_GAUSSIANS = flags.DEFINE_list("gaussians", "1000,3000,10000,30000,100000", "Numbers of Gaussians, at 320 x 240.")
+_SIZES = flags.DEFINE_list("sizes", "64x48,160x120,320x240,640x480", "Image sizes, with 10 000 Gaussians.")
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs, of which the median is taken.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", "", "File for one JSON row a case; default: none.")
+
+PARTS = ("project", "bin and sort", "blend", "backward", "loss", "Adam")
+COVER = 3.0  # how often the Gaussians cover the image, one standard deviation to each side: some 25 blended a pixel
+
+
+def milliseconds(function, *args) -> float:
+    """Median time of a compiled call."""
+    compiled = jax.jit(function).lower(*args).compile()
+    jax.block_until_ready(compiled(*args))
+    times = []
+    for _ in range(_REPEATS.value):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*args))
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+def make_case(num: int, width: int, height: int):
+    """A cloud in front of one camera that covers the image equally often whatever its number; state, dataset, recipe."""
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(2.0, 6.0, num)
+    spread = rng.uniform(-0.6, 0.6, (num, 2)) * np.array([1.0, height / width])
+    points = np.concatenate([spread * depth[:, None], depth[:, None]], axis=-1).astype(np.float32)
+    optimizers = make_optimizers(Rates(**base.optim()), extent=1.0, restart=0, num_steps=1000)
+    state = init_state(
+        points,
+        rng.uniform(size=(num, 3)).astype(np.float32),
+        None,
+        optimizers,
+        capacity=num,
+        opacity=0.3,
+    )
+    focal = width / 1.2
+    sigma = np.sqrt(COVER * width * height / num) / 2.0 / focal * depth
+    scales = np.log(sigma)[:, None] + rng.normal(0.0, 0.3, (num, 3))
+    gaussians = dataclasses.replace(
+        state.gaussians,
+        quats=jnp.asarray(rng.normal(size=(num, 4)), jnp.float32),
+        log_scales=jnp.asarray(scales, jnp.float32),
+    )
+    state = dataclasses.replace(state, gaussians=gaussians)
+    K = jnp.array([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]])
+    photo = jnp.asarray(rng.integers(0, 255, (1, height, width, 3)), jnp.uint8)
+    dataset = Dataset(images=photo, sizes=jnp.array([[height, width]]), cameras=Camera(jnp.eye(4)[None], K))
+    view = View(width, height, 0)
+    view = View(width, height, room_for(count_pairs(state, dataset, view), headroom=1.05))
+    recipe = Recipe(Stage(0, 1000, 1.0, 0, 0), view, Objective(), optimizers, None, 1, 1, 0, 0)
+    return state, dataset, recipe
+
+
+def measure(num: int, width: int, height: int) -> dict:
+    """Times of one case, ms."""
+    state, dataset, recipe = make_case(num, width, height)
+    view, camera = recipe.view, jax.tree.map(lambda x: x[0], dataset.cameras)
+    project = functools.partial(project_gaussians, camera=camera, view=view)
+    projected = jax.jit(project)(state.gaussians, state.alive, state.filter_3d)
+    size = {"width": width, "height": height, "tile_size": DEFAULT_TILE_SIZE}
+    bins = functools.partial(bin_tiles, **size, max_intersections=view.max_intersections)
+
+    def draw(gaussians):
+        return render(gaussians, state.alive, state.filter_3d, camera, view=view).image
+
+    photo = dataset.images[0].astype(jnp.float32) / 255.0
+    valid = jnp.ones((height, width), bool)
+
+    def loss(image):
+        return losses.l1(image, photo, valid) + losses.ssim(image, photo, valid)
+
+    image, pull = jax.jit(lambda g: jax.vjp(draw, g))(state.gaussians)
+    times = {
+        "project": milliseconds(project, state.gaussians, state.alive, state.filter_3d),
+        "bin and sort": milliseconds(bins, projected),
+        "forward": milliseconds(draw, state.gaussians),
+        "backward": milliseconds(lambda f, g: f(g), pull, image),
+        "loss": milliseconds(jax.grad(loss), image),
+        "Adam": milliseconds(recipe.optimizers.gaussians.update, state.gaussians, state.gaussians_opt),
+        "step": milliseconds(lambda s: train_step(jnp.int32(0), s, dataset, recipe=recipe), state),
+        "blur model": measure_blur(state, camera, view),
+    }
+    times["blend"] = times.pop("forward") - times["project"] - times["bin and sort"]
+    pairs = count_pairs(state, dataset, view)
+    return {"gaussians": num, "width": width, "height": height, "pairs": pairs, "ms": times}
+
+
+def measure_blur(state, camera: Camera, view: View) -> float:
+    """Network and blur, forward and backward, ms."""
+    sizes = base.blur()
+    network = BlurProposalNetwork(
+        2, (9,), sizes["width"], 32, sizes["conv_width"], sizes["feature_width"], strides=(2,)
+    )
+    params = init_network(network, jax.random.key(0))
+    sharp = jax.jit(lambda s: render(s.gaussians, s.alive, s.filter_3d, camera, view=view))(state)
+    return milliseconds(
+        jax.grad(lambda p: jnp.sum(render_blurred(network, p, jnp.int32(0), sharp, head=0)[0] ** 2)), params
+    )
+
+
+def main() -> None:
+    """Measures every case and prints the tables."""
+    sizes = [tuple(int(x) for x in size.split("x")) for size in _SIZES.value]
+    cases = [(int(n), 320, 240) for n in _GAUSSIANS.value] + [(10_000, *size) for size in sizes]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    rows, lines = [], []
+    for case in cases:
+        row = measure(*case) | {"commit": commit, "device": jax.devices()[0].device_kind, "machine": platform.machine()}
+        rows.append({**row, "jax": jax.__version__})
+        ms = row["ms"]
+        shares = [f"{100 * ms[part] / sum(ms[p] for p in PARTS):.0f} %" for part in PARTS]
+        lines.append(
+            [
+                str(case[0]),
+                f"{case[1]} x {case[2]}",
+                str(row["pairs"]),
+                f"{ms['step']:.1f}",
+                *shares,
+                f"{ms['blur model']:.1f}",
+            ]
+        )
+        print(f"{case[0]} Gaussians, {case[1]} x {case[2]}: {ms['step']:.1f} ms", flush=True)
+    print(markdown_table(["Gaussians", "image", "pairs", "step, ms", *PARTS, "blur model, ms"], lines))
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    launch(main)

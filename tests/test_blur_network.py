@@ -1,0 +1,134 @@
+"""The Blur Proposal Network: what it starts as, what is handed over, and where no gradient may flow."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bags_jax.blur import kernel_statistics
+from bags_jax.blur_network import BlurProposalNetwork, hand_over, init_network, normalize_depth, position_code
+
+SIZES, STRIDES = (3, 5), (1, 2)
+H, W = 9, 12
+RGBD = jnp.asarray(np.random.default_rng(0).random((H, W, 4)), jnp.float32)
+
+
+@functools.cache
+def make_network(**options):
+    network = BlurProposalNetwork(
+        num_views=3, kernel_sizes=SIZES, strides=STRIDES, width=16, conv_width=8, feature_width=8, **options
+    )
+    return network, jax.jit(init_network, static_argnums=0)(network, jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnames=("network", "view", "head"))
+def propose(network, params, *, view: int = 1, head: int = 0, rgbd=RGBD):
+    return network.apply({"params": params}, jnp.int32(view), rgbd, head=head)
+
+
+@pytest.mark.parametrize("head", range(2))
+def test_field_is_a_distribution_and_a_mask(head):
+    network, params = make_network()
+    field = propose(network, params, head=head)
+    h, w = -(-H // STRIDES[head]), -(-W // STRIDES[head])
+    assert field.kernels.shape == (SIZES[head] ** 2, h, w) and field.mask.shape == (h, w)
+    np.testing.assert_allclose(field.kernels.sum(axis=0), 1.0, atol=1e-5)
+    assert (field.kernels >= 0).all() and (field.mask > 0).all() and (field.mask < 1).all()
+
+
+@pytest.mark.parametrize("head", range(2))
+def test_starts_as_delta_with_an_open_mask(head):
+    field = propose(*make_network(), head=head)
+    assert (field.kernels[SIZES[head] ** 2 // 2] > 0.9).all() and (field.mask > 0.9).all()
+
+
+def test_published_start_is_uniform_with_half_a_mask():
+    network, params = make_network(centre_logit=0.0, mask_logit=0.0, use_table=False, hand_over=False)
+    assert not any(name.startswith("table") for name in params)
+    field = propose(network, params, head=1)
+    np.testing.assert_allclose(field.kernels, 1 / 25, rtol=0.5)
+    np.testing.assert_allclose(field.mask, 0.5, atol=0.1)
+
+
+def test_without_render_features():
+    network, params = make_network(use_rgbd=False)
+    assert "render_features" not in params
+    np.testing.assert_array_equal(
+        propose(network, params).kernels, propose(network, params, rgbd=jnp.zeros_like(RGBD)).kernels
+    )
+
+
+def with_known_blur():
+    """Parameters whose first head makes a broad kernel, leaning to the right in view 1 alone, and a mask of its own."""
+    network, params = make_network()
+    y, x = np.mgrid[-1:2, -1:2]
+    bias = jnp.asarray(-0.8 * (x**2 + y**2).ravel(), jnp.float32)
+    table = jnp.zeros((3, 9)).at[1].set(jnp.asarray(0.7 * x.ravel(), jnp.float32))
+    kernel_head = {**params["kernel_heads_0"], "bias": bias}
+    mask_head = {**params["mask_heads_0"], "bias": jnp.array([-0.7])}
+    known = {"kernel_heads_0": kernel_head, "mask_heads_0": mask_head, "table_0": {"embedding": table}}
+    return network, {**params, **known}
+
+
+def test_handing_over_keeps_the_enlarged_kernel_and_the_mask():
+    network, params = with_known_blur()
+    # The strides differ, and so the fields' resolution: a flat render makes both fields the same inside.
+    flat = jnp.broadcast_to(jnp.array([0.2, 0.5, 0.7, 0.4]), (H, W, 4))
+    after = hand_over(params, source=0, target=1, kernel_sizes=SIZES, zoom=2.0)
+    for view in (0, 1):
+        old = propose(network, params, view=view, rgbd=flat)
+        new = propose(network, after, view=view, head=1, rgbd=flat)
+        old_stats, new_stats = (kernel_statistics(f.kernels.mean(axis=(1, 2))) for f in (old, new))
+        np.testing.assert_allclose(new_stats.centroid[0] > 0.3, view == 1)
+        # Two pixels for one, but a kernel of 5 taps cuts what reaches beyond 2 px.
+        assert 1.3 < new_stats.rms_width / old_stats.rms_width < 2.1
+        np.testing.assert_allclose(new.mask.mean(), old.mask.mean(), atol=0.02)
+    untouched = [name for name in params if not name.endswith("_1") or name.startswith("trunk")]
+    assert all(jax.tree.all(jax.tree.map(lambda a, b: a is b, params[n], after[n])) for n in untouched)
+
+
+def test_deeper_trunk_is_the_identity_at_first():
+    network, params = make_network()
+    np.testing.assert_array_equal(params["trunk_2"]["kernel"], np.eye(16))
+    del network
+
+
+def test_no_gradient_into_the_render():
+    network, params = make_network()
+
+    def total(rgbd):
+        field = propose(network, params, rgbd=rgbd)
+        return jnp.sum(field.kernels**2) + jnp.sum(field.mask**2)
+
+    assert not jax.grad(total)(RGBD).any()
+
+
+def test_mask_does_not_teach_the_trunk():
+    network, params = make_network()
+    taught = jax.grad(lambda p: jnp.sum(propose(network, p).mask))(params)
+    moved = {name for name, part in taught.items() if any(bool(x.any()) for x in jax.tree.leaves(part))}
+    assert moved == {"mask_heads_0"}
+    taught = jax.grad(lambda p: jnp.sum(propose(network, p).kernels ** 2))(params)
+    moved = {name for name, part in taught.items() if any(bool(x.any()) for x in jax.tree.leaves(part))}
+    assert moved == {"trunk_0", "trunk_1", "embedding", "render_features", "kernel_heads_0", "table_0"}
+
+
+def test_mask_cannot_close_for_good():
+    network, params = make_network()
+    closed = {**params, "mask_heads_0": {**params["mask_heads_0"], "bias": jnp.array([-100.0])}}
+    assert (propose(network, closed).mask > 1e-3).all()
+
+
+def test_position_code_tells_pixels_apart():
+    code = np.asarray(position_code(6, 7)).reshape(42, -1)
+    assert code.shape == (42, 16) and abs(code).max() <= 1
+    distances = np.linalg.norm(code[:, None] - code[None], axis=-1) + 9 * np.eye(42)
+    assert distances.min() > 0.1
+
+
+def test_depth_spans_the_unit_interval():
+    depth = normalize_depth(jnp.array([[2.0, 3.0], [6.0, 4.0]]))
+    np.testing.assert_allclose(depth, [[0, 0.25], [1, 0.5]])
+    assert np.isfinite(normalize_depth(jnp.full((2, 2), 3.0))).all()

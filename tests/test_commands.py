@@ -1,0 +1,307 @@
+"""The programs as users call them: what they write, and one line and exit code 2 for a mistake.
+
+Mistakes are made in this process, each in a fresh set of flags, since every new one would import JAX for seconds; some
+are made in a process of their own too.
+"""
+
+import json
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import app, flags
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMOKE = "--config=configs/procedural.py:motion,smoke"
+QUICK = (SMOKE, "--config.num_devices=1", "--config.num_steps=4", "--config.max_gaussians=512")
+
+
+def command(program, *arguments):
+    """Runs a program in a process of its own, with the tests' cache of compiled programs."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", f"experiments.{program}", *arguments]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Runs a program in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(ROOT)
+    app.define_help_flags()
+
+    def call(program, *arguments):
+        before, code = set(flags.FLAGS), None
+        cache = "--config.compilation_cache=" if any("--config=" in a for a in arguments) else None
+        monkeypatch.setattr(sys, "argv", [program, *arguments, *filter(None, [cache])])
+        capfd.readouterr()
+        sys.modules.pop("config_config", None)  # where ml_collections left the last configuration file
+        try:
+            runpy.run_module(f"experiments.{program}", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code
+        finally:
+            flags.FLAGS.unparse_flags()
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run made by the program itself, and what it said."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    cache = f"--config.compilation_cache={os.environ['JAX_COMPILATION_CACHE_DIR']}"
+    done = command("train", *QUICK, cache, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def contents(folder):
+    """Every file and its bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def without_bar(stderr):
+    """Lines of stderr, without the progress bar's."""
+    lines = [line.split("\r")[-1] for line in stderr.splitlines()]
+    return [line for line in lines if line.strip() and "step/s" not in line and "s/step" not in line]
+
+
+def assert_refused(result, *said):
+    """Exit code 2, one line, and all of `said` in it."""
+    code, _, err = result
+    lines = without_bar(err)
+    assert code == 2, err
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    assert "Traceback" not in err
+    for text in said:
+        assert text in lines[0]
+
+
+def refused(done, *said):
+    assert_refused((done.returncode, done.stdout, done.stderr), *said)
+
+
+# --- what they write -------------------------------------------------------------------------------------------------
+
+
+def test_training_writes_its_folder_and_only_the_bar_to_stderr(trained):
+    workdir, done = trained
+    assert {"config.json", "checkpoints", "metrics.jsonl", "tensorboard"} <= {p.name for p in workdir.iterdir()}
+    assert without_bar(done.stderr) == []
+    for word in ("loss", "PSNR", "Gaussians", "scale 1, kernel 5", "4/4"):
+        assert word in done.stderr
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["num_steps"] == 4 and config["views_per_step"] == 1
+
+
+def test_evaluation_writes_results_and_prints_both_protocols(trained):
+    workdir, _ = trained
+    done = command("evaluate", f"--workdir={workdir}", f"--compilation_cache={os.environ['JAX_COMPILATION_CACHE_DIR']}")
+    assert done.returncode == 0 and without_bar(done.stderr) == [], done.stderr
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["step"] == 4 and "deblur_nerf" in done.stdout and "gaussian_splatting" in done.stdout
+    if results["deblur_nerf"]["LPIPS"] is None:
+        assert done.stdout.count("LPIPS needs") == 1 and "pip install" in done.stdout
+
+
+@pytest.mark.parametrize("path,count", [("test", 2), ("train", 4), ("spiral", 3)])
+def test_rendering_writes_pictures_and_a_film(trained, call, path, count):
+    workdir, _ = trained
+    code, out, _ = call("render", f"--workdir={workdir}", f"--path={path}", "--frames=3", "--compilation_cache=")
+    assert code in (None, 0) and f"{count} pictures" in out
+    pictures = sorted((workdir / "renders" / path).glob("*.png"))
+    assert len(pictures) == count
+    assert all(np.asarray(Image.open(p)).shape == (24, 32, 3) for p in pictures)
+    film = (workdir / "renders" / f"{path}.mp4").read_bytes()
+    assert film[4:8] == b"ftyp"
+
+
+def test_export_writes_a_splat(trained, call, tmp_path):
+    workdir, _ = trained
+    code, out, _ = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'new' / 'scene.ply'}")
+    head = (tmp_path / "new" / "scene.ply").read_bytes()[:2000].decode("latin1")
+    count = re.search(r"element vertex (\d+)", head)
+    assert code in (None, 0) and count and out.startswith(f"{count[1]} Gaussians of step 4")
+
+
+@pytest.mark.parametrize(
+    "program,flag", [("train", "--config"), ("evaluate", "--workdir"), ("render", "--path"), ("export", "--output")]
+)
+def test_help_helps(program, flag, call):
+    code, out, err = call(program, "--help")
+    assert code in (0, 1) and flag in out + err
+    assert f"python -m experiments.{program} --" in out + err  # a command to copy
+    assert "Traceback" not in out + err
+
+
+# --- mistakes in a process of their own ------------------------------------------------------------------------------
+
+
+def test_mistakes_in_a_process_of_their_own(tmp_path, trained):
+    refused(command("train", SMOKE), "workdir")
+    refused(command("train", SMOKE, "--config.blur.kernel_sizes=4,5", f"--workdir={tmp_path / 'run'}"), "has 4", "odd")
+    refused(command("evaluate", f"--workdir={tmp_path}"), "expected the folder of a training run")
+    assert not any(tmp_path.iterdir())
+
+
+def test_damaged_checkpoint_in_a_process_of_its_own(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir)
+    for path in (workdir / "checkpoints").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    before = contents(workdir)
+    refused(command("export", f"--workdir={workdir}", f"--output={tmp_path / 'x.ply'}"), "cannot be read", "remove")
+    assert contents(workdir) == before and not (tmp_path / "x.ply").exists()
+
+
+# --- mistakes in a configuration -------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "no config": ((), ("--config",)),
+    "file missing": (("--config=configs/nothing.py",), ("configs/nothing.py",)),
+    "unknown key": ((SMOKE, "--config.nokey=1"), ("nokey", "configs/base.py")),
+    "unknown inner key": ((SMOKE, "--config.blur.nokey=1"), ("nokey", "configs/base.py")),
+    "unknown flag": ((SMOKE, "--nokey=1"), ("nokey",)),
+    "no number": ((SMOKE, "--config.num_steps=many"), ("many",)),
+    "stray argument": ((SMOKE, "motion"), ("'motion' was not expected",)),
+    "unknown scene": (("--config=configs/deblur_nerf.py:nowhere",), ("nowhere", "blurball")),
+    "unknown word": (("--config=configs/custom.py:smok",), ("smok", "smoke")),
+    "unknown blur": (("--config=configs/procedural.py:motoin",), ("motoin", "defocus")),
+    "even kernel": ((SMOKE, "--config.blur.kernel_sizes=3,6"), ("has 6", "odd")),
+    "too few kernels": ((SMOKE, "--config.blur.kernel_sizes=3,"), ("has 1 values, expected 2",)),
+    "kernel over image": ((SMOKE, "--config.blur.kernel_sizes=3,31"), ("32 x 24", "31")),
+    "stops that fall": ((SMOKE, "--config.stages.stops=0.9,0.5"), ("stages.stops", "expected rising steps")),
+    "stops that end early": ((SMOKE, "--config.stages.stops=0.2,0.5"), ("end at num_steps=12",)),
+    "scales that fall": ((SMOKE, "--config.stages.scales=1.0,0.5"), ("expected rising scales",)),
+    "no steps": ((SMOKE, "--config.num_steps=0"), ("num_steps is 0, expected at least 1",)),
+    "no logs": ((SMOKE, "--config.log_every=0"), ("log_every is 0, expected at least 1",)),
+    "degree": ((SMOKE, "--config.sh_degree=4"), ("sh_degree is 4, expected 0 to 3",)),
+    "devices": ((SMOKE, "--config.num_devices=7"), ("num_devices is 7, but this machine has 2",)),
+    "too few rows": ((SMOKE, "--config.max_gaussians=100"), ("max_gaussians",)),
+    "no root": (("--config=configs/custom.py",), ("config.data.root is empty",)),
+    "root missing": (("--config=configs/custom.py", "--config.data.root=/nowhere"), ("/nowhere does not exist",)),
+    "unknown format": (
+        ("--config=configs/custom.py", "--config.data.root=configs", "--config.data.format=x"),
+        ("'x'",),
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments,said", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistaken_configuration(call, tmp_path, arguments, said):
+    assert_refused(call("train", *arguments, f"--workdir={tmp_path / 'run'}"), *said)
+    assert not any(tmp_path.iterdir())  # a run that cannot start leaves no trace
+
+
+@pytest.mark.parametrize(
+    "text,said", [("config = 3", "get_config"), ("def get_config(:", "syntax"), ("import nothing_here", "nothing_here")]
+)
+def test_configuration_file_that_is_none(call, tmp_path, text, said):
+    (tmp_path / "mine.py").write_text(text + "\n")
+    before = contents(tmp_path)
+    result = call("train", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}")
+    assert_refused(result)
+    assert said in result[2]
+    assert {k: v for k, v in contents(tmp_path).items() if "__pycache__" not in str(k)} == before
+
+
+@pytest.mark.parametrize("photographs", [0, 2])
+def test_capture_that_is_none(call, tmp_path, photographs):
+    (tmp_path / "capture" / "images").mkdir(parents=True) if photographs else (tmp_path / "capture").mkdir()
+    for i in range(photographs):
+        Image.new("RGB", (32, 24)).save(tmp_path / "capture" / "images" / f"{i}.png")
+    before = contents(tmp_path)
+    data = f"--config.data.root={tmp_path / 'capture'}"
+    result = call("train", "--config=configs/custom.py:smoke", data, f"--workdir={tmp_path / 'run'}")
+    assert_refused(result, "no camera poses" if photographs else "is empty")
+    assert contents(tmp_path) == before and not (tmp_path / "run").exists()
+
+
+# --- mistakes with a working directory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_workdir_that_cannot_be_written(call, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    assert_refused(call("train", SMOKE, f"--workdir={tmp_path / place}"), "--workdir", "cannot be written")
+    assert contents(tmp_path) == {pathlib.Path("file"): b"mine"}
+
+
+def test_workdir_of_another_configuration(trained, call):
+    workdir, _ = trained
+    before = contents(workdir)
+    result = call("train", *QUICK, "--config.blur.mask_logit=1.0", f"--workdir={workdir}")
+    assert_refused(result, "another configuration", "blur.mask_logit is 3.0 there and 1.0 here")
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", "\x80"])
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_workdir_with_a_damaged_configuration(call, tmp_path, text, program):
+    (tmp_path / "config.json").write_bytes(text.encode("latin1"))
+    before = contents(tmp_path)
+    arguments = QUICK if program == "train" else ("--compilation_cache=",)
+    assert_refused(call(program, *arguments, f"--workdir={tmp_path}"), "config.json")
+    assert contents(tmp_path) == before
+
+
+PROGRAMS = {
+    "evaluate": ("--compilation_cache=",),
+    "render": ("--compilation_cache=", "--path=test"),
+    "export": ("--output=/nowhere/x.ply",),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_workdir(call, program):
+    assert_refused(call(program, *PROGRAMS[program]), "workdir")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("place", ["", "missing", "file", "file/run"])
+def test_folder_that_is_no_run(call, tmp_path, program, place):
+    (tmp_path / "file").write_text("mine")
+    result = call(program, *PROGRAMS[program], f"--workdir={tmp_path / place}")
+    assert_refused(result, "expected the folder of a training run")
+    assert contents(tmp_path) == {pathlib.Path("file"): b"mine"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_run_without_checkpoint(trained, call, tmp_path, program):
+    shutil.copy(trained[0] / "config.json", tmp_path)
+    assert_refused(call(program, *PROGRAMS[program], f"--workdir={tmp_path}"), "no checkpoint", "train with this")
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_step_that_is_not_there(trained, call, program):
+    result = call(program, *PROGRAMS[program], f"--workdir={trained[0]}", "--step=3")
+    assert_refused(result, "no checkpoint of step 3", "4")
+
+
+@pytest.mark.parametrize(
+    "program,arguments,said",
+    [
+        ("export", (), "output"),
+        ("export", ("--output={workdir}/config.json/x.ply",), "cannot write"),
+        ("render", ("--path=nowhere",), "nowhere"),
+        ("render", ("--frames=0",), "frames"),
+        ("evaluate", ("--step=last",), "last"),
+    ],
+)
+def test_mistaken_flags(trained, call, program, arguments, said):
+    before = contents(trained[0])
+    arguments = [argument.format(workdir=trained[0]) for argument in arguments]
+    assert_refused(call(program, *arguments, f"--workdir={trained[0]}"), said)
+    assert contents(trained[0]) == before

@@ -1,0 +1,221 @@
+"""From a trained folder to scores, pictures, films' cameras and a splat."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from bags_jax import rasterization
+from bags_jax.camera_path import focus_point, look_at, spiral
+from bags_jax.errors import UserError
+from bags_jax.evaluate import evaluate, export, open_run, render_path, render_scene_views, score_view
+from bags_jax.export.ply import read_ply
+from bags_jax.train import train
+from configs import procedural
+
+PROTOCOLS = ("deblur_nerf", "gaussian_splatting")
+
+
+def make_config(**changes):
+    config = procedural.get_config("motion,smoke")
+    config.num_devices, config.num_steps, config.max_gaussians, config.sh_degree = 1, 4, 512, 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(make_config(checkpoint_every=2), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(workdir):
+    return evaluate(workdir)
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+    return open_run(workdir)
+
+
+def psnr(a, b):
+    return -10 * np.log10(np.mean((np.clip(a, 0, 1) - np.clip(b, 0, 1)) ** 2) + 1e-12)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_results_have_the_promised_keys(workdir, results, run):
+    assert json.loads((workdir / "results.json").read_text()) == results
+    assert {"step", "deblur_nerf", "gaussian_splatting", "per_view"} <= results.keys() and results["step"] == 4
+    assert set(results["per_view"]) == {run.scene.names[i] for i in run.scene.test_ids}
+    for scores in (results, *results["per_view"].values()):
+        for protocol in PROTOCOLS:
+            assert set(scores[protocol]) == {"PSNR", "SSIM", "LPIPS"}
+            assert 3 < scores[protocol]["PSNR"] < 60 and -1 <= scores[protocol]["SSIM"] <= 1
+            assert scores[protocol]["LPIPS"] is None or scores[protocol]["LPIPS"] >= 0
+
+
+def test_scores_are_means_over_the_held_out_views(results):
+    for protocol in PROTOCOLS:
+        for score in ("PSNR", "SSIM"):
+            values = [view[protocol][score] for view in results["per_view"].values()]
+            np.testing.assert_allclose(results[protocol][score], np.mean(values))
+
+
+def test_scores_are_those_of_the_sharp_render(results, run):
+    """Against the held-out photographs, without the blur model."""
+    for i, rendered in zip(run.scene.test_ids, render_scene_views(run, run.scene.test_ids), strict=True):
+        truth = run.scene.images[i] / 255.0
+        scores = results["per_view"][run.scene.names[i]]
+        assert abs(scores["gaussian_splatting"]["PSNR"] - psnr(np.asarray(rendered.image), truth)) < 1e-2
+
+
+def test_truth_scores_perfectly(run):
+    truth = run.scene.images[run.scene.test_ids[0]]
+    scores = score_view(truth.astype(np.float32) / 255.0, truth)
+    assert all(scores[protocol]["SSIM"] > 0.9999 and scores[protocol]["PSNR"] > 60 for protocol in PROTOCOLS)
+
+
+def test_chosen_step(workdir):
+    assert int(open_run(workdir, step=2).state.step) == 2
+    with pytest.raises(UserError, match="no checkpoint of step 3"):
+        open_run(workdir, step=3)
+
+
+def test_opening_changes_nothing(workdir):
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    open_run(workdir)
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_blur_of_every_training_view_is_described(workdir, results, run):
+    names = {run.scene.names[i] for i in run.scene.train_ids}
+    text = (workdir / "blur" / "blur.json").read_text()
+    for name in names:
+        assert name in text
+        stem = name.rsplit(".", 1)[0]
+        for kind in ("mask", "kernels"):
+            picture = np.asarray(Image.open(workdir / "blur" / f"{stem}_{kind}.png"))
+            assert picture.min() < picture.max()
+    for key in ("mean_mask", "rms_width_px", "direction_deg"):
+        assert text.count(key) >= len(names)
+
+
+def test_masks_are_open_at_the_start(workdir, results):
+    found = []
+
+    def walk(node):
+        if isinstance(node, dict):
+            found.extend([node["mean_mask"]] if "mean_mask" in node else [])
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else []:
+            walk(child)
+
+    walk(json.loads((workdir / "blur" / "blur.json").read_text()))
+    assert len(found) == 4 and all(0.5 < mask < 1 for mask in found)
+
+
+def test_pictures_of_held_out_views(workdir, results, run):
+    for i in run.scene.test_ids:
+        stem = run.scene.names[i].rsplit(".", 1)[0]
+        assert np.asarray(Image.open(workdir / "eval" / f"{stem}.png")).shape == run.scene.images[i].shape
+        assert (workdir / "eval" / f"{stem}_beside.png").is_file()
+
+
+def test_plain_splatting_has_no_blur_to_describe(tmp_path):
+    train(make_config(**{"blur.enabled": False}), tmp_path)
+    assert evaluate(tmp_path)["step"] == 4
+    assert not (tmp_path / "blur").exists() and (tmp_path / "results.json").is_file()
+
+
+# --- the splat -------------------------------------------------------------------------------------------------------
+
+
+def test_exported_splat_is_the_scene(run, tmp_path):
+    """The filter is baked: a renderer that knows only of antialiasing draws our picture."""
+    path = tmp_path / "scene.ply"
+    count = export(run, path)
+    saved = read_ply(path)
+    assert count == len(saved.means) == int(jnp.sum(run.state.alive)) < run.state.alive.shape[0]
+    first = run.scene.train_ids[0]
+    ours = np.asarray(render_scene_views(run, [first])[0].image)
+    height, width = ours.shape[:2]
+    images, _, _ = rasterization(
+        saved.means,
+        saved.quats,
+        jnp.exp(saved.log_scales),
+        jax.nn.sigmoid(saved.logit_opacities),
+        jnp.concatenate([saved.sh_dc, saved.sh_rest], axis=1),
+        jnp.asarray(run.scene.viewmats[[first]]),
+        jnp.asarray(run.scene.Ks[[first]]),
+        width,
+        height,
+        sh_degree=1,
+        backgrounds=jnp.asarray([run.scene.background]),
+        near_plane=0.2,
+        eps2d=0.1,
+        rasterize_mode="antialiased",
+    )
+    assert ours.std() > 0.02  # there is something to see
+    assert psnr(np.asarray(images[0]), ours) > 40
+
+
+# --- camera paths ----------------------------------------------------------------------------------------------------
+
+
+def centers_of(viewmats):
+    return -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+
+
+@pytest.fixture
+def cameras(run):
+    """Training cameras, and the point that they look at."""
+    viewmats = run.scene.viewmats[run.scene.train_ids]
+    return viewmats, focus_point(viewmats, run.scene.points)
+
+
+def test_spiral_looks_at_the_focus(cameras):
+    viewmats, focus = cameras
+    for viewmat in spiral(viewmats, focus=focus, num_frames=7):
+        seen = viewmat[:3, :3] @ focus + viewmat[:3, 3]
+        assert np.abs(seen[:2]).max() < 1e-4 * seen[2]  # in the middle, in front
+        np.testing.assert_allclose(viewmat[:3, :3] @ viewmat[:3, :3].T, np.eye(3), atol=1e-5)
+        assert np.linalg.det(viewmat[:3, :3]) > 0
+        assert viewmat[1, :3] @ viewmats[:, 1, :3].mean(axis=0) > 0.5  # not upside down
+
+
+def test_spiral_closes_and_stays_near_the_cameras(cameras):
+    viewmats, focus = cameras
+    path, centers = centers_of(spiral(viewmats, focus=focus, num_frames=60)), centers_of(viewmats)
+    steps = np.linalg.norm(np.diff(path, axis=0, append=path[:1]), axis=1)
+    assert steps[-1] < 2 * np.median(steps) and steps.max() < 4 * np.median(steps)
+    spread = np.linalg.norm(centers - centers.mean(axis=0), axis=1).max()
+    assert np.linalg.norm(path - centers.mean(axis=0), axis=1).max() <= 2 * spread
+    assert np.ptp(path, axis=0).max() > 0.1 * spread  # and it moves
+
+
+def test_focus_is_as_far_as_the_middle_point():
+    viewmats = np.tile(np.eye(4, dtype=np.float32), (2, 1, 1))
+    points = np.array([[0, 0, 1], [1, 0, 4], [0, 1, 9], [0, 0, -5]], np.float32)
+    np.testing.assert_allclose(focus_point(viewmats, points), [0, 0, 4], atol=1e-6)
+    np.testing.assert_allclose(focus_point(viewmats, points[:0]), [0, 0, 1], atol=1e-6)
+
+
+def test_look_at_puts_down_down():
+    viewmat = look_at(np.array([0.0, 0, -3]), np.zeros(3), np.array([0.0, 1, 0]))
+    np.testing.assert_allclose(viewmat @ np.array([0.0, 0.5, 0, 1]), [0, 0.5, 3, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("path,count", [("test", 2), ("train", 4), ("spiral", 3)])
+def test_render_path(run, path, count):
+    frames = render_path(run, path, num_frames=3)
+    assert len(frames) == count
+    assert all(frame.shape == (24, 32, 3) and np.isfinite(frame).all() for frame in frames)

@@ -1,0 +1,143 @@
+"""EWA projection against its formulas in float64, rotations, and the 3D smoothing filter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from splats import HEIGHT, KINDS, WIDTH, make_splats, project_splats, rotation
+
+from bags_jax.geometry import apply_filter_3d, camera_center, project, rotation_from_quat, smoothing_filter
+from bags_jax.structs import Camera
+
+
+def project_numpy(splats, camera: int, *, eps_2d: float, antialiased: bool):
+    """Zwicker et al. 2001 with the full Jacobian; no shortcuts."""
+    means, quats, scales, opacities, _, viewmats, Ks = (np.asarray(x, np.float64) for x in splats)
+    world, K = viewmats[camera], Ks[camera]
+    rows = []
+    for mean, (w, x, y, z), scale, opacity in zip(means, quats, scales, opacities):
+        angle = 2 * np.arctan2(np.linalg.norm([x, y, z]), w)
+        axes = rotation([x, y, z], angle) * scale
+        X, Y, Z = world[:3, :3] @ mean + world[:3, 3]
+        border_x, border_y = 0.15 * WIDTH / K[0, 0], 0.15 * HEIGHT / K[1, 1]
+        x_lin = np.clip(X / Z, -K[0, 2] / K[0, 0] - border_x, (WIDTH - K[0, 2]) / K[0, 0] + border_x) * Z
+        y_lin = np.clip(Y / Z, -K[1, 2] / K[1, 1] - border_y, (HEIGHT - K[1, 2]) / K[1, 1] + border_y) * Z
+        J = K[:2, :2] @ np.array([[1 / Z, 0, -x_lin / Z**2], [0, 1 / Z, -y_lin / Z**2]])
+        cov_before = J @ world[:3, :3] @ axes @ axes.T @ world[:3, :3].T @ J.T
+        cov = cov_before + eps_2d * np.eye(2)
+        if antialiased:
+            opacity *= np.sqrt(max(0.0, np.linalg.det(cov_before) / np.linalg.det(cov)))
+        center = K[:2] @ [X / Z, Y / Z, 1]
+        radii = np.sqrt(max(0.0, 2 * np.log(max(opacity * 255, 1e-9)))) * np.sqrt(np.diag(cov))
+        on_screen = (center + radii > 0).all() and (center - radii < [WIDTH, HEIGHT]).all()
+        shown = 0.01 < Z and opacity > 1 / 255 and on_screen
+        conic = np.linalg.inv(cov)
+        rows.append((shown, Z, opacity, *center, *cov[[0, 0, 1], [0, 1, 1]], *conic[[0, 0, 1], [0, 1, 1]], *radii))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("eps_2d, antialiased", [(0.3, False), (0.3, True), (0.1, True), (0.0, False)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_projection_is_that_of_the_formulas(kind, eps_2d, antialiased):
+    splats = make_splats(kind)
+    for camera in range(2):
+        view = Camera(splats.viewmats[camera], splats.Ks[camera])
+        ours = project(*splats[:4], view, width=WIDTH, height=HEIGHT, eps_2d=eps_2d, antialiased=antialiased)
+        expected = project_numpy(splats, camera, eps_2d=eps_2d, antialiased=antialiased)
+        shown = expected[:, 0] > 0
+        np.testing.assert_array_equal(ours.radii_px[:, 0] > 0, shown)
+        assert shown.any()
+        parts = ours.depths[:, None], ours.opacities[:, None], ours.means_px, ours.covs_px, ours.conics, ours.radii_px
+        parts = np.concatenate(parts, axis=1)[shown]
+        # Without the 2D filter the inverse of a needle amplifies rounding by its axis ratio squared.
+        rtol = 2e-2 if eps_2d == 0 and kind == "needles" else 2e-4
+        for columns in (slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 7), slice(7, 10), slice(10, 12)):
+            a, b = parts[:, columns], expected[shown, 1:][:, columns]
+            size = np.abs(b).max(axis=1, keepdims=True)  # an off-diagonal near 0 is judged by its matrix
+            assert (np.abs(a - b) <= rtol * size + 1e-6).all(), (columns, np.max(np.abs(a - b) / (size + 1e-9)))
+
+
+def test_default_filter_is_that_of_gsplat():
+    splats = make_splats()
+    view = Camera(splats.viewmats[0], splats.Ks[0])
+    default = project(*splats[:4], view, width=WIDTH, height=HEIGHT)
+    stated = project(*splats[:4], view, width=WIDTH, height=HEIGHT, eps_2d=0.3, near_plane=0.01, far_plane=1e10)
+    jax.tree.map(np.testing.assert_array_equal, default, stated)
+
+
+def test_depth_range_culls():
+    splats = make_splats()
+    view = Camera(splats.viewmats[0], splats.Ks[0])
+    seen = project(*splats[:4], view, width=WIDTH, height=HEIGHT, near_plane=3.5, far_plane=4.5)
+    depths = np.asarray(splats.means[:, 2])
+    outside = (depths <= 3.5) | (depths >= 4.5)
+    assert outside.any() and not outside.all()
+    assert not seen.radii_px[outside].any() and seen.radii_px[~outside].any()
+
+
+def test_quaternion_norm_does_not_matter():
+    quats = make_splats().quats
+    np.testing.assert_allclose(rotation_from_quat(quats * 1e-4), rotation_from_quat(quats * 1e4), atol=1e-5)
+    turned = rotation_from_quat(jnp.array([[np.cos(0.3), 0.0, 0.0, np.sin(0.3)]]))[0]
+    np.testing.assert_allclose(turned, rotation([0, 0, 1], 0.6), atol=1e-6)
+    np.testing.assert_allclose(rotation_from_quat(jnp.zeros((1, 4)))[0], np.eye(3))
+    assert np.isfinite(jax.grad(lambda q: rotation_from_quat(q).sum())(jnp.zeros((1, 4)))).all()
+
+
+def test_rotations_are_orthogonal():
+    R = np.asarray(rotation_from_quat(make_splats().quats), float)
+    np.testing.assert_allclose(R @ R.transpose(0, 2, 1), np.broadcast_to(np.eye(3), R.shape), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.det(R), 1, atol=1e-5)
+
+
+def test_camera_center_is_seen_at_the_origin():
+    viewmat = make_splats().viewmats[1]
+    np.testing.assert_allclose(viewmat @ jnp.append(camera_center(viewmat), 1.0), [0, 0, 0, 1], atol=1e-6)
+
+
+def test_culled_has_no_gradient():
+    splats = make_splats("behind")
+
+    def total(splats):
+        seen = project_splats(splats, 0)
+        return sum(jnp.sum(x) for x in (seen.means_px, seen.conics, seen.opacities, seen.depths))
+
+    gradients = jax.grad(total)(splats)
+    behind = np.asarray(splats.means[:, 2]) < 0
+    for gradient in gradients[:4]:
+        assert np.isfinite(gradient).all() and not gradient[behind].any() and gradient[~behind].any()
+
+
+def test_smoothing_filter_takes_the_nearest_camera_that_sees():
+    turned = np.eye(4)
+    turned[:3, :3] = rotation([0, 1, 0], np.pi)  # looks back
+    Ks = np.array([[[f, 0, 32], [0, f, 24], [0, 0, 1]] for f in (50, 80)])
+    cameras = Camera(jnp.asarray([np.eye(4), turned], jnp.float32), jnp.asarray(Ks, jnp.float32))
+    means = jnp.array([[0, 0, 2.0], [0, 0, -4.0], [0, 0, 0.1], [100.0, 0, 2.0], [0, 0, 9.0]])
+    alive = jnp.array([True, True, True, True, False])
+    sizes = jnp.array([[48, 64], [48, 64]])
+    found = smoothing_filter(means, alive, cameras, sizes)
+    unseen = max(2 / 50, 4 / 80)  # of the living alone
+    np.testing.assert_allclose(found, np.sqrt(0.2) * np.array([2 / 50, 4 / 80, unseen, unseen, 9 / 50]), rtol=1e-6)
+    edge = 2.0 * (32 + 0.15 * 64) / 50  # the image enlarged by 15 % on each side ends here
+    beside = smoothing_filter(
+        jnp.array([[edge - 0.01, 0, 2.0], [edge + 0.01, 0, 2.0], [0, 0, -4.0]]), alive[:3], cameras, sizes
+    )
+    np.testing.assert_allclose(beside, np.sqrt(0.2) * np.array([2 / 50, 4 / 80, 4 / 80]), rtol=1e-6)
+
+
+def test_filter_3d_adds_variances_and_keeps_the_integral():
+    scales, opacities = jnp.array([[0.1, 0.2, 0.3]]), jnp.array([0.7])
+    filtered, faded = apply_filter_3d(scales, opacities, jnp.array([0.2]))
+    np.testing.assert_allclose(filtered**2, scales**2 + 0.04, rtol=1e-6)
+    before, after = (float(o[0] * jnp.prod(s)) for o, s in ((opacities, scales), (faded, filtered)))
+    np.testing.assert_allclose(before, after, rtol=1e-6)
+    same, opaque = apply_filter_3d(scales, opacities, jnp.zeros(1))
+    np.testing.assert_allclose(same, scales, rtol=1e-6)
+    np.testing.assert_allclose(opaque, opacities, rtol=1e-6)
+
+
+def test_negative_filter_is_refused():
+    splats = make_splats()
+    with pytest.raises(ValueError, match="eps_2d is -1"):
+        project(*splats[:4], Camera(splats.viewmats[0], splats.Ks[0]), width=8, height=8, eps_2d=-1.0)

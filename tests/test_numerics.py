@@ -1,0 +1,29 @@
+"""Values and gradients where the plain functions have none."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bags_jax.numerics import safe_div, safe_normalize, safe_sqrt
+
+
+def test_safe_sqrt():
+    x = jnp.array([-1.0, 0.0, 1e-30, 4.0])
+    np.testing.assert_allclose(safe_sqrt(x), [0, 0, 0, 2])
+    np.testing.assert_allclose(jax.grad(lambda x: safe_sqrt(x).sum())(x), [0, 0, 0, 0.25])
+
+
+def test_safe_div():
+    a, b = jnp.array([1.0, 0.0, 6.0]), jnp.array([0.0, 0.0, 3.0])
+    np.testing.assert_allclose(safe_div(a, b), [0, 0, 2])
+    d_a, d_b = jax.grad(lambda a, b: safe_div(a, b).sum(), argnums=(0, 1))(a, b)
+    np.testing.assert_allclose(d_a, [0, 0, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(d_b, [0, 0, -2 / 3], rtol=1e-6)
+
+
+def test_safe_normalize():
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0], [1e-9, 0.0]])
+    np.testing.assert_allclose(safe_normalize(x), [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
+    assert np.isfinite(jax.jacobian(safe_normalize)(x)).all()
+    direction = jax.grad(lambda x: safe_normalize(x)[0, 0])(x)
+    np.testing.assert_allclose(direction[0], [0.64 / 5, -0.48 / 5], atol=1e-6)

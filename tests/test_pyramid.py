@@ -1,0 +1,76 @@
+"""The training views at every image scale."""
+
+import numpy as np
+import pytest
+
+from bags_jax.data.procedural import make_scene
+from bags_jax.data.pyramid import make_dataset, resize, scaled_size
+from bags_jax.data.scene import Scene
+
+
+def scene_of(sizes):
+    """Views with images of these (height, width); view 1 is held out."""
+    rng = np.random.default_rng(0)
+    num = len(sizes)
+    Ks = np.array([[[0.8 * w, 0, 0.45 * w], [0, 0.9 * w, 0.55 * h], [0, 0, 1]] for h, w in sizes], np.float32)
+    return Scene(
+        names=tuple(f"{i}.png" for i in range(num)),
+        images=tuple(rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes),
+        viewmats=np.tile(np.eye(4, dtype=np.float32), (num, 1, 1)) * np.arange(1, num + 1)[:, None, None],
+        Ks=Ks,
+        train_ids=np.array([i for i in range(num) if i != 1]),
+        test_ids=np.array([1]),
+        points=np.zeros((0, 3), np.float32),
+        point_colors=np.zeros((0, 3), np.float32),
+    )
+
+
+def test_only_training_views_at_full_scale():
+    scene = scene_of([(12, 16)] * 3)
+    dataset = make_dataset(scene, 1.0)
+    assert dataset.images.dtype == np.uint8 and dataset.images.shape == (2, 12, 16, 3)
+    np.testing.assert_array_equal(dataset.images[1], scene.images[2])
+    np.testing.assert_array_equal(dataset.cameras.viewmat, scene.viewmats[[0, 2]])
+    np.testing.assert_array_equal(dataset.cameras.K, scene.Ks[[0, 2]])
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.25])
+def test_a_ray_stays_a_ray_at_every_scale(scale):
+    """The pixel that a camera ray meets scales with the image, for odd sizes too: pixel edges, not centres, scale."""
+    scene = scene_of([(13, 22), (12, 16), (15, 17)])
+    dataset = make_dataset(scene, scale)
+    for slot, i in enumerate(scene.train_ids):
+        height, width = scene.images[i].shape[:2]
+        small = scaled_size(height, width, scale)
+        np.testing.assert_array_equal(dataset.sizes[slot], small)
+        ray = np.array([0.2, -0.1, 1.0])
+        here, there = scene.Ks[i] @ ray, np.asarray(dataset.cameras.K[slot]) @ ray
+        np.testing.assert_allclose(there[:2] / (small[1], small[0]), here[:2] / (width, height), rtol=1e-5)
+        assert there[2] == 1
+
+
+def test_areas_are_averaged():
+    image = np.random.default_rng(1).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    means = image.reshape(4, 2, 6, 2, 3).mean(axis=(1, 3))
+    # Pillow rounds to 8 bits twice, once a direction.
+    assert np.abs(resize(image, 0.5).astype(float) - means).max() <= 1.0
+
+
+def test_smaller_images_are_padded_at_right_and_bottom():
+    scene = scene_of([(12, 16), (12, 16), (10, 20)])
+    dataset = make_dataset(scene, 1.0)
+    assert dataset.images.shape == (2, 12, 20, 3)
+    np.testing.assert_array_equal(dataset.images[0, :, :16], scene.images[0])
+    np.testing.assert_array_equal(dataset.images[1, :10], scene.images[2])
+    assert not dataset.images[0, :, 16:].any() and not dataset.images[1, 10:].any()
+
+
+def test_no_side_becomes_zero():
+    assert scaled_size(3, 5, 0.1) == (1, 1)
+
+
+def test_mean_colour_survives_the_scales():
+    scene = make_scene("none", width=32, height=24, num_train=2, num_test=1, num_points=10, seed=0)
+    means = [make_dataset(scene, scale).images.mean(axis=(1, 2)) for scale in (1.0, 0.5, 0.25)]
+    np.testing.assert_allclose(means[1], means[0], atol=1.0)
+    np.testing.assert_allclose(means[2], means[0], atol=1.0)

@@ -1,0 +1,158 @@
+"""One training step: which views it takes, and that it changes nothing where it cannot be trusted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bags_jax import parallel
+from bags_jax.data.pyramid import make_dataset
+from bags_jax.programs import count_pairs, refresh_filter, room_for
+from bags_jax.step import draw_views, eval_step, train_steps
+from bags_jax.train import first_state, make_job
+from configs import procedural
+
+
+@pytest.fixture(scope="module")
+def job():
+    config = procedural.get_config("motion,smoke")
+    config.stages.scales, config.stages.stops, config.blur.kernel_sizes, config.blur.strides = (
+        (0.5,),
+        (1.0,),
+        (3,),
+        (1,),
+    )
+    config.num_devices, config.views_per_step, config.blur.warmup = 1, 1, 0.0
+    config.max_gaussians = 512
+    return make_job(config)
+
+
+@pytest.fixture(scope="module")
+def start(job):
+    """State at step 0, dataset, and a recipe with room for all."""
+    dataset = jax.tree.map(jnp.asarray, make_dataset(job.scene, job.stages[0].scale))
+    state = refresh_filter(first_state(job), dataset)
+    pairs = count_pairs(state, dataset, job.recipe(job.stages[0], dataset, 0).view)
+    return state, dataset, job.recipe(job.stages[0], dataset, room_for(4 * pairs))
+
+
+def copies(tree):
+    """Not donated, so that it can be used again."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+@pytest.fixture(scope="module")
+def run(start):
+    """Compiles once a recipe: (state, num_steps, recipe) -> state and metrics."""
+    _, dataset, _ = start
+    compiled = {}
+
+    def run(state, num_steps, recipe):
+        if recipe not in compiled:
+            step = lambda rank, state, dataset, num: train_steps(rank, state, dataset, num, recipe=recipe)
+            compiled[recipe] = parallel.parallelize(step, num_args=2, num_devices=1)
+        return compiled[recipe](parallel.ranks(1), copies(state), dataset, jnp.int32(num_steps))
+
+    return run
+
+
+def same(a, b):
+    """Whether two pytrees are the same to the last bit."""
+    flat = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in flat)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("num_views", [4, 7])
+def test_every_view_once_an_epoch(start, num_views, num_devices):
+    recipe = dataclasses.replace(start[2], views_per_step=2, num_devices=num_devices)
+    draw = jax.jit(lambda step, rank: draw_views(recipe, num_views, step, rank))
+    steps = [[draw(jnp.int32(s), jnp.int32(r)) for r in range(num_devices)] for s in range(num_views)]
+    assert all(len(np.concatenate(ranks)) == 2 for ranks in steps)
+    drawn = np.concatenate([np.concatenate(ranks) for ranks in steps])  # two epochs
+    first, second = drawn[:num_views], drawn[num_views:]
+    assert sorted(first) == sorted(second) == list(range(num_views))
+    assert list(first) != list(second)  # another order
+
+
+def test_devices_take_disjoint_views_of_the_same_order(start):
+    one = dataclasses.replace(start[2], views_per_step=2, num_devices=1)
+    two = dataclasses.replace(start[2], views_per_step=2, num_devices=2)
+    for step in range(6):
+        whole = draw_views(one, 8, jnp.int32(step), jnp.int32(0))
+        parts = [draw_views(two, 8, jnp.int32(step), jnp.int32(rank)) for rank in range(2)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+        assert len(set(np.concatenate(parts).tolist())) == 2
+
+
+def test_other_seeds_draw_other_views(start):
+    other = dataclasses.replace(start[2], seed=start[2].seed + 1)
+    orders = [[int(draw_views(r, 16, jnp.int32(s), jnp.int32(0))[0]) for s in range(16)] for r in (start[2], other)]
+    assert orders[0] != orders[1]
+
+
+def test_steps_lower_the_loss(start, run):
+    state, _, recipe = start
+    _, before = run(state, 1, recipe)
+    trained, after = run(state, 40, recipe)
+    assert int(trained.step) == 40 and int(after["ok"]) == 1
+    _, end = run(trained, 4, recipe)  # all views
+    assert float(end["mean"]["total"]) < 0.8 * float(before["total"])
+    assert float(end["mean"]["psnr"]) > float(before["psnr"]) + 1.0
+    assert float(jnp.sum(trained.density.counts)) > 0
+
+
+def test_total_is_the_weighted_sum_of_the_terms(start, run):
+    state, _, recipe = start
+    _, metrics = run(state, 1, recipe)
+    objective = recipe.objective
+    expected = (
+        (1 - objective.ssim) * metrics["l1"] + objective.ssim * metrics["dssim"] + objective.mask * metrics["mask"]
+    )
+    np.testing.assert_allclose(metrics["total"], expected, rtol=1e-6)
+    assert 0 < float(metrics["mask"]) < 1
+    for name in ("l1", "dssim", "mask", "total"):
+        np.testing.assert_allclose(metrics["mean"][name], metrics[name], rtol=1e-6)
+
+
+def test_dispatches_do_not_matter(start, run):
+    """Five steps at once are one step five times, to the last bit."""
+    state, _, recipe = start
+    at_once, _ = run(state, 5, recipe)
+    for _ in range(5):
+        state, _ = run(state, 1, recipe)
+    assert same(state, at_once)
+
+
+def test_too_little_room_changes_nothing_and_says_so(start, run):
+    state, _, recipe = start
+    small = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, max_intersections=8))
+    after, metrics = run(state, 5, small)
+    assert int(metrics["num_dropped"]) > 0 and int(metrics["ok"]) == 0
+    assert int(metrics["num_intersections"]) == int(metrics["num_dropped"]) + 8
+    assert same(after, state)
+
+
+@pytest.mark.parametrize("part", ["network", "colour"])
+def test_parameters_that_are_not_finite_change_nothing(start, run, part):
+    state, _, recipe = start
+    if part == "network":
+        poisoned = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.network)
+        state = dataclasses.replace(state, network=poisoned)
+    else:
+        sh_dc = state.gaussians.sh_dc.at[:].set(jnp.nan)
+        state = dataclasses.replace(state, gaussians=dataclasses.replace(state.gaussians, sh_dc=sh_dc))
+    after, metrics = run(state, 3, recipe)
+    assert int(metrics["ok"]) == 0 and int(metrics["num_dropped"]) == 0
+    assert same(after, state)
+
+
+def test_evaluation_is_the_sharp_render(start):
+    """The blur network has no part in it."""
+    state, dataset, recipe = start
+    camera = jax.tree.map(lambda x: x[0], dataset.cameras)
+    sharp = jax.jit(lambda state: eval_step(state, camera, view=recipe.view).image)
+    other = dataclasses.replace(state, network=jax.tree.map(lambda x: x + 1.0, state.network))
+    np.testing.assert_array_equal(sharp(state), sharp(other))

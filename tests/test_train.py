@@ -1,0 +1,213 @@
+"""The loop: stages, density control, interruption, buffers that overflow, runs that blow up."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bags_jax import plan
+from bags_jax.checkpoint import Checkpoints
+from bags_jax.data.procedural import make_scene
+from bags_jax.errors import UserError
+from bags_jax.plan import steps_of
+from configs import deblur_nerf, procedural
+
+train = importlib.import_module("bags_jax.train")  # the module: bags_jax.train is the function
+ROWS = 256  # at the start, so that density control has to grow the state
+
+
+def make_config(**changes):
+    """Two stages of 6 steps; at step 6 the stage, density control and the capacity change, all at once."""
+    config = procedural.get_config("motion,smoke")
+    config.num_devices, config.views_per_step, config.blur.warmup = 1, 1, 0.0
+    config.density.every, config.checkpoint_every, config.keep_checkpoints = 6, 3, 10
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def small_capacity(monkeypatch):
+    monkeypatch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: min(ROWS, max_gaussians))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Working directory and last state of a run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: min(ROWS, max_gaussians))
+        return workdir, train.train(make_config(), workdir)
+
+
+def assert_same(a, b):
+    """The same to the last bit, and of the same shapes and types."""
+    flat_a, flat_b = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (a, b))
+    assert len(flat_a) == len(flat_b)
+    for (path, x), (_, y) in zip(flat_a, flat_b, strict=True):
+        assert x.dtype == y.dtype, path
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def log_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_run_passes_all_its_stages(straight):
+    workdir, state = straight
+    rows = log_of(workdir)
+    assert int(state.step) == 12 and [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert [row["image_scale"] for row in rows] == [0.5] * 3 + [1.0] * 3
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert int(jnp.sum(state.alive)) > 200 and state.alive.shape[0] > ROWS  # it densified, and grew for it
+
+
+def test_mask_stays_open_on_blurry_views(straight):
+    assert all(row["train/mask"] > 0.5 for row in log_of(straight[0]))
+
+
+def test_logs_and_checkpoints_are_there(straight):
+    workdir, _ = straight
+    assert any((workdir / "tensorboard").iterdir())
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.steps() == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("stop_after", [3, 6, 9], ids=["in a stage", "where a stage starts", "after growth"])
+def test_interrupted_and_resumed_equals_straight(straight, tmp_path, monkeypatch, stop_after):
+    save = Checkpoints.save
+
+    def save_and_stop(self, state):
+        save(self, state)
+        if int(state.step) == stop_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(make_config(), tmp_path)
+    assert_same(train.train(make_config(), tmp_path), straight[1])
+    assert log_of(tmp_path)[-1] == log_of(straight[0])[-1]
+
+
+def test_steps_since_the_checkpoint_are_done_again(straight, tmp_path, monkeypatch):
+    """Interrupted between two checkpoints, with the state ahead of what was saved."""
+    update, seen = train.Progress.update, []
+
+    def update_and_stop(self, step, *rest):
+        seen.append(step)
+        if step == 8:
+            raise KeyboardInterrupt
+        update(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Progress, "update", update_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(make_config(), tmp_path)
+    assert seen[-1] == 8
+    assert_same(train.train(make_config(), tmp_path), straight[1])
+
+
+def test_finished_run_stays_as_it_is(straight, capsys):
+    workdir, state = straight
+    before = (workdir / "metrics.jsonl").read_text()
+    assert_same(train.train(make_config(), workdir), state)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeypatch):
+    """The first guess at the room is far too small: steps are repeated, and the result is the same."""
+    rooms = []
+    recipe_of = train.Job.recipe
+
+    def recipe_and_note(self, stage, dataset, room):
+        rooms.append(room)
+        return recipe_of(self, stage, dataset, room)
+
+    room_for, count_pairs = train.room_for, train.count_pairs
+    small = train.make_job(make_config()).dataset(0.5).images.shape[2]
+    monkeypatch.setattr(train, "count_pairs", lambda s, d, view: 1 if view.width == small else count_pairs(s, d, view))
+    monkeypatch.setattr(train, "room_for", lambda pairs, **options: 4 if pairs == 1 else room_for(pairs, **options))
+    monkeypatch.setattr(train.Job, "recipe", recipe_and_note)
+    state = train.train(make_config(), tmp_path)
+    assert 4 in rooms and max(rooms) >= 1024  # 0: the recipe that count_pairs is asked with
+    assert_same(state, straight[1])
+
+
+def test_blow_up_stops_with_step_stage_and_reason(tmp_path):
+    """A Gaussian that is not finite is culled, so that the loss alone would not tell."""
+    config = make_config(**{"optim.means": 1e30, "optim.means_final": 1e30})
+    with pytest.raises(UserError, match=r"not finite at step \d+ \(scale 0.5, kernel 3\)") as caught:
+        train.train(config, tmp_path)
+    assert "\n" not in str(caught.value) and "config.optim" in str(caught.value)
+
+
+def test_blow_up_names_the_term_and_keeps_the_checkpoint(straight, tmp_path, monkeypatch):
+    after_step = train.after_step
+
+    def poison(job, state, step, dataset):
+        state = after_step(job, state, step, dataset)
+        if step != 4:
+            return state
+        sh_dc = state.gaussians.sh_dc.at[:].set(jnp.nan)
+        return dataclasses.replace(state, gaussians=dataclasses.replace(state.gaussians, sh_dc=sh_dc))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "after_step", poison)
+        with pytest.raises(UserError, match=r"step 4 \(scale 0.5, kernel 3\).*l1 = nan.*step 3 is kept") as caught:
+            train.train(make_config(), tmp_path)
+    assert "\n" not in str(caught.value)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [3]
+    assert_same(train.train(make_config(), tmp_path), straight[1])
+
+
+def test_plain_splatting_trains(tmp_path):
+    state = train.train(make_config(**{"blur.enabled": False}), tmp_path)
+    assert int(state.step) == 12 and not jax.tree.leaves(state.network)
+    assert not any("mask" in name for row in log_of(tmp_path) for name in row)
+
+
+def test_capture_without_points_starts_from_random_ones(tmp_path, monkeypatch, capsys):
+    def without_points(*args, **kwargs):
+        scene = make_scene(*args, **kwargs)
+        return dataclasses.replace(scene, points=scene.points[:0], point_colors=scene.point_colors[:0])
+
+    monkeypatch.setattr(plan, "make_scene", without_points)
+    config = make_config(**{"init.num_random": 200})
+    job = train.make_job(config)
+    state = train.first_state(job)
+    means = np.asarray(state.gaussians.means)[np.asarray(state.alive)]
+    assert means.shape == (200, 3) and np.ptp(means, axis=0).min() > 2 * job.extent
+    assert_same(state, train.first_state(job))  # the seed decides
+    said = [note for note in job.scene.notes if "no points" in note]
+    assert len(said) == 1 and "200 random" in said[0]
+    train.train(config, tmp_path)
+    assert capsys.readouterr().out.count("no points") == 1
+
+
+def test_more_points_than_gaussians():
+    with pytest.raises(UserError, match="200 points came for at most 100 Gaussians: raise config.max_gaussians"):
+        train.first_state(train.make_job(make_config(max_gaussians=100)))
+
+
+def test_steps_of_a_schedule():
+    assert [steps_of(value, 1000) for value in (0.0, 0.25, 1.0, 2, 300)] == [0, 250, 1000, 2, 300]
+
+
+@pytest.mark.parametrize("factor", [16])
+def test_real_capture_trains(shared_data, tmp_path, factor, monkeypatch):
+    from bags_jax.evaluate import evaluate
+
+    monkeypatch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: max_gaussians)
+    config = deblur_nerf.get_config("blurball,smoke")
+    config.data.root, config.data.factor = str(shared_data / "blurball"), factor
+    config.num_devices, config.num_steps = 1, 4
+    state = train.train(config, tmp_path)
+    assert int(state.step) == 4 and int(jnp.sum(state.alive)) > 1000
+    results = evaluate(tmp_path)
+    assert len(results["per_view"]) == 4 and results["deblur_nerf"]["PSNR"] > 5
+    assert len(list((tmp_path / "blur").glob("*_mask.png"))) == 23
