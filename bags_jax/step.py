@@ -146,8 +146,11 @@ def _device_gradients(state: TrainState, dataset: Dataset, indices, recipe: Reci
             jax.tree.map(jnp.maximum, old_room, room),
         ), None
 
-    first = _view_gradients(state, dataset, indices[0], recipe)
-    return first if indices.shape[0] == 1 else jax.lax.scan(add, first, indices[1:])[0]
+    if indices.shape[0] == 1:
+        return _view_gradients(state, dataset, indices[0], recipe)
+    # From zeros, not from the first view: its gradients would be compiled a second time.
+    shapes = jax.eval_shape(lambda: _view_gradients(state, dataset, indices[0], recipe))
+    return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), indices)[0]
 
 
 def _sum_over_devices(stats: DensityStats, room: dict, num_devices: int):

@@ -34,6 +34,8 @@ def main() -> None:
     results = evaluate(_WORKDIR.value, step=_STEP.value)
     print(f"step {results['step']}, {results['num_gaussians']} Gaussians, {len(results['per_view'])} held-out views")
     print(markdown_table(["protocol", "PSNR", "SSIM", "LPIPS"], score_rows(results)))
+    if results["shift_aligned"]["PSNR"] is not None:
+        print(f"PSNR after the best sub-pixel shift of each view: {results['shift_aligned']['PSNR']:.2f}")
     if results["deblur_nerf"]["LPIPS"] is None:
         print(f"LPIPS needs its weights: {LPIPS_EXTRA}")
 

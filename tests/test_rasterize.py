@@ -1,5 +1,7 @@
 """The rasterizer against the oracle: images and gradients of random scenes, and what must not change them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +66,7 @@ def compare_with_oracle(splats: Splats, mode: str):
     cut = cutoff_pixels(splats, mode)
     assert cut.mean() < 0.01  # counted apart; a scene of which much is on a cutoff would test nothing
     cotangents = random_cotangents(cut)
-    (colors, alphas), gradients = with_gradients(lambda s: rasterize_tiled(s, mode=mode), splats, cotangents)
+    (colors, alphas), gradients = with_gradients(functools.partial(rasterize_tiled, mode=mode), splats, cotangents)
     (colors_dense, alphas_dense), gradients_dense = _dense(splats, cotangents, mode == "antialiased")
     np.testing.assert_allclose(alphas[~cut], alphas_dense[~cut], atol=2e-5)
     np.testing.assert_allclose(colors[..., :3][~cut], colors_dense[..., :3][~cut], atol=2e-5)
@@ -191,7 +193,7 @@ def test_extreme_values_leave_gradients_finite(name, value):
     splats, cotangents = make_splats("typical"), random_cotangents(np.zeros((2, HEIGHT, WIDTH), bool))
     extreme = splats._replace(**{name: getattr(splats, name).at[5].set(value)})
     for mode in MODES:
-        output, gradients = with_gradients(lambda s: rasterize_tiled(s, mode=mode), extreme, cotangents)
+        output, gradients = with_gradients(functools.partial(rasterize_tiled, mode=mode), extreme, cotangents)
         assert all(bool(jnp.isfinite(x).all()) for x in (*output, *gradients))
 
 

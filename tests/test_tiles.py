@@ -1,5 +1,6 @@
 """Which tiles a Gaussian touches: against every pixel of every tile."""
 
+import itertools
 import pathlib
 
 import jax
@@ -38,7 +39,7 @@ def test_pairs_are_those_that_show(kind, tile_size):
         assert tiles.num_dropped == 0 and starts[0] == 0 and starts[-1] == total
         assert total == int(_count(projected, **SIZE, tile_size=tile_size))
         listed = np.zeros((len(starts) - 1, len(projected.depths)), bool)
-        for tile, (start, stop) in enumerate(zip(starts, starts[1:])):
+        for tile, (start, stop) in enumerate(itertools.pairwise(starts)):
             assert (np.diff(projected.depths[ids[start:stop]]) >= 0).all()  # front to back
             assert not listed[tile, ids[start:stop]].any() and len(set(ids[start:stop])) == stop - start
             listed[tile, ids[start:stop]] = True
