@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bags_jax.blur import mean_blocks, resize_taps
+from bags_jax.numerics import clip_with_return, safe_normalize
 from bags_jax.structs import BlurField
 
 POSITION_FREQUENCIES = 4
-MASK_BOUND = 6.0  # of the mask's logit
 
 
 def position_code(height: int, width: int) -> Float[Array, "h w 16"]:
@@ -68,6 +68,9 @@ class BlurProposalNetwork(nn.Module):
     hand_over: bool = True  # later trunk layers start as the identity, so that heads can be copied (hand_over below)
     centre_logit: float = 6.0  # start of the centre tap above the others; the paper's 0 is a uniform kernel
     mask_logit: float = 3.0  # start of the mask; the paper's 0 is a mask of one half
+    # A young scene is blurrier than the photographs, which drives kernels to deltas and masks to 0. Unbounded, they saturate there
+    # and never come back when there is blur to explain. 0: no bound (the paper).
+    logit_bound: float = 5.0
     strides: tuple[int, ...] = ()  # of each stage: side of the blocks that share a kernel, px; (): 1
 
     def setup(self):
@@ -93,7 +96,7 @@ class BlurProposalNetwork(nn.Module):
     def _centred(self, side: int):
         def init(key, shape, dtype=jnp.float32):
             del key
-            return jnp.zeros(shape, dtype).at[side * side // 2].set(self.centre_logit)
+            return jnp.full(shape, -0.5 * self.centre_logit, dtype).at[side * side // 2].add(self.centre_logit)
 
         return init
 
@@ -117,11 +120,21 @@ class BlurProposalNetwork(nn.Module):
         logits = self.kernel_heads[head](x)
         if self.use_table:
             logits = logits + self.table[head](view)[None, None]
+        if self.logit_bound:
+            logits = clip_with_return(logits, self.logit_bound)
         kernels = jnp.moveaxis(jax.nn.softmax(logits, axis=-1), -1, 0)
-        # The mask costs something and the trunk is fast: left to each other they close the mask for good where there is
-        # little blur. So the mask reads the trunk without teaching it, and its logit is bounded.
-        mask_logits = self.mask_heads[head](jax.lax.stop_gradient(x))[..., 0]
-        return BlurField(kernels=kernels, mask=jax.nn.sigmoid(MASK_BOUND * jnp.tanh(mask_logits / MASK_BOUND)))
+        return BlurField(kernels=kernels, mask=self._mask(x, head))
+
+    def _mask(self, features: Float[Array, "h w F"], head: int) -> Float[Array, "h w"]:
+        """The mask; with bounded logits one that its own cost cannot close for good where there is little blur to explain.
+
+        It then reads the trunk without teaching it, by features of unit length, so that a step of Adam moves the logit by little
+        more than the rate however large the features are.
+        """
+        if not self.logit_bound:
+            return jax.nn.sigmoid(self.mask_heads[head](features)[..., 0])
+        logits = self.mask_heads[head](safe_normalize(jax.lax.stop_gradient(features)))[..., 0]
+        return jax.nn.sigmoid(clip_with_return(logits, self.logit_bound))
 
     def every_head(self, view: Int[Array, ""], rgbd: Float[Array, "H W 4"]) -> list[BlurField]:
         """All stages at once: what `init` calls, so that every parameter exists from the start."""

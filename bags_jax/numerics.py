@@ -1,5 +1,8 @@
 """Elementary functions whose value and gradient are finite everywhere."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -10,6 +13,27 @@ def safe_sqrt(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """sqrt(max(x, 0)), with gradient 0 instead of infinity at and below 0."""
     positive = x > TINY * TINY
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def clip_with_return(x: Float[Array, "*S"], bound: float) -> Float[Array, "*S"]:
+    """clip(x, -bound, bound), with the gradient of x where descent leads back inside, 0 where it leads further out.
+
+    What an optimiser pushes against a bound neither runs away nor gets stuck: it stays there until it is wanted back.
+    """
+    return jnp.clip(x, -bound, bound)
+
+
+def _clip_fwd(x, bound):
+    return jnp.clip(x, -bound, bound), x
+
+
+def _clip_bwd(bound, x, g):
+    leads_out = ((x > bound) & (g < 0.0)) | ((x < -bound) & (g > 0.0))
+    return (jnp.where(leads_out, 0.0, g),)
+
+
+clip_with_return.defvjp(_clip_fwd, _clip_bwd)
 
 
 def safe_div(a: Float[Array, "*S"], b: Float[Array, "*S"]) -> Float[Array, "*S"]:

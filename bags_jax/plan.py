@@ -160,6 +160,7 @@ def make_network(config: Config, num_views: int) -> BlurProposalNetwork | None:
         hand_over=blur.hand_over,
         centre_logit=blur.centre_logit,
         mask_logit=blur.mask_logit,
+        logit_bound=blur.logit_bound,
         strides=tuple(blur.strides),
     )
 

@@ -95,6 +95,7 @@ def blur() -> dict:
         "hand_over": True,  # kernels go on from stage to stage
         "centre_logit": 6.0,  # how far above the others the centre tap starts (0: uniform kernels)
         "mask_logit": 3.0,  # where the mask starts (0: one half)
+        "logit_bound": 5.0,  # kernels and masks do not saturate beyond it; 0: none
     }
 
 

