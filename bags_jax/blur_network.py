@@ -121,7 +121,7 @@ class BlurProposalNetwork(nn.Module):
         if self.use_table:
             logits = logits + self.table[head](view)[None, None]
         if self.logit_bound:
-            logits = clip_with_return(logits, self.logit_bound)
+            logits = jnp.asarray(clip_with_return(logits, self.logit_bound))
         kernels = jnp.moveaxis(jax.nn.softmax(logits, axis=-1), -1, 0)
         return BlurField(kernels=kernels, mask=self._mask(x, head))
 

@@ -102,8 +102,7 @@ def make_stages(config: Config) -> tuple[Stage, ...]:
     stages, start = [], 0
     for head, (scale, kernel, stop) in enumerate(zip(scales, kernels, stops, strict=True)):
         second = int(config.blur.second_network and restart > 0 and start >= restart)
-        cuts = {start, stop} | {step for step in free_from + free_until if start < step < stop}
-        cuts = sorted(cuts)
+        cuts = sorted({start, stop} | {step for step in free_from + free_until if start < step < stop})
         for a, b in itertools.pairwise(cuts):
             is_free = any(low <= a < high for low, high in zip(free_from, free_until, strict=True))
             size = 0 if is_free or not config.blur.enabled else kernel

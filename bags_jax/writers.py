@@ -10,7 +10,7 @@ class Writers:
     """Writes scalars of a step to both logs of a working directory; a context that closes them."""
 
     def __init__(self, workdir: pathlib.Path):
-        self._lines = open(pathlib.Path(workdir) / "metrics.jsonl", "a", encoding="utf-8")
+        self._lines = open(pathlib.Path(workdir) / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._board = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"))
 
     def __enter__(self):
