@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: the training state as plain arrays, readable on any number of devices."""
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -9,9 +10,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
 
 from bags_jax.errors import UserError
-from bags_jax.structs import TrainState
+from bags_jax.structs import Gaussians, TrainState
 
 
 class Checkpoints:
@@ -62,26 +64,56 @@ class Checkpoints:
         Raises:
           UserError: there is none, not that one, or it cannot be read.
         """
+        step = self._choose(step)
+        saved = self._arrays(step)
+        try:
+            tree = unflatten_dict(_with_empty(saved, template), sep="/")
+            state: Any = flax.serialization.from_state_dict(template, tree)
+            return state
+        except (ValueError, KeyError, AttributeError) as error:
+            raise self._unreadable(step, error) from error
+
+    def restore_living(self, step: int | None = None) -> tuple[Gaussians, Float[np.ndarray, "N"], int]:
+        """Reads only the living Gaussians and their 3D filter, and the step: needs neither configuration nor scene.
+
+        Raises:
+          UserError: as restore does.
+        """
+        step = self._choose(step)
+        saved = self._arrays(step)
+        try:
+            alive = np.asarray(saved["alive"])
+            empty = {"sh_rest": np.zeros((int(alive.sum()), 0, 3), np.float32)}  # of degree 0: not saved
+            names = [field.name for field in dataclasses.fields(Gaussians)]
+            rows = {name: saved[f"gaussians/{name}"][alive] for name in names if f"gaussians/{name}" in saved}
+            return Gaussians(**{**empty, **rows}), np.asarray(saved["filter_3d"])[alive], step
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise self._unreadable(step, error) from error
+
+    def _choose(self, step: int | None) -> int:
         steps = self.steps()
         if not steps:
             raise UserError(f"no checkpoint in {self.directory}: train with this --workdir first")
-        step = steps[-1] if step is None else step
-        if step not in steps:
+        if step is not None and step not in steps:
             raise UserError(f"no checkpoint of step {step} in {self.directory}: there are {', '.join(map(str, steps))}")
+        return steps[-1] if step is None else step
+
+    def _arrays(self, step: int) -> dict[str, Any]:
+        """All arrays of a checkpoint by their path, in host memory."""
         try:
             shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._manager.item_metadata(step))
             saved: Any = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
-            state: Any = flax.serialization.from_state_dict(
-                template, unflatten_dict(_with_empty(saved, template), sep="/")
-            )
-            return state
+            return dict(saved)
         except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
-            others = [s for s in steps if s != step]
-            way_out = f"to go on from step {others[-1]}" if others else "to start again"
-            raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): "
-                f"it is damaged or of another version; remove that folder {way_out}"
-            ) from error
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        others = [s for s in self.steps() if s != step]
+        way_out = f"to go on from step {others[-1]}" if others else "to start again"
+        return UserError(
+            f"checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): "
+            f"it is damaged or of another version; remove that folder {way_out}"
+        )
 
 
 def _with_empty(saved: dict, template: TrainState) -> dict:

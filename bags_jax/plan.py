@@ -11,6 +11,7 @@ import jax
 
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.data import load_scene
+from bags_jax.data.mixed import mix_resolutions
 from bags_jax.data.procedural import make_scene
 from bags_jax.data.scene import Scene
 from bags_jax.density import DensityRules
@@ -209,7 +210,8 @@ def load(config: Config) -> Scene:
         raise UserError("config.data.root is empty, expected the folder of a capture: pass --config.data.root=FOLDER")
     root = str(pathlib.Path(data.root).expanduser())
     background: Any = tuple(float(c) for c in data.background)  # load_scene checks that they are three
-    return load_scene(root, format=data.format, factor=data.factor, holdout=data.holdout, background=background)
+    scene = load_scene(root, format=data.format, factor=data.factor, holdout=data.holdout, background=background)
+    return mix_resolutions(scene, tuple(data.mixed_factors), seed=config.seed)
 
 
 def count_devices(config: Config) -> int:

@@ -20,6 +20,7 @@ def get_config(arg: str = "garden") -> Any:
     config = base.get_config()
     config.data.root = f"data/{name}"
     config.data.factor = 8
+    config.data.mixed_factors = (1, 2, 4, 8)
     config.data.holdout = int(row["holdout"])
     if "published" in words:
         config = presets.as_published(config, row)

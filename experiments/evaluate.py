@@ -13,6 +13,7 @@ from experiments.launch import launch, use_compilation_cache
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
+_DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it is not where training found it.")
 _CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     use_compilation_cache(_CACHE.value)
     from bags_jax.evaluate import evaluate
 
-    results = evaluate(_WORKDIR.value, step=_STEP.value)
+    results = evaluate(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
     print(f"step {results['step']}, {results['num_gaussians']} Gaussians, {len(results['per_view'])} held-out views")
     print(markdown_table(["protocol", "PSNR", "SSIM", "LPIPS"], score_rows(results)))
     if results["shift_aligned"]["PSNR"] is not None:

@@ -14,11 +14,10 @@ _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.
 
 def main() -> None:
     """Exports from the flags."""
-    from bags_jax.evaluate import export, open_run
+    from bags_jax.evaluate import export
 
-    run = open_run(_WORKDIR.value, step=_STEP.value)
-    count = export(run, _OUTPUT.value)
-    print(f"{count} Gaussians of step {int(run.state.step)} in {_OUTPUT.value}")
+    count, step = export(_WORKDIR.value, _OUTPUT.value, step=_STEP.value)
+    print(f"{count} Gaussians of step {step} in {_OUTPUT.value}")
 
 
 if __name__ == "__main__":

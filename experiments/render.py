@@ -17,6 +17,7 @@ _PATH = flags.DEFINE_enum("path", "spiral", ["test", "train", "spiral"], "Camera
 _FRAMES = flags.DEFINE_integer("frames", 120, "Frames of the spiral.", lower_bound=2)
 _FPS = flags.DEFINE_float("fps", 30.0, "Frames per second of the film.", lower_bound=0.1)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
+_DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it is not where training found it.")
 _CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     from bags_jax.export.video import write_video
     from bags_jax.report.pictures import to_uint8, write_png
 
-    run = open_run(_WORKDIR.value, step=_STEP.value)
+    run = open_run(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
     frames = [to_uint8(np.asarray(image)) for image in render_path(run, _PATH.value, num_frames=_FRAMES.value)]
     folder = pathlib.Path(run.workdir) / "renders" / _PATH.value
     for number, frame in enumerate(frames):

@@ -142,7 +142,7 @@ def test_plain_splatting_has_no_blur_to_describe(tmp_path):
 def test_exported_splat_is_the_scene(run, tmp_path):
     """The filter is baked: a renderer that knows only of antialiasing draws our picture."""
     path = tmp_path / "scene.ply"
-    count = export(run, path)
+    count, _ = export(run.workdir, path)
     saved = read_ply(path)
     assert count == len(saved.means) == int(jnp.sum(run.state.alive)) < run.state.alive.shape[0]
     first = run.scene.train_ids[0]

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from bags_jax.data.mixed import mix_resolutions
 from bags_jax.data.procedural import make_scene
 from bags_jax.data.pyramid import make_dataset, resize, scaled_size
 from bags_jax.data.scene import Scene
+from bags_jax.errors import UserError
 
 
 def scene_of(sizes):
@@ -74,3 +76,20 @@ def test_mean_colour_survives_the_scales():
     means = [make_dataset(scene, scale).images.mean(axis=(1, 2)) for scale in (1.0, 0.5, 0.25)]
     np.testing.assert_allclose(means[1], means[0], atol=1.0)
     np.testing.assert_allclose(means[2], means[0], atol=1.0)
+
+
+def test_mixed_resolution_coarsens_training_views_alone():
+    rng = np.random.default_rng(0)
+    images = tuple(rng.integers(0, 255, (32, 48, 3), dtype=np.uint8) for _ in range(6))
+    poses, Ks = np.tile(np.eye(4), (6, 1, 1)), np.tile(np.eye(3), (6, 1, 1))
+    names, none = tuple("abcdef"), np.zeros((0, 3))
+    scene = Scene(names, images, poses, Ks, np.arange(1, 6), np.array([0]), none, none)
+    mixed = mix_resolutions(scene, (1, 4), seed=0)
+    same = [np.array_equal(a, b) for a, b in zip(images, mixed.images, strict=True)]
+    assert same[0] and sum(same[1:]) == 3  # factors 1, 4, 1, 4, 1 in some order
+    assert mixed.sharp_images is not None and all(a is b for a, b in zip(images, mixed.sharp_images, strict=True))
+    coarse = mixed.images[1 + same[1:].index(False)].astype(float)
+    assert np.abs(np.diff(coarse, axis=1)).mean() < 0.3 * np.abs(np.diff(images[0].astype(float), axis=1)).mean()
+    assert mix_resolutions(scene, (), seed=0) is scene
+    with pytest.raises(UserError, match="mixed_factors"):
+        mix_resolutions(scene, (0,), seed=0)

@@ -17,9 +17,9 @@ import zlib
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from bags_jax.data import raycast, still_life
+from bags_jax.data.mixed import coarsen
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
 
@@ -103,7 +103,7 @@ def _generate(blur: str, width: int, height: int, num_train: int, num_test: int,
             images[view] = _to_srgb(_render_defocused(world, viewmats[view], K, float(depth), **size))
     elif blur == "mixed":
         for view, factor in zip(train_ids, key.permutation(np.resize(_MIXED_FACTORS, num_train)), strict=True):
-            images[view] = _coarsen(truth[view], int(factor))
+            images[view] = coarsen(truth[view], int(factor))
     points, colors = _sample_points(world, viewmats[train_ids], K, num_points, _random("points", seed), **size)
     names = [f"test_{i:03d}.png" for i in range(num_test)] + [f"train_{i:03d}.png" for i in range(num_train)]
     return Scene(
@@ -270,14 +270,6 @@ def _render_defocused(
         lens_K = _shifted(K, x - focal * u / depth, y - focal * v / depth)
         total += raycast.render_frame(world, pose, lens_K, height=height, width=width)[0]
     return total / num
-
-
-def _coarsen(image: np.ndarray, factor: int) -> np.ndarray:
-    """Resizes 8-bit sRGB down by `factor` (box) and back up (bicubic), as resized photographs are."""
-    height, width = image.shape[:2]
-    small = max(1, round(width / factor)), max(1, round(height / factor))
-    coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
 # --- points ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,38 @@
+"""Captures of mixed resolution: some photographs hold less detail than their pixels could."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from bags_jax.data.scene import Scene
+from bags_jax.errors import UserError
+
+
+def coarsen(image: UInt8[np.ndarray, "_H _W 3"], factor: int) -> UInt8[np.ndarray, "_H _W 3"]:
+    """The image as a camera with 1 / factor of the resolution saw it: averaged down, then interpolated back up."""
+    height, width = image.shape[:2]
+    small = (max(1, round(width / factor)), max(1, round(height / factor)))
+    coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def mix_resolutions(scene: Scene, factors: tuple[int, ...], *, seed: int) -> Scene:
+    """Coarsens the training views, each by one of the factors, as evenly as can be and in random order.
+
+    The held-out views stay sharp, and the sharp training views are kept as `sharp_images` (the mixed-resolution protocol of
+    BAGS, Peng et al. 2024, section 4.3).
+
+    Raises:
+      UserError: a factor under 1.
+    """
+    if not factors:
+        return scene
+    if min(factors) < 1:
+        raise UserError(f"data.mixed_factors is {tuple(factors)}, expected downscale factors of at least 1")
+    order = np.random.default_rng(seed).permutation(scene.train_ids)
+    images = list(scene.images)
+    for place, view in enumerate(order):
+        images[view] = coarsen(images[view], factors[place % len(factors)])
+    return dataclasses.replace(scene, images=tuple(images), sharp_images=scene.images)
