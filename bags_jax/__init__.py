@@ -5,8 +5,6 @@ Splatting: `rasterization` (gsplat's names: Gaussians and cameras in, images out
 own. Files: `load_scene`, `make_scene` (the embedded one), `write_ply`, `read_ply`.
 """
 
-import PIL.Image  # noqa: F401 - before pycolmap, else the process aborts when it saves a PNG (Pillow 13)
-
 from bags_jax.blur import apply_kernels, blur, kernel_statistics
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.data import load_scene

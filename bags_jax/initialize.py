@@ -5,7 +5,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+from scipy.spatial import KDTree
 
 from bags_jax.blur_network import BlurProposalNetwork, init_network
 from bags_jax.data.scene import Scene
@@ -37,18 +38,13 @@ def random_points(scene: Scene, num: int, seed: int) -> tuple[Float[np.ndarray, 
     return points.astype(np.float32), rng.uniform(size=(num, 3)).astype(np.float32)
 
 
-def mean_neighbour_distance(points: Float[Array, "P 3"], *, chunk: int = 512) -> Float[Array, "P"]:
-    """Root mean squared distance to the 3 nearest points, scene units, by brute force in chunks."""
-    num = points.shape[0]
-    count = -(-num // chunk)
-    queries = jnp.pad(points, ((0, count * chunk - num), (0, 0)))
-
-    def nearest(query):
-        squared = jnp.sum((query[:, None] - points[None]) ** 2, axis=-1)
-        return -jax.lax.top_k(-squared, min(4, num))[0]
-
-    squared = jax.lax.map(nearest, queries.reshape(count, chunk, 3)).reshape(count * chunk, -1)[:num]
-    return jnp.sqrt(jnp.maximum(jnp.sum(squared[:, 1:], axis=-1) / max(squared.shape[1] - 1, 1), 1e-7))
+def neighbour_distance(points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "P"]:
+    """Root mean squared distance to the 3 nearest points (fewer where there are fewer), scene units, never 0."""
+    num_near = min(3, len(points) - 1)
+    if num_near < 1:
+        return np.full(len(points), 1.0)
+    distances, _ = KDTree(points).query(points, k=num_near + 1)
+    return np.sqrt(np.maximum(np.mean(distances[:, 1:] ** 2, axis=-1), 1e-7))
 
 
 def init_gaussians(
@@ -61,7 +57,7 @@ def init_gaussians(
 ) -> Gaussians:
     """Round Gaussians on the points, as large as their neighbours are far (Kerbl et al. 2023, section 5.1)."""
     num = len(points)
-    scales = jax.jit(mean_neighbour_distance)(jnp.asarray(points, jnp.float32))
+    scales = jnp.asarray(neighbour_distance(points), jnp.float32)
 
     def rows(values):
         return jnp.pad(values, [(0, capacity - num)] + [(0, 0)] * (values.ndim - 1)).astype(jnp.float32)

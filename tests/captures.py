@@ -1,7 +1,12 @@
 """One synthetic rig of cameras, written in every format that the loaders know."""
 
+import functools
 import json
 import math
+import pathlib
+import subprocess
+import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -82,14 +87,35 @@ def write_colmap(root, *, names=NAMES, camera=f"SIMPLE_PINHOLE {W} {H} {FOCAL} {
     return folder
 
 
-def to_binary(folder):
-    import pycolmap
+def run_pycolmap(code, *arguments):
+    """Runs a script that uses pycolmap in a process of its own: no process with JAX in it may load that."""
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
-    reconstruction = pycolmap.Reconstruction()
-    reconstruction.read_text(folder)
-    for path in folder.glob("*.txt"):
-        path.unlink()
-    reconstruction.write_binary(folder)
+
+_TO_BINARY = """
+import pycolmap, sys
+reconstruction = pycolmap.Reconstruction()
+reconstruction.read_text(sys.argv[1])
+reconstruction.write_binary(sys.argv[1])
+"""
+
+
+@functools.cache
+def _binary_files(*texts):
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for file_name, text in texts:
+            (folder / file_name).write_text(text)
+        run_pycolmap(_TO_BINARY, folder)
+        return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
+
+
+def to_binary(folder):
+    texts = sorted((path.name, path.read_text()) for path in folder.glob("*.txt"))
+    for name, data in _binary_files(*texts).items():
+        (folder / name).write_bytes(data)
+    for name, _ in texts:
+        (folder / name).unlink()
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from captures import (
     known_pixels,
     project,
     refused,
+    run_pycolmap,
     spots,
     write_colmap,
     write_json,
@@ -305,9 +307,22 @@ def blurball():
     return folder
 
 
-def test_blurball(blurball):
-    import pycolmap
+# For each image of a model: its name, and the points seen in it (xyz, then their pixel).
+OBSERVATIONS = """
+import pathlib, pickle, pycolmap, sys
+model = pycolmap.Reconstruction(sys.argv[1])
+seen = {
+    image.name: [
+        (*model.points3D[point.point3D_id].xyz.tolist(), *point.xy.tolist())
+        for point in image.points2D if point.has_point3D()
+    ]
+    for image in model.images.values()
+}
+pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(seen))
+"""
 
+
+def test_blurball(blurball, tmp_path):
     scene = load_scene(str(blurball), factor=4)
     assert len(scene.names) == 27 and scene.names[0] == "000.jpg" and scene.notes == ()
     assert scene.test_ids.tolist() == [0, 7, 14, 21] and len(scene.train_ids) == 23
@@ -315,14 +330,13 @@ def test_blurball(blurball):
     assert {image.shape for image in scene.images} == {(400, 600, 3)}
     # images_4 itself, not a reduction of images.
     np.testing.assert_array_equal(scene.images[5], np.asarray(Image.open(blurball / "images_4" / "005.png")))
-    model = pycolmap.Reconstruction(blurball / "sparse" / "0")
+    run_pycolmap(OBSERVATIONS, blurball / "sparse" / "0", tmp_path / "seen")
     errors = []
-    for image in model.images.values():
-        view = scene.names.index(image.name.replace("png", "jpg"))
-        seen = [point for point in image.points2D if point.has_point3D()]
-        xyz = np.array([model.points3D[point.point3D_id].xyz for point in seen])
-        observed = np.array([point.xy for point in seen])
-        errors.append(np.linalg.norm(project(scene, xyz)[view] - observed, axis=1))
+    for name, rows in pickle.loads((tmp_path / "seen").read_bytes()).items():
+        view = scene.names.index(name.replace("png", "jpg"))
+        seen = np.array(rows)
+        errors.append(np.linalg.norm(project(scene, seen[:, :3])[view] - seen[:, 3:], axis=1))
+    assert len(errors) == 27
     assert np.median(np.concatenate(errors)) < 2.0
 
 

@@ -1,9 +1,15 @@
 """COLMAP models, text and binary, and the undistortion of photographs taken with any of its lens models."""
 
+import atexit
+import dataclasses
 import functools
 import pathlib
-import struct
-from types import ModuleType
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,6 +24,11 @@ _UNDISTORT_COMMAND = "colmap image_undistorter --image_path images --input_path 
 # Pixels of an undistorted image without a source. Some at its border are only interpolation.
 _MAX_BLANK = 0.02
 _MODEL_FILES = ("cameras", "images", "points3D")
+
+_PROCESS_FILE = pathlib.Path(__file__).with_name("pycolmap_process.py")
+_LIMIT_S = 120.0  # until an answer of pycolmap, beyond the time to read files
+_SLOWEST_READ = 1e6  # bytes per second
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def find_model(root: pathlib.Path) -> pathlib.Path | None:
@@ -98,44 +109,17 @@ def undistort(
     Raises:
       UserError: pycolmap cannot do it, or the coefficients are so large that parts of the result stay blank.
     """
-    pycolmap = _import_pycolmap()
-    height, width = image.shape[:2]
     refused = f"cannot undistort the lens {lens.model} {list(lens.params)} here"
     advice = f"calibrate again, or undistort with COLMAP itself ({_UNDISTORT_COMMAND}) and load the result"
     if lens.model in _PLANAR_ONLY:
         raise UserError(f"{refused}: it sees more than an image plane can show; expected a perspective or fisheye lens")
     try:
-        options = pycolmap.UndistortCameraOptions()
-        camera = pycolmap.Camera(model=lens.model, width=lens.width, height=lens.height, params=list(lens.params))
-        camera.rescale(width, height)
-        bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(image))
-        undistorted, pinhole = pycolmap.undistort_image(options, bitmap, camera)
-        result, K = undistorted.to_array(), np.asarray(pinhole.calibration_matrix(), np.float64)
-    except Exception as error:  # pycolmap raises RuntimeError, ValueError, IndexError ...
-        raise UserError(f"{refused} ({_one_line(error)}): {advice}") from error
-    blank = _blank_fraction(lens, width, height)
+        result, K, blank = _ask("undistort", image, dataclasses.astuple(lens))
+    except RuntimeError as error:
+        raise UserError(f"{refused} ({error}): {advice}") from error
     if blank > _MAX_BLANK:
         raise UserError(f"{refused}: {blank:.0%} of the undistorted image would be blank; {advice}")
     return result, K
-
-
-@functools.lru_cache(maxsize=256)
-def _blank_fraction(lens: Lens, width: int, height: int) -> float:
-    """The share of an undistorted image that has no source pixel: what stays dark of a white photograph."""
-    pycolmap = _import_pycolmap()
-    camera = pycolmap.Camera(model=lens.model, width=lens.width, height=lens.height, params=list(lens.params))
-    camera.rescale(width, height)
-    white = pycolmap.Bitmap.from_array(np.full((height, width, 3), 255, np.uint8))
-    undistorted, _ = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), white, camera)
-    return float((undistorted.to_array() < 250).mean())
-
-
-def _import_pycolmap() -> ModuleType:
-    # Heavy, so only where it is used; and only after PIL, which images.py imports: the other way round, the two copies
-    # of libpng meet and saving a PNG aborts the process.
-    import pycolmap
-
-    return pycolmap
 
 
 def _bad_lens(lens: Lens) -> UserError:
@@ -143,10 +127,6 @@ def _bad_lens(lens: Lens) -> UserError:
         f"the camera {lens.model} {lens.width} x {lens.height} with parameters {list(lens.params)} is impossible: "
         f"expected positive sizes and focal lengths, and finite numbers; estimate the cameras again"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _read_model(
@@ -160,122 +140,103 @@ def _read_model(
             raise UserError(
                 f"{model / (name + suffix)} is missing: a COLMAP model is {', '.join(_MODEL_FILES)}{suffix}"
             )
-    if binary:
-        _check_binary(model)
-    pycolmap = _import_pycolmap()
-    reconstruction = pycolmap.Reconstruction()
+    size = sum(path.stat().st_size for path in model.iterdir() if path.suffix == suffix)
+    limit_s = _LIMIT_S + size / _SLOWEST_READ
     try:
-        if binary:
-            reconstruction.read_binary(model)
-        else:
-            reconstruction.read_text(model)
-        posed = {}
-        for image in reconstruction.images.values():
-            if image.has_pose:
-                camera = reconstruction.cameras[image.camera_id]
-                lens = Lens(camera.model.name, camera.width, camera.height, tuple(camera.params.tolist()))
-                viewmat = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
-                posed[image.name] = (viewmat, lens)
-        # Sorted: pycolmap's order is that of a hash table, and runs must repeat.
-        points = [point for _, point in sorted(reconstruction.points3D.items())]
-        xyz = np.array([point.xyz for point in points], np.float64).reshape(-1, 3)
-        colors = np.array([point.color for point in points], np.float64).reshape(-1, 3) / 255
-    except Exception as error:  # pycolmap turns its checks into IndexError, ValueError, RuntimeError ...
-        raise _damaged(model, _one_line(error)) from error
+        damage = _ask("find_damage", str(model), limit_s=limit_s) if binary else None
+        values = {} if damage else _ask("read_model", str(model), binary, limit_s=limit_s)
+    except RuntimeError as error:
+        raise _damaged(model, str(error)) from error
+    if damage:
+        raise _damaged(*damage)
+    posed = {name: (np.vstack([pose, [0.0, 0.0, 0.0, 1.0]]), Lens(*lens)) for name, pose, lens in values["images"]}
     if not posed:
         raise UserError(f"{model} has no image with a pose: expected registered images; run COLMAP's mapper again")
-    return posed, xyz, colors
+    return posed, values["xyz"], values["rgb"] / 255
 
 
-def _damaged(path: pathlib.Path, reason: str) -> UserError:
+def _damaged(path: pathlib.Path | str, reason: str) -> UserError:
     return UserError(
         f"the COLMAP model {path} is damaged ({reason}): expected complete files of one reconstruction; copy them "
         f"again, or run COLMAP again"
     )
 
 
-def _check_binary(model: pathlib.Path) -> None:
-    """Walks over the records of each file: pycolmap reads past a truncated end, some of it wrongly, some of it forever.
+def _ask(operation: str, *arguments: Any, limit_s: float = _LIMIT_S) -> Any:
+    """The result of an operation of pycolmap_process.py.
 
     Raises:
-      UserError: a file does not end where its last record does.
+      RuntimeError: in one line, what pycolmap objected to, or that it crashed or took too long.
+      UserError: there is no pycolmap that can be imported.
     """
-    walks = {
-        "cameras": _end_of_cameras,
-        "rigs": _end_of_rigs,  # rigs and frames: COLMAP >= 3.12
-        "frames": _end_of_frames,
-        "images": _end_of_images,
-        "points3D": _end_of_points,
-    }
-    for name, walk in walks.items():
-        path = model / f"{name}.bin"
-        if not path.is_file():
-            continue
-        data = path.read_bytes()
-        try:
-            end = walk(data)
-        except (struct.error, ValueError) as error:  # the end came before the last record did
-            raise _damaged(path, "cut short, or not COLMAP's format") from error
-        if end != len(data):
-            raise _damaged(path, f"{len(data)} bytes where its records need {end}")
+    with _ONE_AT_A_TIME:
+        is_new = not _start_pycolmap.cache_info().currsize
+        # An old process may have been killed since its last answer; if a new one dies, the request is why.
+        for is_last_try in (is_new, True):
+            try:
+                value, kind, problem = _exchange((operation, arguments), limit_s)
+                break
+            except EOFError as error:
+                if is_last_try:
+                    raise RuntimeError(str(error)) from error
+    if kind in ("ImportError", "ModuleNotFoundError"):
+        raise UserError(
+            f"pycolmap cannot be imported ({problem}): install it again (pip install --force-reinstall pycolmap)"
+        )
+    if kind:
+        raise RuntimeError(problem)
+    return value
 
 
-def _end_of_cameras(data: bytes) -> int:
-    """cameras.bin: count; per camera id u32, model i32, width u64, height u64, the model's parameters f64."""
-    pycolmap = _import_pycolmap()
-    offset = 8
-    for _ in range(_unpack("<Q", data, 0)[0]):
-        camera_id, model_id, width, height = _unpack("<IiQQ", data, offset)
-        if not 0 < width < 2**31 or not 0 < height < 2**31:
-            raise ValueError(f"camera {camera_id} is {width} x {height} px")
-        # Raises ValueError for a model that COLMAP does not have.
-        params = pycolmap.Camera.create_from_model_id(camera_id, pycolmap.CameraModelId(model_id), 1.0, 1, 1).params
-        offset += 24 + 8 * len(params)
-    return offset
+def _exchange(request: tuple[str, tuple[Any, ...]], limit_s: float) -> tuple[Any, str, str]:
+    """Sends a request and waits for the answer.
+
+    Raises:
+      EOFError: the process died before it answered.
+      RuntimeError: it did not answer in time, so it was killed.
+    """
+    process = _start_pycolmap()
+    assert process.stdin and process.stdout
+    # Killing it ends any read and write of its pipes, on every platform.
+    timer = threading.Timer(limit_s, process.kill)
+    timer.daemon = True
+    end = time.monotonic() + limit_s
+    timer.start()
+    try:
+        pickle.dump(request, process.stdin, protocol=5)
+        process.stdin.flush()
+        return pickle.load(process.stdout)
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        code = _stop_pycolmap(process)
+        if time.monotonic() >= end:
+            raise RuntimeError(f"pycolmap did not finish within {limit_s:.3g} s") from error
+        raise EOFError(f"pycolmap crashed, exit code {code}") from error
+    except BaseException:  # Ctrl-C: the late answer would be taken for the next request's
+        _stop_pycolmap(process)
+        raise
+    finally:
+        timer.cancel()
 
 
-def _end_of_rigs(data: bytes) -> int:
-    """rigs.bin: count; per rig id u32, sensors u32; a reference (type i32, id u32); others and their poses."""
-    offset = 8
-    for _ in range(_unpack("<Q", data, 0)[0]):
-        _, num_sensors = _unpack("<II", data, offset)
-        offset += 8 + (8 if num_sensors else 0)
-        for _ in range(num_sensors - 1):
-            (has_pose,) = _unpack("<8xB", data, offset)
-            offset += 9 + (56 if has_pose else 0)
-    return offset
+@functools.cache
+def _start_pycolmap() -> subprocess.Popen:
+    """The process of pycolmap, one for the session."""
+    # A plain script: multiprocessing would run the caller's main module again. -P: the modules beside it stay unseen.
+    # A session of its own: Ctrl-C is meant for the caller.
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(_PROCESS_FILE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    atexit.register(_stop_pycolmap, process)
+    return process
 
 
-def _end_of_frames(data: bytes) -> int:
-    """frames.bin: count; per frame id u32, rig u32, pose 7 f64, count u32 of data ids (type i32, sensor u32, id u64)."""
-    offset = 8
-    for _ in range(_unpack("<Q", data, 0)[0]):
-        (num_ids,) = _unpack("<64xI", data, offset)
-        offset += 68 + 16 * num_ids
-    return offset
-
-
-def _end_of_images(data: bytes) -> int:
-    """images.bin: count; per image id u32, pose 7 f64, camera u32, name ending in 0, count u64 of (x f64, y f64, id)."""
-    offset = 8
-    for _ in range(_unpack("<Q", data, 0)[0]):
-        end_of_name = data.index(b"\0", offset + 64)
-        (num_points,) = _unpack("<Q", data, end_of_name + 1)
-        offset = end_of_name + 9 + 24 * num_points
-    return offset
-
-
-def _end_of_points(data: bytes) -> int:
-    """points3D.bin: count; per point id u64, xyz 3 f64, rgb 3 u8, error f64, count u64 of (image u32, index u32)."""
-    offset = 8
-    for _ in range(_unpack("<Q", data, 0)[0]):
-        (track_length,) = _unpack("<43xQ", data, offset)
-        offset += 51 + 8 * track_length
-    return offset
-
-
-def _unpack(layout: str, data: bytes, offset: int) -> tuple[int, ...]:
-    """struct.unpack_from, with struct.error for an offset of any size past the end."""
-    if offset > len(data):
-        raise struct.error("past the end")
-    return struct.unpack_from(layout, data, offset)
+def _stop_pycolmap(process: subprocess.Popen) -> int:
+    """Ends a process of pycolmap, dead or alive, so that the next request starts a new one; returns its exit code."""
+    _start_pycolmap.cache_clear()
+    process.kill()
+    process.communicate()  # closes the pipes, whatever is left in them
+    return process.returncode

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-
-# At the top of the file: Pillow aborts the process when it saves a PNG after pycolmap was imported first.
 from PIL import Image, ImageDraw, ImageFont
 
 from bags_jax.errors import UserError

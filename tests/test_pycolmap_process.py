@@ -1,0 +1,106 @@
+"""The process in which pycolmap lives: it may be killed, crash, hang or be missing; what it prints is nobody's business."""
+
+import os
+import signal
+import sys
+from concurrent import futures
+
+import numpy as np
+import pytest
+from captures import FOCAL, NAMES, H, W, draw, known_pixels, refused, write_colmap, write_photos
+
+from bags_jax.data import colmap, load_scene
+from bags_jax.data.images import Lens
+
+RADIAL = Lens("SIMPLE_RADIAL", W, H, (FOCAL, W / 2, H / 2, 0.1))
+
+
+@pytest.fixture
+def capture_folder(tmp_path):
+    write_photos(tmp_path / "images")
+    write_colmap(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def use_script(tmp_path, monkeypatch):
+    """Lets another script play the process of pycolmap."""
+
+    def use(code):
+        colmap._stop_pycolmap(colmap._start_pycolmap())
+        (tmp_path / "process.py").write_text(code)
+        monkeypatch.setattr(colmap, "_PROCESS_FILE", tmp_path / "process.py")
+
+    yield use
+    colmap._stop_pycolmap(colmap._start_pycolmap())
+
+
+def test_one_process_serves_all_loads_outside_of_this_one(capture_folder):
+    load_scene(str(capture_folder))
+    process = colmap._start_pycolmap()
+    load_scene(str(capture_folder))
+    assert colmap._start_pycolmap() is process and process.poll() is None
+    assert "pycolmap" not in sys.modules
+
+
+@pytest.mark.parametrize("is_noticed", [False, True])
+def test_killed_between_two_loads(capture_folder, is_noticed):
+    first = load_scene(str(capture_folder))
+    process = colmap._start_pycolmap()
+    os.kill(process.pid, signal.SIGKILL)
+    if is_noticed:
+        process.wait()
+    second = load_scene(str(capture_folder))
+    assert second.names == NAMES and colmap._start_pycolmap() is not process
+    np.testing.assert_array_equal(first.viewmats, second.viewmats)
+
+
+DEATHS = {
+    "at once": "",
+    "crash": "import os, pickle, sys; pickle.load(sys.stdin.buffer); os.abort()",
+    "half an answer": "import pickle, sys; sys.stdout.buffer.write(pickle.dumps((list(range(99)), '', ''))[:50])",
+    "no answer": "print('hello', flush=True)",
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_death_during_a_request(capture_folder, use_script, death):
+    use_script(DEATHS[death])
+    refused(capture_folder, r"is damaged \(pycolmap crashed, exit code -?\d+\)")
+    with pytest.raises(colmap.UserError, match="cannot undistort the lens .*pycolmap crashed"):
+        colmap.undistort(draw(known_pixels()[0]), RADIAL)
+
+
+def test_a_process_that_hangs_is_killed(capture_folder, use_script, monkeypatch):
+    use_script("import time; time.sleep(60)")
+    monkeypatch.setattr(colmap, "_LIMIT_S", 0.3)
+    refused(capture_folder, "is damaged .*did not finish within 0.3")
+
+
+def test_missing_pycolmap(capture_folder, use_script):
+    code = colmap._PROCESS_FILE.read_text()
+    use_script("import sys; sys.modules['pycolmap'] = None\n" + code)
+    refused(capture_folder, "pycolmap cannot be imported .*: install it again")
+
+
+def test_prints_do_not_reach_the_answers(capture_folder, use_script):
+    code = colmap._PROCESS_FILE.read_text()
+    loud = "    os.write(1, b'from C'); print('from Python', flush=True)\n    reconstruction ="
+    assert code.count("    reconstruction =") == 1
+    use_script(code.replace("    reconstruction =", loud))
+    assert load_scene(str(capture_folder)).names == NAMES
+
+
+def test_a_native_crash_ends_the_process(capture_folder, use_script):
+    code = colmap._PROCESS_FILE.read_text()
+    crash = "    load_pycolmap(); import ctypes; ctypes.string_at(0)\n    reconstruction ="
+    use_script(code.replace("    reconstruction =", crash))
+    refused(capture_folder, f"pycolmap crashed, exit code -{int(signal.SIGSEGV)}")
+
+
+def test_threads_take_turns():
+    images = [draw(pixels) for pixels in known_pixels()]
+    expected = [colmap.undistort(image, RADIAL)[0] for image in images]
+    with futures.ThreadPoolExecutor(4) as pool:
+        for (image, _), alone in zip(pool.map(lambda image: colmap.undistort(image, RADIAL), images), expected):
+            np.testing.assert_array_equal(image, alone)
