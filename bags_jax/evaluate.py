@@ -12,6 +12,7 @@ import trimesh
 from jaxtyping import Float, UInt8
 
 from bags_jax import metrics
+from bags_jax.atomic import write_atomic
 from bags_jax.blur import kernel_side, kernel_statistics, mean_kernel, repeat_blocks
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.camera_path import focus_point, spiral
@@ -22,7 +23,7 @@ from bags_jax.programs import count_pairs
 from bags_jax.rasterize import bucket, rasterization
 from bags_jax.render import Rendered, View, propose_blur
 from bags_jax.report.blur_pictures import kernel_grid, mask_picture, write_blur_json
-from bags_jax.report.pictures import contact_sheet, to_uint8, write_atomic, write_png
+from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
 from bags_jax.spherical_harmonics import degree_of
 from bags_jax.step import eval_step, network_name
 from bags_jax.structs import BlurField, Camera, Dataset, TrainState
@@ -228,6 +229,7 @@ def export(workdir: str | pathlib.Path, path: str | pathlib.Path, *, step: int |
     Raises:
       UserError: there is no checkpoint, or the file cannot be written.
     """
+    read_config(workdir)  # says best what is wrong with a folder that is no run
     with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
         living, filter_3d, step = checkpoints.restore_living(step)
     write_ply(path, living, filter_3d)

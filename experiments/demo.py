@@ -11,8 +11,9 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from bags_jax.atomic import write_atomic
 from bags_jax.metrics import LPIPS_EXTRA
-from bags_jax.report.pictures import contact_sheet, to_uint8, write_atomic, write_png
+from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
 from bags_jax.report.tables import markdown_table
 from configs import procedural
 from experiments.launch import launch, use_compilation_cache

@@ -4,7 +4,6 @@ One vertex for each Gaussian, binary little endian, float32: x y z, nx ny nz (ze
 channel: all red coefficients, then green, then blue), opacity (logit), scale_0..2 (log), rot_0..3 (wxyz, any norm).
 """
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bags_jax.atomic import write_atomic
 from bags_jax.errors import UserError
 from bags_jax.structs import Gaussians
 
@@ -98,7 +98,7 @@ def write_ply(
         raise UserError(f"{bad} of {num} Gaussians to export hold NaN or infinity: export an earlier checkpoint")
     header = ["ply", "format binary_little_endian 1.0", "comment SplatRenderMode: mip", f"element vertex {num}"]
     header += [f"property float {name}" for name in names] + ["end_header", ""]
-    _write_atomic(pathlib.Path(path), "\n".join(header).encode() + table.astype("<f4").tobytes())
+    write_atomic(path, "\n".join(header).encode() + table.astype("<f4").tobytes())
 
 
 def read_ply(path: str | os.PathLike) -> Gaussians:
@@ -197,16 +197,3 @@ def _read_header(file: BinaryIO, path: pathlib.Path) -> tuple[int, np.dtype]:
     if len({name for name, _ in fields}) < len(fields):
         raise UserError(f"{path} declares a vertex property twice: expected each once: export it again")
     return elements[0][1], np.dtype(fields)
-
-
-def _write_atomic(path: pathlib.Path, data: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()

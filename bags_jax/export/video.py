@@ -5,13 +5,13 @@ play it, Safari where the system decodes VP9. The usual writers of H.264 (imagei
 and the MPEG-4 that OpenCV writes otherwise (mp4v) plays in few browsers.
 """
 
-import contextlib
 import os
 import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
 
+from bags_jax.atomic import whole_file
 from bags_jax.errors import UserError
 
 
@@ -38,17 +38,9 @@ def write_video(path: str | os.PathLike, frames: UInt8[np.ndarray, "F H W 3"], *
         raise UserError(f"the frames have shape {frames.shape}: expected at least one frame of at least one pixel")
     if not 0 < fps <= 240:
         raise UserError(f"fps is {fps}; expected above 0 and at most 240, such as 30")
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished.mp4")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as unfinished:
         unfinished.touch()  # OpenCV does not say why it cannot write; this does
         _encode(unfinished, frames, fps)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def _encode(path: pathlib.Path, frames: np.ndarray, fps: float) -> None:

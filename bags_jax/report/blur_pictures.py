@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from bags_jax.atomic import write_atomic
 from bags_jax.errors import UserError
-from bags_jax.report.pictures import write_atomic
 
 _PAPER = 255
 # sRGB anchors from night blue over plum and coral to pale yellow. `_colored` spaces them by their lightness, so that

@@ -1,6 +1,5 @@
 """PNG files and labelled contact sheets (photograph | plain | BAGS | sharp)."""
 
-import contextlib
 import io
 import math
 import os
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from bags_jax.atomic import write_atomic
 from bags_jax.errors import UserError
 
 Picture = Float[Array | np.ndarray, "_H _W 3"] | UInt8[Array | np.ndarray, "_H _W 3"]  # sRGB: [0, 1] or 0 .. 255
@@ -52,25 +52,6 @@ def write_png(path: str | os.PathLike, picture: Picture) -> None:
     encoded = io.BytesIO()
     Image.fromarray(to_uint8(picture)).save(encoded, "PNG", optimize=True)
     write_atomic(path, encoded.getvalue())
-
-
-def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file that appears whole or not at all; its folder is made where it is missing.
-
-    Raises:
-      UserError: the path cannot be written.
-    """
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def enlarge(picture: Picture, scale: int, *, smooth: bool = True) -> UInt8[np.ndarray, "_H _W 3"]:
