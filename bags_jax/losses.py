@@ -35,16 +35,17 @@ def psnr_from_mse(error: Float[Array, "*S"]) -> Float[Array, "*S"]:
 def _gaussian_window(planes: Float[Array, "D H W"]) -> Float[Array, "D H W"]:
     """Separable 11 x 11 Gaussian filter, zeros beyond the border. Its matrix is symmetric: it is its own transpose.
 
-    Sums of shifted planes: on a CPU far ahead of a depthwise convolution, and of products with banded matrices.
+    Sums of shifted planes. The barriers keep XLA from fusing the two passes, which would compute the first one 11 times over.
     """
     radius = SSIM_WINDOW // 2
     taps = np.exp(-0.5 * ((np.arange(SSIM_WINDOW) - radius) / SSIM_SIGMA) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)
     _, height, width = planes.shape
-    padded = jnp.pad(planes, ((0, 0), (radius, radius), (0, 0)))
+    padded = jax.lax.optimization_barrier(jnp.pad(planes, ((0, 0), (radius, radius), (0, 0))))
     planes = functools.reduce(jnp.add, [taps[k] * padded[:, k : k + height] for k in range(SSIM_WINDOW)])
-    padded = jnp.pad(planes, ((0, 0), (0, 0), (radius, radius)))
-    return functools.reduce(jnp.add, [taps[k] * padded[:, :, k : k + width] for k in range(SSIM_WINDOW)])
+    padded = jax.lax.optimization_barrier(jnp.pad(planes, ((0, 0), (0, 0), (radius, radius))))
+    filtered = functools.reduce(jnp.add, [taps[k] * padded[:, :, k : k + width] for k in range(SSIM_WINDOW)])
+    return jax.lax.optimization_barrier(filtered)
 
 
 _gaussian_window.defvjp(lambda planes: (_gaussian_window(planes), None), lambda _, g: (_gaussian_window(g),))
