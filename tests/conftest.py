@@ -7,6 +7,7 @@ looks at structs instead, where own code builds them out of arrays.
 
 import dataclasses
 import functools
+import gc
 import inspect
 import os
 import pathlib
@@ -81,3 +82,15 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no {path}")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_programs():
+    """Frees the compiled programs of a test file after it.
+
+    Each holds several memory maps: hundreds of files' worth of them in one process reach the kernel's limit (vm.max_map_count),
+    and XLA then aborts in the middle of a later compilation.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
