@@ -26,6 +26,7 @@ class Programs:
         self._num_devices = num_devices
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._futures: dict = {}
+        self._in_use = None
 
     def __enter__(self):
         return self
@@ -50,6 +51,10 @@ class Programs:
             self._futures[key] = concurrent.futures.Future()
             self._futures[key].set_result(self._compile(recipe, *jax.tree.map(_shape, (state, dataset))))
         compiled = self._futures[key].result()
+        # Training never goes back to a program, and each holds hundreds of memory maps on a CPU.
+        if self._in_use not in (None, key):
+            self._futures.pop(self._in_use, None)
+        self._in_use = key
         return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(num_steps))
 
     def _compile(self, recipe: Recipe, state, dataset):
