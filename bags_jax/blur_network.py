@@ -32,6 +32,12 @@ def position_code(height: int, width: int) -> Float[Array, "h w 16"]:
     return jnp.concatenate([rows, columns], axis=-1)
 
 
+def _corners(height, width):
+    y = (jnp.arange(height) + 0.5) / height * 2.0 - 1.0
+    x = (jnp.arange(width) + 0.5) / width * 2.0 - 1.0
+    return x[None, :], y[:, None]
+
+
 def _identity_init(key, shape, dtype=jnp.float32):
     """A layer that does nothing: its inputs are outputs of a ReLU, and so another ReLU keeps them."""
     del key
@@ -71,6 +77,8 @@ class BlurProposalNetwork(nn.Module):
     # A young scene is blurrier than the photographs, which drives kernels to deltas and masks to 0. Unbounded, they saturate there
     # and never come back when there is blur to explain. 0: no bound (the paper).
     logit_bound: float = 5.0
+    table_terms: int = 1  # 3: the table's logits vary linearly over the image; 4: and with depth
+    linear_light: bool = False
     strides: tuple[int, ...] = ()  # of each stage: side of the blocks that share a kernel, px; (): 1
 
     def setup(self):
@@ -87,7 +95,9 @@ class BlurProposalNetwork(nn.Module):
         ]
         if self.use_table:
             zeros = nn.initializers.zeros
-            self.table = [nn.Embed(self.num_views, k * k, embedding_init=zeros) for k in self.kernel_sizes]
+            self.table = [
+                nn.Embed(self.num_views, self.table_terms * k * k, embedding_init=zeros) for k in self.kernel_sizes
+            ]
 
     def stride(self, head: int) -> int:
         """Side of the blocks that share a kernel at one stage, px."""
@@ -119,7 +129,10 @@ class BlurProposalNetwork(nn.Module):
             x = nn.relu(layer(x))
         logits = self.kernel_heads[head](x)
         if self.use_table:
-            logits = logits + self.table[head](view)[None, None]
+            basis = jnp.stack(
+                [jnp.ones((height, width)), *jnp.broadcast_arrays(*_corners(height, width)), rgbd[..., 3] - 0.5], axis=-1
+            )[..., : self.table_terms]
+            logits = logits + basis @ self.table[head](view).reshape(self.table_terms, -1)
         if self.logit_bound:
             logits = jnp.asarray(clip_with_return(logits, self.logit_bound))
         kernels = jnp.moveaxis(jax.nn.softmax(logits, axis=-1), -1, 0)
@@ -157,7 +170,10 @@ def hand_over(params: dict, *, source: int, target: int, kernel_sizes: tuple[int
         f"mask_heads_{target}": jax.tree.map(jnp.copy, params[f"mask_heads_{source}"]),
     }
     if f"table_{source}" in params:
-        update[f"table_{target}"] = {"embedding": params[f"table_{source}"]["embedding"] @ resize.T}
+        table = params[f"table_{source}"]["embedding"]
+        num_views = table.shape[0]
+        resized = table.reshape(num_views, -1, kernel_sizes[source] ** 2) @ resize.T
+        update[f"table_{target}"] = {"embedding": resized.reshape(num_views, -1)}
     return {**params, **update}
 
 

@@ -19,6 +19,7 @@ from bags_jax.camera_path import focus_point, spiral
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.scene import Scene
 from bags_jax.export.ply import read_ply, write_ply
+from bags_jax.poses import corrected_camera
 from bags_jax.programs import count_pairs
 from bags_jax.rasterize import bucket, rasterization
 from bags_jax.render import Rendered, View, propose_blur
@@ -79,12 +80,23 @@ def render_views(run: Run, viewmats, Ks, *, width: int, height: int) -> list[Ren
     return [_render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view) for i in range(len(viewmats))]
 
 
+def refined_viewmats(run: Run) -> Float[np.ndarray, "V 4 4"]:
+    """cam_from_world of all views of the scene; the training views as training left them."""
+    scene, frame = run.scene, run.job.pose_frame
+    viewmats = np.array(scene.viewmats)
+    if frame is not None:
+        cameras = Camera(jnp.asarray(scene.viewmats[scene.train_ids]), jnp.asarray(scene.Ks[scene.train_ids]))
+        refined = jax.vmap(corrected_camera, in_axes=(0, 0, None))(cameras, run.state.poses, frame)
+        viewmats[scene.train_ids] = np.asarray(refined.viewmat)
+    return viewmats
+
+
 def render_scene_views(run: Run, ids) -> list[Rendered]:
-    """Sharp pictures of views of the scene, each at the size of its photograph."""
-    rendered = {}
+    """Sharp pictures of views of the scene, each at the size of its photograph and, in training views, its refined pose."""
+    rendered, viewmats = {}, refined_viewmats(run)
     for size in {run.scene.images[i].shape[:2] for i in ids}:
         same = [i for i in ids if run.scene.images[i].shape[:2] == size]
-        pictures = render_views(run, run.scene.viewmats[same], run.scene.Ks[same], width=size[1], height=size[0])
+        pictures = render_views(run, viewmats[same], run.scene.Ks[same], width=size[1], height=size[0])
         rendered |= dict(zip(same, pictures, strict=True))
     return [rendered[i] for i in ids]
 
@@ -207,7 +219,7 @@ def render_path(run: Run, path: str, *, num_frames: int) -> list[Float[np.ndarra
     if path in ("test", "train"):
         ids = scene.test_ids if path == "test" else scene.train_ids
         return [np.asarray(r.image) for r in render_scene_views(run, ids)]
-    viewmats = scene.viewmats[scene.train_ids]
+    viewmats = refined_viewmats(run)[scene.train_ids]
     points = np.asarray(run.state.gaussians.means)[np.asarray(run.state.alive)]
     loop = spiral(viewmats, focus=focus_point(viewmats, points), num_frames=num_frames)
     first = scene.train_ids[0]

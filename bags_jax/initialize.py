@@ -82,6 +82,7 @@ def init_state(
     sh_degree: int = 3,
     opacity: float = 0.1,
     num_networks: int = 1,
+    num_views: int = 0,
     seed: int = 0,
 ) -> TrainState:
     """A state at step 0.
@@ -95,6 +96,7 @@ def init_state(
         )
     gaussians = init_gaussians(points, colors, capacity=capacity, sh_degree=sh_degree, opacity=opacity)
     keys = jax.random.split(jax.random.key(seed), num_networks)
+    poses = jnp.zeros((num_views, 6))
     params = {} if network is None else {network_name(i): init_network(network, k) for i, k in enumerate(keys)}
     return TrainState(
         step=jnp.int32(0),
@@ -104,5 +106,7 @@ def init_state(
         network=params,
         gaussians_opt=optimizers.gaussians.init(cast(Any, gaussians)),  # optax's type of a pytree knows no structs
         network_opt=optimizers.network.init(params),
+        poses=poses,
+        poses_opt=optimizers.poses.init(poses),
         density=empty_stats(capacity),
     )

@@ -25,14 +25,17 @@ class Rates:
     network_hold: float  # part of the schedule with the full network rate
     table_gain: float  # the rate of the per-view table is this many times the network's
     mask_gain: float
+    poses: float  # px at full image scale; 0: the poses of the capture are kept
+    poses_final: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
-    """One gradient transformation for the scene and one for the blur model."""
+    """One gradient transformation for the scene, one for the blur model, one for the poses."""
 
     gaussians: optax.GradientTransformation
     network: optax.GradientTransformation
+    poses: optax.GradientTransformation
 
 
 def _label(path, leaf) -> str:
@@ -64,6 +67,9 @@ def make_optimizers(rates: Rates, *, extent: float, restart: int, num_steps: int
     def network_rate(gain, step):
         return gain * hold_then_decay(rates.network, rates.network_final, rates.network_hold, progress(step))
 
+    def poses_rate(step):
+        return exponential(rates.poses, rates.poses_final, progress(step)) if rates.poses else 0.0
+
     constant = ("quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
     groups = {name: optax.scale_by_learning_rate(getattr(rates, name)) for name in constant}
     groups["means"] = optax.scale_by_learning_rate(means_rate)
@@ -74,6 +80,7 @@ def make_optimizers(rates: Rates, *, extent: float, restart: int, num_steps: int
     return Optimizers(
         gaussians=_adam(groups, _label),
         network=_adam(network_groups, _network_label),
+        poses=optax.chain(optax.scale_by_adam(eps=1e-15), optax.scale_by_learning_rate(poses_rate)),
     )
 
 

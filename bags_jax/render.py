@@ -114,6 +114,14 @@ def render(
     )
 
 
+def srgb_to_linear(c):
+    return jnp.where(c <= 0.04045, c / 12.92, ((jnp.maximum(c, 0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(c):
+    return jnp.where(c <= 0.0031308, 12.92 * c, 1.055 * jnp.maximum(c, 0.0031308) ** (1 / 2.4) - 0.055)
+
+
 def propose_blur(
     network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
 ) -> BlurField:
@@ -129,4 +137,7 @@ def render_blurred(
 ) -> tuple[Float[Array, "H W 3"], BlurField]:
     """What the photograph should look like: the sharp render, blurred by what the network proposes."""
     field = propose_blur(network, params, view_index, rendered, head=head)
-    return blur(rendered.image, field, stride=network.stride(head)), field
+    if not network.linear_light:
+        return blur(rendered.image, field, stride=network.stride(head)), field
+    light = blur(srgb_to_linear(rendered.image), field, stride=network.stride(head))
+    return linear_to_srgb(light), field

@@ -19,6 +19,7 @@ from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.optimizer import Optimizers
 from bags_jax.parallel import pmax, psum
+from bags_jax.poses import corrected_camera, hold_gauge
 from bags_jax.render import Rendered, View, render, render_blurred
 from bags_jax.schedules import Stage
 from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, TrainState
@@ -67,8 +68,14 @@ def draw_views(recipe: Recipe, num_views: int, step: Int[Array, ""], rank: Int[A
     return jax.vmap(view_at)(places)
 
 
+def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Array, ""]) -> Camera:
+    """The camera of one training view, its pose corrected where poses are refined."""
+    camera = jax.tree.map(lambda x: x[index], dataset.cameras)
+    return camera if dataset.pose_frame is None else corrected_camera(camera, poses[index], dataset.pose_frame)
+
+
 def loss_fn(
-    trained: tuple[Gaussians, dict, Float[Array, "N 2"]],
+    trained: tuple[Gaussians, dict, Float[Array, "V 6"], Float[Array, "N 2"]],
     state: TrainState,
     dataset: Dataset,
     index: Int[Array, ""],
@@ -78,7 +85,8 @@ def loss_fn(
     """Loss of one training view.
 
     Args:
-      trained: what is differentiated: Gaussians, network parameters, and the probe of the projected means (zeros).
+      trained: what is differentiated: Gaussians, network parameters, corrections of the poses, and the probe of the
+        projected means (zeros).
       state: the rest of the state.
       dataset: training views at the stage's scale.
       index: the view.
@@ -86,9 +94,9 @@ def loss_fn(
     Returns:
       loss, and (terms, Rendered): all terms by name, unweighted, with the PSNR to the photograph.
     """
-    gaussians, params, probe = trained
+    gaussians, params, poses, probe = trained
     sh_degree = state.step // recipe.sh_every if recipe.sh_every else 3
-    camera = jax.tree.map(lambda x: x[index], dataset.cameras)
+    camera = training_camera(dataset, poses, index)
     rendered = render(
         gaussians, state.alive, state.filter_3d, camera, view=recipe.view, sh_degree=sh_degree, probe_px=probe
     )
@@ -99,13 +107,19 @@ def loss_fn(
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, field = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        extra = {"mask": jnp.mean(field.mask), "centroid": jnp.sum(kernel_statistics(mean_kernel(field)).centroid ** 2)}
+        extra = {"mask": jnp.mean(field.mask), "centroid": jnp.mean(field.mask * jnp.sum(_centroids(field) ** 2, axis=0))}
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
     terms |= extra
     weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}
     total = sum(weights[name] * term for name, term in terms.items() if weights[name])
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
     return total, ({"total": total, **terms}, rendered)
+
+
+def _centroids(field):
+    from bags_jax.blur import tap_offsets, kernel_side
+    off = jnp.asarray(tap_offsets(kernel_side(field.kernels.shape[0])))
+    return jnp.einsum("khw,kd->dhw", field.kernels, off)
 
 
 def _terms(image, photo, valid, rendered: Rendered, objective: Objective) -> tuple[dict, dict]:
@@ -125,12 +139,12 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
     """Gradients, density statistics and metrics of one view."""
     probe = jnp.zeros((state.alive.shape[0], 2))
     gradient_of = jax.grad(loss_fn, has_aux=True)
-    (d_gaussians, d_network, d_probe), (terms, rendered) = gradient_of(
-        (state.gaussians, state.network, probe), state, dataset, index, recipe=recipe
+    (*grads, d_probe), (terms, rendered) = gradient_of(
+        (state.gaussians, state.network, state.poses, probe), state, dataset, index, recipe=recipe
     )
     stats = view_stats(d_probe, rendered.projected, width=recipe.view.width, height=recipe.view.height)
     room = {"num_intersections": rendered.num_intersections, "num_dropped": rendered.num_dropped}
-    return (d_gaussians, d_network), stats, terms, room
+    return tuple(grads), stats, terms, room
 
 
 def _device_gradients(state: TrainState, dataset: Dataset, indices, recipe: Recipe):
@@ -181,9 +195,13 @@ def train_step(
     stats, room = _sum_over_devices(stats, room, recipe.num_devices)
     grads, terms = jax.tree.map(lambda x: x / recipe.views_per_step, (grads, terms))
 
-    d_gaussians, d_network = grads
+    d_gaussians, d_network, d_poses = grads
     updates, gaussians_opt = recipe.optimizers.gaussians.update(d_gaussians, state.gaussians_opt)
     network_updates, network_opt = recipe.optimizers.network.update(d_network, state.network_opt)
+    poses, poses_opt = state.poses, state.poses_opt
+    if dataset.pose_frame is not None:
+        pose_updates, poses_opt = recipe.optimizers.poses.update(d_poses, poses_opt)
+        poses = hold_gauge(cast(Any, optax.apply_updates(poses, pose_updates)), dataset.pose_frame)
     advanced = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -191,6 +209,8 @@ def train_step(
         network=optax.apply_updates(state.network, network_updates),
         gaussians_opt=gaussians_opt,
         network_opt=network_opt,
+        poses=poses,
+        poses_opt=poses_opt,
         density=add_stats(state.density, stats),
     )
     ok = (room["num_dropped"] == 0) & jnp.isfinite(terms["total"]) & _is_finite(advanced)
@@ -200,7 +220,7 @@ def train_step(
 
 def _is_finite(state: TrainState) -> Bool[Array, ""]:
     """Whether all parameters are: a Gaussian that is not finite is culled, so that the loss would not show it."""
-    leaves = jax.tree.leaves((state.gaussians, state.network))
+    leaves = jax.tree.leaves((state.gaussians, state.network, state.poses))
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 

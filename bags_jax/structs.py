@@ -33,6 +33,14 @@ class Camera:
 
 
 @struct.dataclass
+class PoseFrame:
+    """What corrections of the V training poses are measured in, and the directions that they must not take."""
+
+    units: Float[Array, "6"]  # per px at full image scale: rad for the rotation, scene units for the translation
+    gauge: Float[Array, "V 6 7"]  # orthonormal: rotations, translations and scale of the whole scene, as corrections, px
+
+
+@struct.dataclass
 class Projected:
     """N Gaussians on the screen of one camera. radius 0 marks the culled ones."""
 
@@ -68,7 +76,8 @@ class Dataset:
 
     images: Any  # uint8 [V, H, W, 3]
     sizes: Int[Array, "V 2"]  # true height and width, px
-    cameras: Camera  # leading axis V
+    cameras: Camera  # leading axis V; as the capture has them
+    pose_frame: PoseFrame | None = None  # None: the poses are right as they are
 
 
 @struct.dataclass
@@ -91,4 +100,6 @@ class TrainState:
     network: Any  # parameters of the Blur Proposal Network; {} for plain splatting
     gaussians_opt: optax.OptState
     network_opt: optax.OptState
+    poses: Float[Array, "V 6"]  # corrections of the training cameras, px (poses.py); 0 where they are not refined
+    poses_opt: optax.OptState
     density: DensityStats

@@ -16,6 +16,7 @@ from bags_jax.density import grow
 from bags_jax.errors import UserError
 from bags_jax.initialize import init_state, random_points, scene_extent
 from bags_jax.optimizer import Optimizers, make_optimizers
+from bags_jax.poses import make_pose_frame
 from bags_jax.programs import (
     HEADROOM_AHEAD,
     Programs,
@@ -30,7 +31,7 @@ from bags_jax.rasterize import bucket
 from bags_jax.render import View
 from bags_jax.schedules import Stage, stage_at
 from bags_jax.step import Recipe, network_name
-from bags_jax.structs import Dataset, TrainState
+from bags_jax.structs import Dataset, PoseFrame, TrainState
 from bags_jax.workdir import claim_workdir, noted_views_per_step
 from bags_jax.writers import Writers
 
@@ -47,12 +48,14 @@ class Job:
     density: plan.DensityPlan
     extent: float
     num_devices: int
+    pose_frame: PoseFrame | None  # None: poses are not refined
     _datasets: dict[float, Dataset] = dataclasses.field(default_factory=dict)
 
     def dataset(self, scale: float) -> Dataset:
         """The training views at one image scale, on the devices; made when first asked for."""
         if scale not in self._datasets:
-            self._datasets[scale] = parallel.replicate(make_dataset(self.scene, scale), self.num_devices)
+            dataset = dataclasses.replace(make_dataset(self.scene, scale), pose_frame=self.pose_frame)
+            self._datasets[scale] = parallel.replicate(dataset, self.num_devices)
         return self._datasets[scale]
 
     def recipe(self, stage: Stage, dataset: Dataset, room: int) -> Recipe:
@@ -100,7 +103,13 @@ def make_job(config: plan.Config) -> Job:
         density=plan.make_density_plan(config, stages),
         extent=extent,
         num_devices=num_devices,
+        pose_frame=_pose_frame(scene) if config.optim.poses else None,
     )
+
+
+def _pose_frame(scene: Scene) -> PoseFrame:
+    ids = scene.train_ids
+    return make_pose_frame(scene.viewmats[ids], scene.Ks[ids], scene.points)
 
 
 def num_random_points(config: plan.Config) -> int:
@@ -122,6 +131,7 @@ def first_state(job: Job) -> TrainState:
         capacity=plan.capacity_plan(len(points), config.max_gaussians),
         sh_degree=config.sh_degree,
         opacity=config.init.opacity,
+        num_views=len(scene.train_ids),
         num_networks=1 + config.blur.second_network,
         seed=config.seed,
     )

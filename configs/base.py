@@ -93,6 +93,8 @@ def blur() -> dict:
         "embedding_width": 32,  # of a view
         "use_rgbd": True,  # the network sees render and depth
         "use_table": True,  # kernel logits of each view beside the network
+        "table_terms": 1,
+        "linear_light": False,
         "hand_over": True,  # kernels go on from stage to stage
         "centre_logit": 6.0,  # how far above the others the centre tap starts (0: uniform kernels)
         "mask_logit": 3.0,  # where the mask starts (0: one half)
@@ -126,6 +128,8 @@ def optim() -> dict:
         "network_hold": 0.5,  # part of the schedule with the full rate
         "table_gain": 4.0,  # times the network's rate
         "mask_gain": 0.1,
+        "poses": 0.0,  # px at full image scale; 0: the poses of the capture are kept
+        "poses_final": 0.0,
     }
 
 

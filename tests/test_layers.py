@@ -15,7 +15,7 @@ LAYERS = (
     ("errors",),
     ("atomic", "structs", "numerics", "limits", "schedules", "parallel"),
     ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "camera_path", "data"),
-    ("rasterize", "blur_network", "density", "optimizer"),
+    ("rasterize", "blur_network", "density", "optimizer", "poses"),
     ("render",),
     ("step",),
     ("checkpoint", "writers", "progress", "export", "report", "initialize", "programs"),

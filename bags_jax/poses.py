@@ -1,0 +1,68 @@
+"""Refined camera poses: a small rigid motion for each training view, with the gauge held.
+
+Poses estimated from blurry photographs are wrong by a part of the blur. Splatting then ends between the views, or, where a
+blur model is at hand, the kernels shift to make up for it and the scene drifts away from its own coordinates. Each training
+camera therefore gets a correction of six numbers of its own, in pixels: the rotation and the translation in the camera
+frame that move what the camera sees by so much.
+
+Scene and cameras together may be moved, turned and scaled without changing any picture. The corrections are kept free of
+those seven directions, so that the scene stays where the capture put it and held-out cameras still fit.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bags_jax.geometry import rotation_from_quat
+from bags_jax.structs import Camera, PoseFrame
+
+
+def make_pose_frame(
+    viewmats: Float[np.ndarray, "V 4 4"], Ks: Float[np.ndarray, "V 3 3"], points: Float[np.ndarray, "P 3"]
+) -> PoseFrame:
+    """The frame for the training cameras of a capture.
+
+    Args:
+      viewmats: cam_from_world, OpenCV axes.
+      Ks: intrinsics at full image scale, px.
+      points: of the scene, world frame; their median depth says what a translation does on the screen. None: depth 1.
+    """
+    focal = float(np.mean(Ks[:, 0, 0]))
+    depths = np.einsum("vj,pj->vp", viewmats[:, 2, :3], points) + viewmats[:, 2, 3:]
+    depth = float(np.median(depths[depths > 0])) if np.any(depths > 0) else 1.0
+    units = np.repeat([1.0 / focal, depth / focal], 3)
+    motions = np.stack([_seven_motions(viewmat) for viewmat in viewmats]) / units[:, None]
+    directions, _ = np.linalg.qr(motions.reshape(-1, 7))
+    return PoseFrame(
+        units=jnp.asarray(units, jnp.float32), gauge=jnp.asarray(directions.reshape(-1, 6, 7), jnp.float32)
+    )
+
+
+def _seven_motions(viewmat: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "6 7"]:
+    """Twist of one camera that hides a unit rotation (3), translation (3) or scaling (1) of the world.
+
+    The world's motion x + s x + a cross x + u is R (...) in the camera frame, with x = R^T (x_cam - t): a twist of
+    rotation R a and translation -R a cross t + R u - s t, and a scaling about the camera centre, which no picture shows.
+    """
+    rotation, t = viewmat[:3, :3].astype(np.float64), viewmat[:3, 3].astype(np.float64)
+    turns = np.concatenate([rotation, -np.cross(rotation.T, t).T])
+    shifts = np.concatenate([np.zeros((3, 3)), rotation])
+    scaling = np.concatenate([np.zeros(3), -t])[:, None]
+    return np.concatenate([turns, shifts, scaling], axis=1)
+
+
+def corrected_camera(camera: Camera, correction_px: Float[Array, "6"], frame: PoseFrame) -> Camera:
+    """The camera after its correction: turned about its centre, then shifted, in its own frame.
+
+    The rotation of a vector w is that of the quaternion (1, w / 2): exact to the third order, and smooth at 0.
+    """
+    turn, shift = jnp.split(correction_px * frame.units, 2)
+    rotation = rotation_from_quat(jnp.concatenate([jnp.ones(1), 0.5 * turn]))
+    rigid = jnp.eye(4).at[:3, :3].set(rotation).at[:3, 3].set(shift)
+    return Camera(viewmat=rigid @ camera.viewmat, K=camera.K)
+
+
+def hold_gauge(corrections_px: Float[Array, "V 6"], frame: PoseFrame) -> Float[Array, "V 6"]:
+    """Corrections without the part that moves all cameras as one: that would move the scene, and no picture would tell."""
+    along = jnp.einsum("vik,vi->k", frame.gauge, corrections_px)
+    return corrections_px - jnp.einsum("vik,k->vi", frame.gauge, along)
