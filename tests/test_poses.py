@@ -1,0 +1,95 @@
+"""Refined poses: corrections in pixels, and the seven motions of scene and cameras that no picture shows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bags_jax.poses import corrected_camera, hold_gauge, make_pose_frame
+from bags_jax.structs import Camera
+from tests.splats import rotation
+
+NUM_VIEWS, FOCAL = 5, 200.0
+RNG = np.random.default_rng(0)
+POINTS = RNG.normal(size=(40, 3)) + [0, 0, 6]
+
+
+def make_cameras() -> Camera:
+    viewmats = np.tile(np.eye(4), (NUM_VIEWS, 1, 1))
+    for i, viewmat in enumerate(viewmats):
+        viewmat[:3, :3] = rotation(RNG.normal(size=3), 0.2 * i)
+        viewmat[:3, 3] = RNG.normal(size=3) * 0.5
+    K = np.array([[FOCAL, 0, 160], [0, FOCAL, 120], [0, 0, 1]])
+    return Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(np.tile(K, (NUM_VIEWS, 1, 1)), jnp.float32))
+
+
+CAMERAS = make_cameras()
+FRAME = make_pose_frame(np.asarray(CAMERAS.viewmat), np.asarray(CAMERAS.K), POINTS)
+
+
+def screen(camera: Camera, points) -> np.ndarray:
+    """Pixel positions, float64."""
+    in_cam = np.asarray(camera.viewmat, np.float64) @ np.concatenate([points, np.ones((len(points), 1))], axis=1).T
+    return (np.asarray(camera.K, np.float64) @ in_cam[:3] / in_cam[2])[:2].T
+
+
+def corrected(corrections) -> Camera:
+    return jax.vmap(corrected_camera, in_axes=(0, 0, None))(CAMERAS, jnp.asarray(corrections, jnp.float32), FRAME)
+
+
+def each(cameras: Camera):
+    return [jax.tree.map(lambda x, i=i: x[i], cameras) for i in range(NUM_VIEWS)]
+
+
+def test_a_correction_moves_the_picture_by_about_so_many_pixels():
+    axis_points = np.array([[0.0, 0.0, 5.0]])
+    camera = Camera(jnp.eye(4), CAMERAS.K[0])
+    frame = make_pose_frame(np.stack([np.eye(4)] * 2), np.asarray(CAMERAS.K[:2]), axis_points)
+    for k, moved in ((0, (0, -1)), (1, (1, 0)), (3, (1, 0)), (4, (0, 1))):
+        new = corrected_camera(camera, jnp.zeros(6).at[k].set(1.0), frame)
+        np.testing.assert_allclose(screen(new, axis_points) - screen(camera, axis_points), [moved], atol=1e-3)
+
+
+def test_correction_is_a_rigid_motion():
+    turned = np.asarray(corrected(RNG.normal(size=(NUM_VIEWS, 6)) * 20).viewmat)[:, :3, :3]
+    np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.tile(np.eye(3), (NUM_VIEWS, 1, 1)), atol=1e-5)
+
+
+def test_the_gauge_is_what_moves_the_scene_as_a_whole():
+    """Each of the seven directions, as corrections, does to the pictures what a similarity of the points does."""
+    for k in range(7):
+        corrections = np.asarray(FRAME.gauge[..., k]) * 0.02
+        before = [screen(camera, POINTS) for camera in each(CAMERAS)]
+        after = [screen(camera, POINTS) for camera in each(corrected(corrections))]
+        flows = np.concatenate([a - b for a, b in zip(after, before, strict=True)]).ravel()
+        assert np.abs(flows).max() > 1e-4
+        columns = []
+        for motion in range(7):
+            step = np.zeros(7)
+            step[motion] = 1e-5
+            moved = POINTS + np.cross(step[:3], POINTS) + step[3:6] + step[6] * POINTS
+            shift = [screen(camera, moved) - screen(camera, POINTS) for camera in each(CAMERAS)]
+            columns.append(np.concatenate(shift).ravel() / 1e-5)
+        basis = np.stack(columns, axis=1)
+        explained = basis @ np.linalg.lstsq(basis, flows, rcond=None)[0]
+        np.testing.assert_allclose(flows, explained, atol=0.01 * np.abs(flows).max())
+
+
+def test_held_corrections_have_no_part_in_the_gauge_and_keep_the_rest():
+    corrections = jnp.asarray(RNG.normal(size=(NUM_VIEWS, 6)), jnp.float32)
+    held = hold_gauge(corrections, FRAME)
+    np.testing.assert_allclose(jnp.einsum("vik,vi->k", FRAME.gauge, held), 0.0, atol=1e-5)
+    np.testing.assert_allclose(hold_gauge(held, FRAME), held, atol=1e-5)
+    moved = corrections + jnp.einsum("vik,k->vi", FRAME.gauge, jnp.arange(7.0))
+    np.testing.assert_allclose(hold_gauge(moved, FRAME), held, atol=1e-4)
+
+
+def test_no_points_no_depth_but_a_frame():
+    frame = make_pose_frame(np.asarray(CAMERAS.viewmat), np.asarray(CAMERAS.K), np.zeros((0, 3)))
+    np.testing.assert_allclose(frame.units, 1 / FOCAL, rtol=1e-6)
+
+
+def test_gradient_is_finite_at_zero():
+    def total(correction):
+        return jnp.sum(corrected_camera(jax.tree.map(lambda x: x[0], CAMERAS), correction, FRAME).viewmat ** 2)
+
+    assert np.isfinite(jax.grad(total)(jnp.zeros(6))).all()
