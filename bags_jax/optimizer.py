@@ -20,6 +20,8 @@ class Rates:
     logit_opacities: float
     sh_dc: float
     sh_rest: float
+    settle: float  # at the end, rates other than of means are this part of what they were
+    settle_hold: float  # until here (part of the schedule) they hold
     network: float
     network_final: float
     network_hold: float  # part of the schedule with the full network rate
@@ -71,7 +73,12 @@ def make_optimizers(rates: Rates, *, extent: float, restart: int, num_steps: int
         return exponential(rates.poses, rates.poses_final, progress(step)) if rates.poses else 0.0
 
     constant = ("quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
-    groups = {name: optax.scale_by_learning_rate(getattr(rates, name)) for name in constant}
+    def settling_rate(rate, step):
+        return rate * hold_then_decay(1.0, rates.settle, rates.settle_hold, progress(step))
+
+    groups = {
+        name: optax.scale_by_learning_rate(functools.partial(settling_rate, getattr(rates, name))) for name in constant
+    }
     groups["means"] = optax.scale_by_learning_rate(means_rate)
     gains = {"network": 1.0, "table": rates.table_gain, "mask": rates.mask_gain}
     network_groups = {

@@ -123,6 +123,8 @@ def optim() -> dict:
         "logit_opacities": 0.05,
         "sh_dc": 2.5e-3,
         "sh_rest": 1.25e-4,
+        "settle": 1.0,
+        "settle_hold": 0.5,
         "network": 5e-3,
         "network_final": 5e-4,
         "network_hold": 0.5,  # part of the schedule with the full rate
