@@ -71,7 +71,7 @@ def _split_child(gaussians: Gaussians, noise: Float[Array, "N 3"]) -> Gaussians:
     )
 
 
-def _prune(state: TrainState, rules: DensityRules, extent: float) -> Bool[Array, "N"]:
+def _prune(state: TrainState, rules: DensityRules, extent: Float[Array, ""] | float) -> Bool[Array, "N"]:
     keep = state.alive & (jax.nn.sigmoid(state.gaussians.logit_opacities) >= rules.min_opacity)
     if rules.max_radius > 0:
         keep &= state.density.max_radii <= rules.max_radius
@@ -85,7 +85,7 @@ def densify_and_prune(
     key: Array,
     grad_threshold: Float[Array, ""],
     *,
-    extent: float,
+    extent: Float[Array, ""] | float,
     rules: DensityRules,
 ) -> TrainState:
     """One turn: prunes, then clones small and splits large Gaussians whose screen gradient is over the threshold.

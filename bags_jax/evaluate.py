@@ -75,7 +75,7 @@ def render_views(run: Run, viewmats, Ks, *, width: int, height: int) -> list[Ren
     cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
     view = View(width, height, 0, run.scene.background)
     sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
-    pairs = count_pairs(run.state, Dataset(images=None, sizes=sizes, cameras=cameras), view)
+    pairs = count_pairs(run.state, Dataset(images=None, sizes=sizes, cameras=cameras, extent=jnp.float32(1)), view)
     view = dataclasses.replace(view, max_intersections=bucket(pairs))
     return [_render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view) for i in range(len(viewmats))]
 

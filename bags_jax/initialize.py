@@ -100,6 +100,7 @@ def init_state(
     params = {} if network is None else {network_name(i): init_network(network, k) for i, k in enumerate(keys)}
     return TrainState(
         step=jnp.int32(0),
+        seed=jnp.int32(seed),
         gaussians=gaussians,
         alive=jnp.arange(capacity) < len(points),
         filter_3d=jnp.zeros(capacity),

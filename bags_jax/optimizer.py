@@ -11,7 +11,7 @@ from bags_jax.schedules import exponential, hold_then_decay, phase_progress
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Learning rates; means in parts of the scene extent, network rates with the gains of its parts."""
+    """Learning rates; of means in parts of the scene extent (the step multiplies by it), network rates with the gains of its parts."""
 
     means: float
     means_final: float
@@ -20,15 +20,15 @@ class Rates:
     logit_opacities: float
     sh_dc: float
     sh_rest: float
-    settle: float  # at the end, rates other than of means are this part of what they were
-    settle_hold: float  # until here (part of the schedule) they hold
     network: float
     network_final: float
     network_hold: float  # part of the schedule with the full network rate
     table_gain: float  # the rate of the per-view table is this many times the network's
     mask_gain: float
-    poses: float  # px at full image scale; 0: the poses of the capture are kept
-    poses_final: float
+    settle: float = 1.0  # at the end, rates of the Gaussians other than of means are this part of what they were
+    settle_hold: float = 0.5  # until here (part of the schedule) they hold
+    poses: float = 0.0  # px at full image scale; 0: the poses of the capture are kept
+    poses_final: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +52,18 @@ def _network_label(path, leaf) -> str:
     return next((group for group in ("table", "mask") if module.startswith(group)), "network")
 
 
-def make_optimizers(rates: Rates, *, extent: float, restart: int, num_steps: int) -> Optimizers:
+def make_optimizers(rates: Rates, *, restart: int, num_steps: int) -> Optimizers:
     """Adam (Kingma and Ba 2015) with eps 1e-15, then one rate a group.
 
     Args:
       rates: see Rates.
-      extent: size of the scene, scene units.
       restart: step at which the schedules start anew; 0: never.
       num_steps: length of training.
     """
     progress = functools.partial(phase_progress, restart=restart, num_steps=num_steps)
 
     def means_rate(step):
-        return extent * exponential(rates.means, rates.means_final, progress(step))
+        return exponential(rates.means, rates.means_final, progress(step))
 
     def network_rate(gain, step):
         return gain * hold_then_decay(rates.network, rates.network_final, rates.network_hold, progress(step))

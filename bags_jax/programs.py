@@ -72,10 +72,10 @@ def _shape(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("extent", "rules"), donate_argnames="state")
-def control_density(state: TrainState, key, grad_threshold, dataset: Dataset, *, extent: float, rules) -> TrainState:
+@functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
+def control_density(state: TrainState, key, grad_threshold, dataset: Dataset, *, rules) -> TrainState:
     """One turn of density control, and the 3D filter of what it leaves."""
-    state = densify_and_prune(state, key, grad_threshold, extent=extent, rules=rules)
+    state = densify_and_prune(state, key, grad_threshold, extent=dataset.extent, rules=rules)
     return _with_filter(state, dataset)
 
 

@@ -48,7 +48,6 @@ class Recipe:
     views_per_step: int
     num_devices: int
     sh_every: int  # steps after which one more degree of SH is in use; 0: all from the start
-    seed: int
 
 
 def network_name(index: int) -> str:
@@ -56,13 +55,15 @@ def network_name(index: int) -> str:
     return ("first", "second")[index]
 
 
-def draw_views(recipe: Recipe, num_views: int, step: Int[Array, ""], rank: Int[Array, ""]) -> Int[Array, "B"]:
+def draw_views(
+    recipe: Recipe, num_views: int, seed: Int[Array, ""], step: Int[Array, ""], rank: Int[Array, ""]
+) -> Int[Array, "B"]:
     """The views of one device at one step: a new permutation of all views each time all have been seen."""
     per_device = recipe.views_per_step // recipe.num_devices
     places = step * recipe.views_per_step + rank * per_device + jnp.arange(per_device)
 
     def view_at(place):
-        order = jax.random.permutation(jax.random.fold_in(jax.random.key(recipe.seed), place // num_views), num_views)
+        order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), place // num_views), num_views)
         return order[place % num_views]
 
     return jax.vmap(view_at)(places)
@@ -189,7 +190,7 @@ def train_step(
     Returns:
       state, and metrics: mean loss terms, num_intersections (largest of the views), num_dropped, ok (0 or 1).
     """
-    indices = draw_views(recipe, dataset.sizes.shape[0], state.step, rank)
+    indices = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
     grads, stats, terms, room = _device_gradients(state, dataset, indices, recipe)
     grads, terms = psum((grads, terms)) if recipe.num_devices > 1 else (grads, terms)
     stats, room = _sum_over_devices(stats, room, recipe.num_devices)
@@ -197,6 +198,7 @@ def train_step(
 
     d_gaussians, d_network, d_poses = grads
     updates, gaussians_opt = recipe.optimizers.gaussians.update(d_gaussians, state.gaussians_opt)
+    updates = dataclasses.replace(updates, means=dataset.extent * updates.means)
     network_updates, network_opt = recipe.optimizers.network.update(d_network, state.network_opt)
     poses, poses_opt = state.poses, state.poses_opt
     if dataset.pose_frame is not None:

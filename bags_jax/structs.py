@@ -77,6 +77,7 @@ class Dataset:
     images: Any  # uint8 [V, H, W, 3]
     sizes: Int[Array, "V 2"]  # true height and width, px
     cameras: Camera  # leading axis V; as the capture has them
+    extent: Float[Array, ""]  # of the scene, scene units: the rate of the means is a part of it
     pose_frame: PoseFrame | None = None  # None: the poses are right as they are
 
 
@@ -94,6 +95,7 @@ class TrainState:
     """Everything that training changes, and nothing else: saved, restored and donated as a whole."""
 
     step: Int[Array, ""]
+    seed: Int[Array, ""]  # of the order of the views; here, so that one compiled program serves every seed
     gaussians: Gaussians  # N = capacity
     alive: Bool[Array, "N"]  # the rows of gaussians in use; padding is dead
     filter_3d: Float[Array, "N"]  # Mip-Splatting's 3D filter, scene units

@@ -54,7 +54,8 @@ class Job:
     def dataset(self, scale: float) -> Dataset:
         """The training views at one image scale, on the devices; made when first asked for."""
         if scale not in self._datasets:
-            dataset = dataclasses.replace(make_dataset(self.scene, scale), pose_frame=self.pose_frame)
+            dataset = make_dataset(self.scene, scale, extent=self.extent)
+            dataset = dataclasses.replace(dataset, pose_frame=self.pose_frame)
             self._datasets[scale] = parallel.replicate(dataset, self.num_devices)
         return self._datasets[scale]
 
@@ -71,7 +72,6 @@ class Job:
             views_per_step=config.views_per_step,
             num_devices=self.num_devices,
             sh_every=plan.steps_of(config.sh_every, config.num_steps),
-            seed=config.seed,
         )
 
 
@@ -99,7 +99,7 @@ def make_job(config: plan.Config) -> Job:
         scene=scene,
         stages=stages,
         network=plan.make_network(config, len(scene.train_ids)),
-        optimizers=make_optimizers(plan.make_rates(config), extent=extent, restart=restart, num_steps=config.num_steps),
+        optimizers=make_optimizers(plan.make_rates(config), restart=restart, num_steps=config.num_steps),
         density=plan.make_density_plan(config, stages),
         extent=extent,
         num_devices=num_devices,
@@ -157,7 +157,7 @@ def after_step(job: Job, state: TrainState, step: int, dataset: Dataset) -> Trai
     if density.is_due(step):
         key = jax.random.fold_in(jax.random.key(job.config.seed + 1), step)
         rules, threshold = density.rules_at(step), jnp.float32(density.threshold(step))
-        state = control_density(state, key, threshold, dataset, extent=job.extent, rules=rules)
+        state = control_density(state, key, threshold, dataset, rules=rules)
     else:
         state = refresh_filter(state, dataset)
     if density.resets_opacity(step):

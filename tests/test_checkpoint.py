@@ -23,7 +23,7 @@ RATES = Rates(1e-4, 1e-5, 1e-3, 5e-3, 0.05, 2.5e-3, 1e-4, 5e-3, 5e-4, 0.5, 1.0, 
 
 @pytest.fixture(scope="module")
 def optimizers() -> Optimizers:
-    return make_optimizers(RATES, extent=1.0, restart=0, num_steps=10)
+    return make_optimizers(RATES, restart=0, num_steps=10)
 
 
 def make_state(optimizers, *, capacity=16, step=0, network=None, sh_degree=1):

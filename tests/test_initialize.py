@@ -40,7 +40,7 @@ def test_gaussians_stand_on_the_points_with_their_colours():
 
 
 def test_more_points_than_rows_are_refused():
-    optimizers = make_optimizers(Rates(**base.optim()), extent=1.0, restart=0, num_steps=10)
+    optimizers = make_optimizers(Rates(**base.optim()), restart=0, num_steps=10)
     points = np.zeros((5, 3), np.float32)
     with pytest.raises(UserError, match="max_gaussians"):
         init_state(points, points, None, optimizers, capacity=4)

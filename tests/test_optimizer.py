@@ -29,22 +29,22 @@ def first_move(optimizer: optax.GradientTransformation, params, steps: int = 1):
 
 
 def test_groups_of_gaussians():
-    optimizers = make_optimizers(RATES, extent=3.0, restart=0, num_steps=100)
+    optimizers = make_optimizers(RATES, restart=0, num_steps=100)
     # Adam's first step is the rate, whatever the size of the gradient: eps is 1e-15.
     move = first_move(optimizers.gaussians, gaussians(1e-9))
     for field in dataclasses.fields(Gaussians):
-        rate = getattr(RATES, field.name) * (3.0 if field.name == "means" else 1.0)
+        rate = getattr(RATES, field.name)
         np.testing.assert_allclose(getattr(move, field.name), -rate, rtol=1e-4, err_msg=field.name)
 
 
 def test_rate_of_means_decays_and_restarts():
-    optimizers = make_optimizers(RATES, extent=1.0, restart=3, num_steps=6)
+    optimizers = make_optimizers(RATES, restart=3, num_steps=6)
     rates = [-float(first_move(optimizers.gaussians, gaussians(1.0), steps).means[0, 0]) for steps in (1, 3, 4, 7)]
     np.testing.assert_allclose(rates, [1e-2, 1e-2 * 0.01 ** (2 / 3), 1e-2, 1e-4], rtol=1e-3)
 
 
 def test_groups_of_the_network():
-    optimizers = make_optimizers(RATES, extent=3.0, restart=0, num_steps=100)
+    optimizers = make_optimizers(RATES, restart=0, num_steps=100)
     names = {"table_0": 20.0, "mask_heads_0": 3.0, "kernel_heads_0": 1.0, "trunk_1": 1.0, "embedding": 1.0}
     params = {"network": {name: {"kernel": jnp.ones((2, 2))} for name in names}}
     move = first_move(optimizers.network, params)["network"]
