@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from bags_jax.rasterize.blend_xla import rasterize_xla
+from bags_jax.rasterize.native import count_pairs, is_available, rasterize_native, require
 from bags_jax.rasterize.tiles import count_intersections, grid_size
 from bags_jax.structs import Projected, RasterOutput
 
@@ -24,6 +25,7 @@ class Backend(NamedTuple):
 
 BACKENDS = {
     "xla": Backend(rasterize_xla, count_intersections),
+    "cpu": Backend(rasterize_native, count_pairs),
 }
 
 
@@ -31,11 +33,15 @@ def choose_backend(backend: str) -> str:
     """The key of BACKENDS that a caller's `backend` stands for.
 
     Raises:
-      ValueError: an unknown backend.
+      ValueError: an unknown backend, or one that this machine lacks.
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend={backend!r} came, expected one of {', '.join(('auto', *BACKENDS))}")
-    return "xla" if backend == "auto" else backend
+    if backend == "cpu":
+        require()
+    if backend != "auto":
+        return backend
+    return "cpu" if jax.default_backend() == "cpu" and is_available() else "xla"
 
 
 def bucket(count: int) -> int:
@@ -65,11 +71,12 @@ def rasterize(
       width, height: image size, px.
       tile_size: side of a tile, px.
       max_intersections: room for pairs of tile and Gaussian. None: outside jit as many as there are, under jit a guess.
-      backend: "xla" runs everywhere; "auto" takes the best there is.
+      backend: "xla" runs everywhere; "cpu" is C++, built at first use by the system's compiler; "auto" takes the best
+        there is.
     Returns:
       RasterOutput; num_dropped > 0 says that the room was too small and the image is wrong.
     Raises:
-      ValueError: an empty image, no room or an unknown backend.
+      ValueError: an empty image, no room, or a backend that is unknown or that this machine lacks.
     Differentiable in means, conics, opacities and features.
     """
     grid_size(width, height, tile_size)  # raises where there is nothing to draw on
