@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bags_jax.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
-from bags_jax.rasterize.tiles import grid_size
+from bags_jax.rasterize.tiles import bin_tiles, grid_size
+from bags_jax.structs import Projected, RasterOutput
 
 GEOMETRY = 6  # leading columns of the attributes: x, y, xx, xy, yy, opacity
 
@@ -221,3 +222,32 @@ def untile(tiles: Float[Array, "T E P"], grid: TileGrid) -> Float[Array, "H W E"
     rows, size = grid.num_tiles // grid.columns, grid.tile_size
     image = tiles.reshape(rows, grid.columns, -1, size, size).transpose(0, 3, 1, 4, 2)
     return image.reshape(rows * size, grid.columns * size, -1)[: grid.height, : grid.width]
+
+
+def _tile_grid(width: int, height: int, tile_size: int) -> TileGrid:
+    """Loop shape by measurement (experiments/LOG.md): short vectors for a CPU's cache, wide ones for an accelerator."""
+    batch = 4 if jax.default_backend() == "cpu" else 1024
+    return TileGrid(width, height, tile_size, batch=batch, unroll=4)
+
+
+def rasterize_xla(
+    projected: Projected,
+    features: Float[Array, "N D"],
+    *,
+    width: int,
+    height: int,
+    tile_size: int,
+    max_intersections: int,
+) -> RasterOutput:
+    """`rasterize` in pure XLA: runs everywhere. At least one Gaussian, and room for at least one pair."""
+    grid = _tile_grid(width, height, tile_size)
+    tiles = bin_tiles(projected, width=width, height=height, tile_size=tile_size, max_intersections=max_intersections)
+    geometry = [projected.means_px, projected.conics, projected.opacities[:, None]]
+    attributes = jnp.concatenate([*geometry, features, jnp.ones_like(features[:, :1])], axis=-1)
+    image = untile(blend(attributes, tiles.gaussian_ids, tiles.starts, grid), grid)
+    return RasterOutput(
+        colors=image[..., :-1],
+        alphas=image[..., -1],
+        num_intersections=tiles.num_intersections,
+        num_dropped=tiles.num_dropped,
+    )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from bags_jax.geometry import camera_center, project
 from bags_jax.numerics import safe_normalize
-from bags_jax.rasterize.image import DEFAULT_TILE_SIZE, capacity_for, rasterize
+from bags_jax.rasterize.image import DEFAULT_TILE_SIZE, capacity_for, choose_backend, rasterize
 from bags_jax.spherical_harmonics import evaluate_sh, num_coefficients
 from bags_jax.structs import Camera, Projected
 
@@ -78,7 +78,8 @@ def rasterization(
         )
     if sh_degree is None and colors.ndim != 2:
         raise ValueError(f"colors of shape {colors.shape} came without sh_degree: pass sh_degree, or colors [N, D]")
-    how = _How(width, height, near_plane, far_plane, eps2d, rasterize_mode == "antialiased", tile_size, backend)
+    name = choose_backend(backend)  # here, so that a program is cached for what "auto" meant when it was made
+    how = _How(width, height, near_plane, far_plane, eps2d, rasterize_mode == "antialiased", tile_size, name)
     colored = jnp.isfinite(colors).reshape(colors.shape[0], math.prod(colors.shape[1:])).all(axis=1)
     colors = jnp.where(colored.reshape(-1, *(1,) * (colors.ndim - 1)), colors, 0.0)
     gaussians, cameras = (means, quats, scales, jnp.where(colored, opacities, 0.0)), Camera(viewmats, Ks)
@@ -149,7 +150,7 @@ def _render(gaussians, colors, cameras: Camera, how: _How, sh_degree, render_mod
 def _room(gaussians, cameras: Camera, how: _How) -> int:
     """Room for the pairs of the most demanding camera."""
     gaussians, cameras = jax.lax.stop_gradient((gaussians, cameras))
-    size = {"width": how.width, "height": how.height, "tile_size": how.tile_size}
+    size = {"width": how.width, "height": how.height, "tile_size": how.tile_size, "backend": how.backend}
     one_each = [jax.tree.map(lambda x, i=i: x[i], cameras) for i in range(cameras.K.shape[0])]
     return max((capacity_for(_project(gaussians, camera, how), **size) for camera in one_each), default=1024)
 

@@ -1,29 +1,53 @@
-"""`rasterize`: N projected Gaussians with features become one image."""
+"""`rasterize`: N projected Gaussians with features become one image, by one of several backends."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from bags_jax.rasterize.blend_xla import TileGrid, blend, untile
-from bags_jax.rasterize.tiles import bin_tiles, count_intersections, grid_size
+from bags_jax.rasterize.blend_xla import rasterize_xla
+from bags_jax.rasterize.native import count_pairs, is_available, rasterize_native, require
+from bags_jax.rasterize.tiles import count_intersections, grid_size
 from bags_jax.structs import Projected, RasterOutput
 
 DEFAULT_TILE_SIZE = 8
-BACKENDS = ("auto", "xla")
+
+
+class Backend(NamedTuple):
+    """One way to rasterize; both functions are pure and may be traced."""
+
+    rasterize: Callable[..., RasterOutput]  # (projected, features, *, width, height, tile_size, max_intersections)
+    count: Callable[..., Array]  # (projected, *, width, height, tile_size) -> pairs that it will make
+
+
+BACKENDS = {
+    "xla": Backend(rasterize_xla, count_intersections),
+    "cpu": Backend(rasterize_native, count_pairs),
+}
+
+
+def choose_backend(backend: str) -> str:
+    """The key of BACKENDS that a caller's `backend` stands for.
+
+    Raises:
+      ValueError: an unknown backend, or one that this machine lacks.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend={backend!r} came, expected one of {', '.join(('auto', *BACKENDS))}")
+    if backend == "cpu":
+        require()
+    if backend != "auto":
+        return backend
+    return "cpu" if jax.default_backend() == "cpu" and is_available() else "xla"
 
 
 def bucket(count: int) -> int:
     """The next of 2^k times 1, 1.25, 1.5 or 1.75: capacities come in few sizes, so that few programs are compiled."""
     step = max((1 << max(count - 1, 0).bit_length()) // 8, 1024)
     return -(-max(count, 1) // step) * step
-
-
-def _tile_grid(width: int, height: int, tile_size: int) -> TileGrid:
-    """Loop shape by measurement (experiments/LOG.md): short vectors for a CPU's cache, wide ones for an accelerator."""
-    batch = 4 if jax.default_backend() == "cpu" else 1024
-    grid_size(width, height, tile_size)  # raises where there is nothing to draw on
-    return TileGrid(width, height, tile_size, batch=batch, unroll=4)
 
 
 def rasterize(
@@ -47,16 +71,16 @@ def rasterize(
       width, height: image size, px.
       tile_size: side of a tile, px.
       max_intersections: room for pairs of tile and Gaussian. None: outside jit as many as there are, under jit a guess.
-      backend: "xla" runs everywhere; "auto" takes the best there is.
+      backend: "xla" runs everywhere; "cpu" is C++, built at first use by the system's compiler; "auto" takes the best
+        there is.
     Returns:
       RasterOutput; num_dropped > 0 says that the room was too small and the image is wrong.
     Raises:
-      ValueError: an empty image, no room or an unknown backend.
+      ValueError: an empty image, no room, or a backend that is unknown or that this machine lacks.
     Differentiable in means, conics, opacities and features.
     """
-    grid = _tile_grid(width, height, tile_size)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} came, expected one of {', '.join(BACKENDS)}")
+    grid_size(width, height, tile_size)  # raises where there is nothing to draw on
+    backend = choose_backend(backend)
     if max_intersections is not None and max_intersections < 1:
         raise ValueError(
             f"max_intersections={max_intersections} came, expected at least 1: None makes room for all pairs"
@@ -64,26 +88,23 @@ def rasterize(
     if features.shape[0] == 0:
         empty = jnp.zeros((height, width, features.shape[1]))
         return RasterOutput(empty, jnp.zeros((height, width)), jnp.int32(0), jnp.int32(0))
+    size = {"width": width, "height": height, "tile_size": tile_size}
     if max_intersections is None:
-        max_intersections = capacity_for(projected, width=width, height=height, tile_size=tile_size)
-    tiles = bin_tiles(projected, width=width, height=height, tile_size=tile_size, max_intersections=max_intersections)
-    geometry = [projected.means_px, projected.conics, projected.opacities[:, None]]
-    attributes = jnp.concatenate([*geometry, features, jnp.ones_like(features[:, :1])], axis=-1)
-    image = untile(blend(attributes, tiles.gaussian_ids, tiles.starts, grid), grid)
-    return RasterOutput(
-        colors=image[..., :-1],
-        alphas=image[..., -1],
-        num_intersections=tiles.num_intersections,
-        num_dropped=tiles.num_dropped,
-    )
+        max_intersections = capacity_for(projected, **size, backend=backend)
+    return BACKENDS[backend].rasterize(projected, features, **size, max_intersections=max_intersections)
 
 
-_count = jax.jit(count_intersections, static_argnames=("width", "height", "tile_size"))
+_counters = {
+    name: jax.jit(backend.count, static_argnames=("width", "height", "tile_size")) for name, backend in BACKENDS.items()
+}
 
 
-def capacity_for(projected: Projected, *, width: int, height: int, tile_size: int = DEFAULT_TILE_SIZE) -> int:
+def capacity_for(
+    projected: Projected, *, width: int, height: int, tile_size: int = DEFAULT_TILE_SIZE, backend: str = "auto"
+) -> int:
     """Room that holds every pair of tile and Gaussian; under jit, where nothing can be counted, 16 for each Gaussian."""
     projected = jax.lax.stop_gradient(projected)
     if isinstance(projected.means_px, Tracer):
         return bucket(16 * projected.depths.shape[0])
-    return bucket(int(_count(projected, width=width, height=height, tile_size=tile_size)))
+    count = _counters[choose_backend(backend)]
+    return bucket(int(count(projected, width=width, height=height, tile_size=tile_size)))
