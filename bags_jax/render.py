@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from bags_jax.blur import blur
+from bags_jax.blur import BlurMoments, blur
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.geometry import apply_filter_3d, camera_center, project
 from bags_jax.numerics import safe_normalize
@@ -126,7 +126,7 @@ def propose_blur(
 
 def render_blurred(
     network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
-) -> tuple[Float[Array, "H W 3"], BlurField]:
-    """What the photograph should look like: the sharp render, blurred by what the network proposes."""
+) -> tuple[Float[Array, "H W 3"], BlurMoments]:
+    """What the photograph should look like: the sharp render, blurred by what the network proposes; and what blur that is."""
     field = propose_blur(network, params, view_index, rendered, head=head)
-    return blur(rendered.image, field, stride=network.stride(head)), field
+    return blur(rendered.image, field, stride=network.stride(head))

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur import kernel_statistics, mean_kernel
+from bags_jax.blur import view_statistics
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.optimizer import Optimizers
@@ -98,8 +98,8 @@ def loss_fn(
     image, extra = rendered.image, {}
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
-        image, field = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        extra = {"mask": jnp.mean(field.mask), "centroid": jnp.sum(kernel_statistics(mean_kernel(field)).centroid ** 2)}
+        image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
+        extra = {"mask": jnp.mean(found.mask), "centroid": jnp.sum(view_statistics(found).centroid ** 2)}
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
     terms |= extra
     weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}

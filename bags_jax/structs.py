@@ -56,10 +56,16 @@ class RasterOutput:
 
 @struct.dataclass
 class BlurField:
-    """A blur kernel and a mask value for each pixel of one training view, constant over blocks of stride x stride px."""
+    """A blur kernel and a mask value for each pixel of one training view, constant over blocks of stride x stride px.
 
-    kernels: Float[Array, "KK h w"]  # non-negative, sum over KK = K * K taps is 1; taps row-major (dy, dx)
+    The kernels are said, not stored: softmax(clip(features @ weight + bias)) over KK = K * K taps, row-major (dy, dx).
+    """
+
+    features: Float[Array, "h w F"]
+    weight: Float[Array, "F KK"]
+    bias: Float[Array, "KK"]  # of the layer and of the view
     mask: Float[Array, "h w"]  # in [0, 1]: 0 keeps the sharp render
+    bound: float = struct.field(pytree_node=False, default=0.0)  # logits are clipped to +- bound; 0: not at all
 
 
 @struct.dataclass

@@ -14,6 +14,7 @@ PACKAGE = [p for p in FILES if p.parts[0] == "bags_jax"]
 LAYERS = (
     ("errors",),
     ("atomic", "structs", "numerics", "limits", "schedules", "parallel"),
+    ("blur_stream", "convolution"),
     ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "camera_path", "data"),
     ("rasterize", "blur_network", "density", "optimizer"),
     ("render",),
