@@ -5,7 +5,7 @@ Splatting: `rasterization` (gsplat's names: Gaussians and cameras in, images out
 own. Files: `load_scene`, `make_scene` (the embedded one), `write_ply`, `read_ply`.
 """
 
-from bags_jax.blur import apply_kernels, blur, kernel_statistics
+from bags_jax.blur import BlurMoments, apply_kernels, blur, kernel_statistics
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.data import load_scene
 from bags_jax.data.procedural import make_scene
@@ -22,6 +22,7 @@ from bags_jax.train import train
 
 __all__ = [
     "BlurField",
+    "BlurMoments",
     "BlurProposalNetwork",
     "Camera",
     "Dataset",

@@ -2,26 +2,27 @@
 
   blurred(x) = m(x) * sum_k h_k(x) C(x + k) + (1 - m(x)) * C(x)        (Peng et al. 2024, BAGS, eq. 4)
 
-Kernels are constant over blocks of stride x stride px (stride 1: one kernel a pixel). Patches are never unfolded: the sum
-streams over rows of taps, and the backward pass streams once more.
+Kernels are constant over blocks of stride x stride px (stride 1: one kernel a pixel). `blur` never makes them: what there is to
+know of them comes as moments from the pass that applies them (blur_stream.py). For single pixels there is `kernels_at`;
+`every_kernel` and `apply_kernels` are the same the long way, for kernels that are at hand and as the oracle.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from bags_jax.numerics import safe_sqrt
+from bags_jax.blur_stream import kernel_side, stream_blur, tap_moments
+from bags_jax.numerics import clip_with_return, safe_sqrt
 from bags_jax.structs import BlurField
 
 
 @struct.dataclass
 class KernelStatistics:
-    """Moments of kernels, px of the image that they are applied to; a leading shape S of the kernels is kept."""
+    """What moments say of kernels, px of the image that they are applied to; a leading shape S of the kernels is kept."""
 
     centroid: Float[Array, "*S 2"]  # dx, dy
     rms_width: Float[Array, "*S"]  # sqrt of the trace of the second moment about the centroid
@@ -29,34 +30,54 @@ class KernelStatistics:
     anisotropy: Float[Array, "*S"]  # 0 round .. 1 a line
 
 
-def kernel_side(num_taps: int) -> int:
-    """K of K * K taps.
+@struct.dataclass
+class BlurMoments:
+    """The blur of one view as far as training looks at it: mask and moments of each kernel, about its own pixel (block)."""
 
-    Raises:
-      ValueError: not the square of an odd number.
-    """
-    side = math.isqrt(num_taps)
-    if side * side != num_taps or side % 2 == 0:
-        raise ValueError(f"{num_taps} kernel taps came, expected the square of an odd number (9, 25, 81, 169, 289)")
-    return side
+    mask: Float[Array, "h w"]  # in [0, 1]
+    centroid: Float[Array, "2 h w"]  # sum_k h_k times dx, dy, px
+    second: Float[Array, "3 h w"]  # sum_k h_k times dx dx, dx dy, dy dy, px^2
 
 
-def tap_offsets(side: int) -> Float[np.ndarray, "KK 2"]:
-    """dx and dy of each tap, px: the kernel at x reads the image at x + offset."""
-    line = np.arange(side, dtype=np.float32) - side // 2
-    return np.stack([np.tile(line, side), np.repeat(line, side)], axis=-1)
-
-
-def blur(image: Float[Array, "H W D"], field: BlurField, *, stride: int = 1) -> Float[Array, "H W D"]:
+def blur(
+    image: Float[Array, "H W D"], field: BlurField, *, stride: int = 1, block_bytes: int = 0
+) -> tuple[Float[Array, "H W D"], BlurMoments]:
     """Blurs a sharp render as a training photograph was blurred; borders are continued by their last pixel.
 
-    Differentiable in the image, the kernels and the mask.
+    Args:
+      image: the sharp render.
+      field: its blur, one kernel for each block of stride x stride px.
+      block_bytes: memory of kernels at a time; 0: as suits the backend.
+    Returns:
+      the blurred image, and the moments of the kernels that blurred it.
+    Differentiable in the image and all arrays of the field.
     """
     height, width, _ = image.shape
     planes = jnp.moveaxis(image, -1, 0)
-    filtered = apply_kernels(planes, field.kernels, stride)
+    filtered, moments = stream_blur(
+        *(planes, field.features, field.weight, field.bias), stride=stride, bound=field.bound, block_bytes=block_bytes
+    )
     mask = repeat_blocks(field.mask, stride, height, width)
-    return jnp.moveaxis(planes + mask[None] * (filtered - planes), 0, -1)
+    blurred = jnp.moveaxis(planes + mask[None] * (filtered - planes), 0, -1)
+    return blurred, BlurMoments(mask=field.mask, centroid=moments[:2], second=moments[2:])
+
+
+def kernels_at(
+    field: BlurField, rows: Int[Array | np.ndarray, "*S"], columns: Int[Array | np.ndarray, "*S"]
+) -> Float[Array, "*S KK"]:
+    """The kernels of single pixels of the field."""
+    logits = jnp.dot(field.features[rows, columns], field.weight)
+    logits = logits + field.bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+    if field.bound:
+        logits = jnp.asarray(clip_with_return(logits, field.bound))
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def every_kernel(field: BlurField) -> Float[Array, "KK h w"]:
+    """All kernels of a field: 4.4 GiB for 17 x 17 taps at 2400 x 1600."""
+    h, w, _ = field.features.shape
+    rows, columns = jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")
+    return jnp.moveaxis(kernels_at(field, rows, columns), -1, 0)
 
 
 def repeat_blocks(coarse: Float[Array, "*S h w"], stride: int, height: int, width: int) -> Float[Array, "*S H W"]:
@@ -140,19 +161,43 @@ _gather_taps.defvjp(_gather_fwd, _gather_bwd)
 
 
 def mean_kernel(field: BlurField) -> Float[Array, "KK"]:
-    """The kernel of a whole view: its kernels weighted by the mask, with the unmasked rest at the centre."""
-    num_taps = field.kernels.shape[0]
-    masked = jnp.mean(field.kernels * field.mask[None], axis=(1, 2))
-    return masked.at[num_taps // 2].add(1.0 - jnp.mean(field.mask))
+    """The kernel of a whole view: its kernels weighted by the mask, with the unmasked rest at the centre; row by row."""
+    h, w, _ = field.features.shape
+
+    def add_row(total, y):
+        kernels = kernels_at(field, jnp.full(w, y), jnp.arange(w))
+        return total + jnp.dot(field.mask[y], kernels), None
+
+    total = jax.lax.scan(add_row, jnp.zeros_like(field.bias), jnp.arange(h))[0]
+    return (total / (h * w)).at[total.shape[0] // 2].add(1.0 - jnp.mean(field.mask))
 
 
 def kernel_statistics(kernels: Float[Array, "*S KK"]) -> KernelStatistics:
     """First and second moments of kernels whose taps sum to 1."""
-    offsets = tap_offsets(kernel_side(kernels.shape[-1]))
-    centroid = kernels @ offsets
-    xx = kernels @ (offsets[:, 0] ** 2) - centroid[..., 0] ** 2
-    yy = kernels @ (offsets[:, 1] ** 2) - centroid[..., 1] ** 2
-    xy = kernels @ (offsets[:, 0] * offsets[:, 1]) - centroid[..., 0] * centroid[..., 1]
+    moments = kernels @ tap_moments(kernel_side(kernels.shape[-1])).T
+    return _statistics(moments[..., :2], moments[..., 2:])
+
+
+def pixel_statistics(moments: BlurMoments) -> KernelStatistics:
+    """kernel_statistics of every kernel of a view, S = h w."""
+    return _statistics(jnp.moveaxis(moments.centroid, 0, -1), jnp.moveaxis(moments.second, 0, -1))
+
+
+def view_statistics(moments: BlurMoments) -> KernelStatistics:
+    """kernel_statistics of the mean kernel of a view: the unmasked rest is at the centre, where it adds to no moment."""
+    masked = [jnp.mean(moments.mask[None] * x, axis=(1, 2)) for x in (moments.centroid, moments.second)]
+    return _statistics(*masked)
+
+
+def mean_squared_centroid(moments: BlurMoments) -> Float[Array, ""]:
+    """Mean over pixels of mask times squared kernel centroid, px^2: drift between kernels and scene, pixel by pixel."""
+    return jnp.mean(moments.mask * jnp.sum(moments.centroid**2, axis=0))
+
+
+def _statistics(centroid: Float[Array, "*S 2"], second: Float[Array, "*S 3"]) -> KernelStatistics:
+    xx = second[..., 0] - centroid[..., 0] ** 2
+    xy = second[..., 1] - centroid[..., 0] * centroid[..., 1]
+    yy = second[..., 2] - centroid[..., 1] ** 2
     spread = safe_sqrt((xx - yy) ** 2 + 4.0 * xy**2)
     return KernelStatistics(
         centroid=centroid,

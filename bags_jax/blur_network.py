@@ -3,6 +3,9 @@
 Each training stage has its own heads on a shared trunk, which is one layer deeper with every stage. Differs from the paper
 where the fields of the module say so: a table of kernel logits per view, kernels that start as a delta, a mask that starts
 open, kernels handed over from stage to stage, and a field that may be coarser than the image.
+
+The last layer is not applied here: its K * K numbers a pixel are more than all else together (blur_stream.py). What works on
+single pixels runs over blocks of rows and is made again for the gradients.
 """
 
 import flax.linen as nn
@@ -11,37 +14,54 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bags_jax.blur import mean_blocks, resize_taps
+from bags_jax.convolution import convolve
 from bags_jax.numerics import clip_with_return, safe_normalize
 from bags_jax.structs import BlurField
 
 POSITION_FREQUENCIES = 4
+TRUNK_BLOCK_PIXELS = 1 << 15  # that the trunk works on at a time
 
 
-def position_code(height: int, width: int) -> Float[Array, "h w 16"]:
-    """Sines and cosines of the pixel position in [-1, 1], 4 octaves."""
-    y = (jnp.arange(height) + 0.5) / height * 2.0 - 1.0
-    x = (jnp.arange(width) + 0.5) / width * 2.0 - 1.0
-    octaves = jnp.pi * 2.0 ** jnp.arange(POSITION_FREQUENCIES)
-
-    def waves(position):
-        angles = position[:, None] * octaves[None]
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-    rows = jnp.broadcast_to(waves(y)[:, None], (height, width, 2 * POSITION_FREQUENCIES))
-    columns = jnp.broadcast_to(waves(x)[None], (height, width, 2 * POSITION_FREQUENCIES))
-    return jnp.concatenate([rows, columns], axis=-1)
-
-
-def _corners(height, width):
-    y = (jnp.arange(height) + 0.5) / height * 2.0 - 1.0
-    x = (jnp.arange(width) + 0.5) / width * 2.0 - 1.0
-    return x[None, :], y[:, None]
+def position_waves(count: int) -> Float[Array, "count 8"]:
+    """Sines and cosines of the position of each row or column in [-1, 1], 4 octaves: the two codes side by side are a pixel's."""
+    position = (jnp.arange(count) + 0.5) / count * 2.0 - 1.0
+    angles = position[:, None] * jnp.pi * 2.0 ** jnp.arange(POSITION_FREQUENCIES)[None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def _identity_init(key, shape, dtype=jnp.float32):
     """A layer that does nothing: its inputs are outputs of a ReLU, and so another ReLU keeps them."""
     del key
     return jnp.eye(*shape, dtype=dtype)
+
+
+class Conv(nn.Module):
+    """nn.Conv by other means: same parameters, same values."""
+
+    features: int
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "h w Ci"]) -> Float[Array, "h w Co"]:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return convolve(x, kernel) + bias[None, None]
+
+
+class Weights(nn.Module):
+    """The parameters of nn.Dense, for a layer that is applied elsewhere."""
+
+    shape: tuple[int, int]
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer | None = None
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, "Fi Fo"], Float[Array, "Fo"]]:
+        kernel = self.param("kernel", self.kernel_init, self.shape)
+        if self.bias_init is None:
+            return kernel, jnp.zeros(self.shape[1])
+        return kernel, self.param("bias", self.bias_init, self.shape[1:])
 
 
 class RenderFeatures(nn.Module):
@@ -54,10 +74,10 @@ class RenderFeatures(nn.Module):
     def __call__(self, rgbd: Float[Array, "h w 4"]) -> Float[Array, "h w F"]:
         x = rgbd
         for _ in range(2):
-            x = nn.relu(nn.Conv(self.conv_width, (5, 5))(x[None])[0])
+            x = nn.relu(Conv(self.conv_width, 5)(x))
             mean, variance = jnp.mean(x, axis=(0, 1), keepdims=True), jnp.var(x, axis=(0, 1), keepdims=True)
             x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-        return nn.Conv(self.feature_width, (3, 3))(x[None])[0]
+        return Conv(self.feature_width, 3)(x)
 
 
 class BlurProposalNetwork(nn.Module):
@@ -77,8 +97,7 @@ class BlurProposalNetwork(nn.Module):
     # A young scene is blurrier than the photographs, which drives kernels to deltas and masks to 0. Unbounded, they saturate there
     # and never come back when there is blur to explain. 0: no bound (the paper).
     logit_bound: float = 5.0
-    table_terms: int = 1  # 3: the table's logits vary linearly over the image; 4: and with depth
-    linear_light: bool = False
+    linear_light: bool = True  # exposures add up light, not sRGB values; False: the paper
     strides: tuple[int, ...] = ()  # of each stage: side of the blocks that share a kernel, px; (): 1
 
     def setup(self):
@@ -86,18 +105,16 @@ class BlurProposalNetwork(nn.Module):
         self.render_features = RenderFeatures(self.conv_width, self.feature_width) if self.use_rgbd else None
         deeper = _identity_init if self.hand_over else nn.initializers.he_normal()
         inits = [nn.initializers.he_normal()] * 2 + [deeper] * (len(self.kernel_sizes) - 1)
-        self.trunk = [nn.Dense(self.width, use_bias=False, kernel_init=init) for init in inits]
+        inputs = self.embedding_width + 4 * POSITION_FREQUENCIES + self.use_rgbd * self.feature_width
+        widths = [inputs] + [self.width] * len(inits)
+        self.trunk = [Weights((widths[i], self.width), init) for i, init in enumerate(inits)]
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
-        self.kernel_heads = [nn.Dense(k * k, kernel_init=small, bias_init=self._centred(k)) for k in self.kernel_sizes]
-        self.mask_heads = [
-            nn.Dense(1, kernel_init=small, bias_init=nn.initializers.constant(self.mask_logit))
-            for _ in self.kernel_sizes
-        ]
+        self.kernel_heads = [Weights((self.width, k * k), small, self._centred(k)) for k in self.kernel_sizes]
+        opened = nn.initializers.constant(self.mask_logit)
+        self.mask_heads = [Weights((self.width, 1), small, opened) for _ in self.kernel_sizes]
         if self.use_table:
             zeros = nn.initializers.zeros
-            self.table = [
-                nn.Embed(self.num_views, self.table_terms * k * k, embedding_init=zeros) for k in self.kernel_sizes
-            ]
+            self.table = [nn.Embed(self.num_views, k * k, embedding_init=zeros) for k in self.kernel_sizes]
 
     def stride(self, head: int) -> int:
         """Side of the blocks that share a kernel at one stage, px."""
@@ -119,34 +136,45 @@ class BlurProposalNetwork(nn.Module):
           head: which stage's heads.
         """
         rgbd = mean_blocks(jax.lax.stop_gradient(rgbd), self.stride(head))
-        height, width, _ = rgbd.shape
-        embedding = jnp.broadcast_to(self.embedding(view), (height, width, self.embedding_width))
-        inputs = [embedding, position_code(height, width)]
-        if self.render_features is not None:
-            inputs.append(self.render_features(rgbd))
-        x = jnp.concatenate(inputs, axis=-1)
-        for layer in self.trunk[: 2 + head]:
-            x = nn.relu(layer(x))
-        logits = self.kernel_heads[head](x)
+        features, mask = self._trunk_rows(view, rgbd, head)
+        weight, bias = self.kernel_heads[head]()
         if self.use_table:
-            basis = jnp.stack(
-                [jnp.ones((height, width)), *jnp.broadcast_arrays(*_corners(height, width)), rgbd[..., 3] - 0.5], axis=-1
-            )[..., : self.table_terms]
-            logits = logits + basis @ self.table[head](view).reshape(self.table_terms, -1)
-        if self.logit_bound:
-            logits = jnp.asarray(clip_with_return(logits, self.logit_bound))
-        kernels = jnp.moveaxis(jax.nn.softmax(logits, axis=-1), -1, 0)
-        return BlurField(kernels=kernels, mask=self._mask(x, head))
+            bias = bias + self.table[head](view)
+        return BlurField(features=features, weight=weight, bias=bias, mask=mask, bound=self.logit_bound)
 
-    def _mask(self, features: Float[Array, "h w F"], head: int) -> Float[Array, "h w"]:
+    def _trunk_rows(self, view, rgbd, head: int) -> tuple[Float[Array, "h w F"], Float[Array, "h w"]]:
+        """Features and mask. What the first layer makes of view, row and column is added up, not laid out for every pixel."""
+        height, width, _ = rgbd.shape
+        first, *deeper = [layer()[0] for layer in self.trunk[: 2 + head]]
+        mask_head = self.mask_heads[head]()
+        ends = [self.embedding_width, self.embedding_width + 2 * POSITION_FREQUENCIES]
+        ends.append(ends[-1] + 2 * POSITION_FREQUENCIES)
+        of_view, of_row, of_column, of_render = jnp.split(first, ends)
+        rows = position_waves(height) @ of_row + (self.embedding(view) @ of_view)[None]
+        columns = position_waves(width) @ of_column
+
+        @jax.checkpoint
+        def row_features(row):
+            x = row[0][None] + columns
+            if self.render_features is not None:
+                x = x + row[1] @ of_render
+            x = nn.relu(x)
+            for layer in deeper:
+                x = nn.relu(x @ layer)
+            return x, self._mask(x, *mask_head)
+
+        inputs = (rows,) if self.render_features is None else (rows, self.render_features(rgbd))
+        return jax.lax.map(row_features, inputs, batch_size=min(height, -(-TRUNK_BLOCK_PIXELS // width)))
+
+    def _mask(self, features: Float[Array, "w F"], weight, bias) -> Float[Array, "w"]:
         """The mask; with bounded logits one that its own cost cannot close for good where there is little blur to explain.
 
         It then reads the trunk without teaching it, by features of unit length, so that a step of Adam moves the logit by little
         more than the rate however large the features are.
         """
         if not self.logit_bound:
-            return jax.nn.sigmoid(self.mask_heads[head](features)[..., 0])
-        logits = self.mask_heads[head](safe_normalize(jax.lax.stop_gradient(features)))[..., 0]
+            return jax.nn.sigmoid((features @ weight)[:, 0] + bias)
+        logits = (safe_normalize(jax.lax.stop_gradient(features)) @ weight)[:, 0] + bias
         return jax.nn.sigmoid(clip_with_return(logits, self.logit_bound))
 
     def every_head(self, view: Int[Array, ""], rgbd: Float[Array, "H W 4"]) -> list[BlurField]:
@@ -170,10 +198,7 @@ def hand_over(params: dict, *, source: int, target: int, kernel_sizes: tuple[int
         f"mask_heads_{target}": jax.tree.map(jnp.copy, params[f"mask_heads_{source}"]),
     }
     if f"table_{source}" in params:
-        table = params[f"table_{source}"]["embedding"]
-        num_views = table.shape[0]
-        resized = table.reshape(num_views, -1, kernel_sizes[source] ** 2) @ resize.T
-        update[f"table_{target}"] = {"embedding": resized.reshape(num_views, -1)}
+        update[f"table_{target}"] = {"embedding": params[f"table_{source}"]["embedding"] @ resize.T}
     return {**params, **update}
 
 

@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import trimesh
-from jaxtyping import Float, UInt8
+from flax import struct
+from jaxtyping import Array, Float, UInt8
 
 from bags_jax import metrics
 from bags_jax.atomic import write_atomic
-from bags_jax.blur import kernel_side, kernel_statistics, mean_kernel, repeat_blocks
+from bags_jax.blur import blur, kernel_side, kernels_at, pixel_statistics, repeat_blocks, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.camera_path import focus_point, spiral
 from bags_jax.checkpoint import Checkpoints
@@ -32,6 +34,16 @@ from bags_jax.train import Job, first_state, make_job
 from bags_jax.workdir import read_config
 
 KERNEL_GRID = (6, 9)  # kernels shown of a view, rows and columns
+
+
+@struct.dataclass
+class FoundBlur:
+    """The blur of one training view, to be looked at."""
+
+    mask: Float[Array, "h w"]
+    rms_width: Float[Array, ""]  # mean over pixels, px
+    direction: Float[Array, ""]  # of the view's mean kernel, degrees
+    samples: Float[Array, "gh gw K K"]  # kernels of a regular grid of pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,44 +185,54 @@ def _stem(name: str) -> str:
     return str(pathlib.PurePath(name).with_suffix("")).replace("/", "_")
 
 
-def blur_fields(run: Run, network: BlurProposalNetwork) -> list[BlurField]:
+def blur_fields(run: Run, network: BlurProposalNetwork) -> Iterator[FoundBlur]:
     """What the network proposes for each training view at the last stage."""
     stage = run.job.stages[-1]
-    params = run.state.network[network_name(stage.network)]
-    propose = jax.jit(lambda index, rendered: propose_blur(network, params, index, rendered, head=stage.head))
-    rendered = render_scene_views(run, run.scene.train_ids)
-    return [propose(jnp.int32(index), r) for index, r in enumerate(rendered)]
+    params, head = run.state.network[network_name(stage.network)], stage.head
+
+    @jax.jit
+    def look(index, rendered) -> FoundBlur:
+        field = propose_blur(network, params, index, rendered, head=head)
+        moments = blur(rendered.image, field, stride=network.stride(head))[1]
+        return FoundBlur(
+            mask=field.mask,
+            rms_width=jnp.mean(pixel_statistics(moments).rms_width),
+            direction=view_statistics(moments).direction,
+            samples=sample_kernels(field),
+        )
+
+    for index, rendered in enumerate(render_scene_views(run, run.scene.train_ids)):
+        yield look(jnp.int32(index), rendered)
 
 
 def write_blur(run: Run, network: BlurProposalNetwork) -> None:
     """Mask and kernels of every training view as pictures, and blur.json with its figures, blurriest view first."""
     stride = network.stride(run.job.stages[-1].head)
     statistics = {}
-    for i, field in zip(run.scene.train_ids, blur_fields(run, network), strict=True):
+    for i, found in zip(run.scene.train_ids, blur_fields(run, network), strict=True):
         name = run.scene.names[i]
-        whole = kernel_statistics(mean_kernel(field))
         statistics[name] = {
-            "mean_mask": float(jnp.mean(field.mask)),
-            "rms_width_px": float(jnp.mean(kernel_statistics(jnp.moveaxis(field.kernels, 0, -1)).rms_width)),
-            "direction_deg": float(whole.direction),
+            "mean_mask": float(jnp.mean(found.mask)),
+            "rms_width_px": float(found.rms_width),
+            "direction_deg": float(found.direction),
         }
         height, width = run.scene.images[i].shape[:2]
         write_png(
             run.workdir / "blur" / f"{_stem(name)}_mask.png",
-            mask_picture(np.asarray(repeat_blocks(field.mask, stride, height, width))),
+            mask_picture(np.asarray(repeat_blocks(found.mask, stride, height, width))),
         )
-        write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(sample_kernels(field)))
+        write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(np.asarray(found.samples)))
     write_blur_json(run.workdir / "blur" / "blur.json", statistics)
 
 
-def sample_kernels(field: BlurField) -> Float[np.ndarray, "gh gw K K"]:
-    """Kernels of a regular grid of pixels."""
-    side = kernel_side(field.kernels.shape[0])
-    _, h, w = field.kernels.shape
+def sample_kernels(field: BlurField) -> Float[Array, "gh gw K K"]:
+    """Kernels of a regular grid of pixels, the only ones that are made."""
+    h, w = field.mask.shape
     rows = ((np.arange(KERNEL_GRID[0]) + 0.5) * h / KERNEL_GRID[0]).astype(int)
     columns = ((np.arange(KERNEL_GRID[1]) + 0.5) * w / KERNEL_GRID[1]).astype(int)
-    picked = np.asarray(field.kernels)[:, rows[:, None], columns[None]]
-    return picked.transpose(1, 2, 0).reshape(*KERNEL_GRID, side, side)
+    picked = kernels_at(field, *np.meshgrid(rows, columns, indexing="ij"))
+    side = kernel_side(picked.shape[-1])
+    return picked.reshape(*KERNEL_GRID, side, side)
 
 
 def render_path(run: Run, path: str, *, num_frames: int) -> list[Float[np.ndarray, "H W 3"]]:

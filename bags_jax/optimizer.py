@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from bags_jax.schedules import exponential, hold_then_decay, phase_progress
@@ -25,10 +26,9 @@ class Rates:
     network_hold: float  # part of the schedule with the full network rate
     table_gain: float  # the rate of the per-view table is this many times the network's
     mask_gain: float
-    settle: float = 1.0  # at the end, rates of the Gaussians other than of means are this part of what they were
-    settle_hold: float = 0.5  # until here (part of the schedule) they hold
     poses: float = 0.0  # px at full image scale; 0: the poses of the capture are kept
     poses_final: float = 0.0
+    poses_start: float = 0.0  # part of training without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +69,11 @@ def make_optimizers(rates: Rates, *, restart: int, num_steps: int) -> Optimizers
         return gain * hold_then_decay(rates.network, rates.network_final, rates.network_hold, progress(step))
 
     def poses_rate(step):
-        return exponential(rates.poses, rates.poses_final, progress(step)) if rates.poses else 0.0
+        rate = exponential(rates.poses, rates.poses_final, progress(step)) if rates.poses else 0.0
+        return jnp.where(step < rates.poses_start * num_steps, 0.0, rate)
 
     constant = ("quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
-    def settling_rate(rate, step):
-        return rate * hold_then_decay(1.0, rates.settle, rates.settle_hold, progress(step))
-
-    groups = {
-        name: optax.scale_by_learning_rate(functools.partial(settling_rate, getattr(rates, name))) for name in constant
-    }
+    groups = {name: optax.scale_by_learning_rate(getattr(rates, name)) for name in constant}
     groups["means"] = optax.scale_by_learning_rate(means_rate)
     gains = {"network": 1.0, "table": rates.table_gain, "mask": rates.mask_gain}
     network_groups = {

@@ -158,7 +158,6 @@ def make_network(config: Config, num_views: int) -> BlurProposalNetwork | None:
         use_rgbd=blur.use_rgbd,
         use_table=blur.use_table,
         hand_over=blur.hand_over,
-        table_terms=blur.table_terms,
         linear_light=blur.linear_light,
         centre_logit=blur.centre_logit,
         mask_logit=blur.mask_logit,

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from bags_jax.blur import blur
+from bags_jax.blur import BlurMoments, blur
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.geometry import apply_filter_3d, camera_center, project
 from bags_jax.numerics import safe_normalize
 from bags_jax.rasterize import rasterize
 from bags_jax.spherical_harmonics import degree_of, evaluate_sh
 from bags_jax.structs import BlurField, Camera, Gaussians, Projected
+from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +115,6 @@ def render(
     )
 
 
-def srgb_to_linear(c):
-    return jnp.where(c <= 0.04045, c / 12.92, ((jnp.maximum(c, 0.04045) + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(c):
-    return jnp.where(c <= 0.0031308, 12.92 * c, 1.055 * jnp.maximum(c, 0.0031308) ** (1 / 2.4) - 0.055)
-
-
 def propose_blur(
     network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
 ) -> BlurField:
@@ -134,10 +127,10 @@ def propose_blur(
 
 def render_blurred(
     network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
-) -> tuple[Float[Array, "H W 3"], BlurField]:
-    """What the photograph should look like: the sharp render, blurred by what the network proposes."""
+) -> tuple[Float[Array, "H W 3"], BlurMoments]:
+    """What the photograph should look like: the sharp render, blurred by what the network proposes; and what blur that is."""
     field = propose_blur(network, params, view_index, rendered, head=head)
     if not network.linear_light:
-        return blur(rendered.image, field, stride=network.stride(head)), field
-    light = blur(srgb_to_linear(rendered.image), field, stride=network.stride(head))
-    return linear_to_srgb(light), field
+        return blur(rendered.image, field, stride=network.stride(head))
+    light, moments = blur(srgb_to_linear(rendered.image), field, stride=network.stride(head))
+    return linear_to_srgb(light), moments

@@ -14,7 +14,6 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur import kernel_statistics, mean_kernel
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.optimizer import Optimizers
@@ -31,7 +30,8 @@ class Objective:
 
     ssim: float = 0.2  # of 1 - SSIM, against 1 minus this for L1
     mask: float = 1e-4
-    centroid: float = 0.0  # per px^2
+    centroid: float = 0.0  # mean over the image of mask times squared kernel centroid, per px^2
+    poses: float = 0.0  # squared correction of the view's pose, per px^2
     depth_tv: float = 0.0
     rgb_tv: float = 0.0
 
@@ -107,20 +107,17 @@ def loss_fn(
     image, extra = rendered.image, {}
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
-        image, field = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        extra = {"mask": jnp.mean(field.mask), "centroid": jnp.mean(field.mask * jnp.sum(_centroids(field) ** 2, axis=0))}
+        image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
+        off_centre = jnp.sum(found.centroid**2, axis=0)
+        extra = {"mask": jnp.mean(found.mask), "centroid": jnp.mean(found.mask * off_centre)}
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
     terms |= extra
     weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}
+    if dataset.pose_frame is not None:
+        terms["poses"], weights["poses"] = jnp.sum(poses[index] ** 2), recipe.objective.poses
     total = sum(weights[name] * term for name, term in terms.items() if weights[name])
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
     return total, ({"total": total, **terms}, rendered)
-
-
-def _centroids(field):
-    from bags_jax.blur import tap_offsets, kernel_side
-    off = jnp.asarray(tap_offsets(kernel_side(field.kernels.shape[0])))
-    return jnp.einsum("khw,kd->dhw", field.kernels, off)
 
 
 def _terms(image, photo, valid, rendered: Rendered, objective: Objective) -> tuple[dict, dict]:

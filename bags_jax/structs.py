@@ -37,7 +37,9 @@ class PoseFrame:
     """What corrections of the V training poses are measured in, and the directions that they must not take."""
 
     units: Float[Array, "6"]  # per px at full image scale: rad for the rotation, scene units for the translation
-    gauge: Float[Array, "V 6 7"]  # orthonormal: rotations, translations and scale of the whole scene, as corrections, px
+    gauge: Float[
+        Array, "V 6 7"
+    ]  # orthonormal: rotations, translations and scale of the whole scene, as corrections, px
 
 
 @struct.dataclass
@@ -64,10 +66,16 @@ class RasterOutput:
 
 @struct.dataclass
 class BlurField:
-    """A blur kernel and a mask value for each pixel of one training view, constant over blocks of stride x stride px."""
+    """A blur kernel and a mask value for each pixel of one training view, constant over blocks of stride x stride px.
 
-    kernels: Float[Array, "KK h w"]  # non-negative, sum over KK = K * K taps is 1; taps row-major (dy, dx)
+    The kernels are said, not stored: softmax(clip(features @ weight + bias)) over KK = K * K taps, row-major (dy, dx).
+    """
+
+    features: Float[Array, "h w F"]
+    weight: Float[Array, "F KK"]
+    bias: Float[Array, "KK"]  # of the layer and of the view
     mask: Float[Array, "h w"]  # in [0, 1]: 0 keeps the sharp render
+    bound: float = struct.field(pytree_node=False, default=0.0)  # logits are clipped to +- bound; 0: not at all
 
 
 @struct.dataclass

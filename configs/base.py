@@ -93,8 +93,7 @@ def blur() -> dict:
         "embedding_width": 32,  # of a view
         "use_rgbd": True,  # the network sees render and depth
         "use_table": True,  # kernel logits of each view beside the network
-        "table_terms": 1,
-        "linear_light": False,
+        "linear_light": True,  # blur light, not sRGB values
         "hand_over": True,  # kernels go on from stage to stage
         "centre_logit": 6.0,  # how far above the others the centre tap starts (0: uniform kernels)
         "mask_logit": 3.0,  # where the mask starts (0: one half)
@@ -107,7 +106,8 @@ def loss() -> dict:
     return {
         "ssim": 0.2,  # of 1 - SSIM, against 1 minus this for L1
         "mask": 1e-4,  # mean mask
-        "centroid": 0.0,  # squared mean kernel centroid of a view, per px^2
+        "centroid": 0.0,  # mean over the image of mask times squared kernel centroid, per px^2
+        "poses": 0.0,  # squared correction of a pose, per px^2
         "depth_tv": 0.0,
         "rgb_tv": 0.0,
     }
@@ -123,8 +123,6 @@ def optim() -> dict:
         "logit_opacities": 0.05,
         "sh_dc": 2.5e-3,
         "sh_rest": 1.25e-4,
-        "settle": 1.0,
-        "settle_hold": 0.5,
         "network": 5e-3,
         "network_final": 5e-4,
         "network_hold": 0.5,  # part of the schedule with the full rate
@@ -132,6 +130,7 @@ def optim() -> dict:
         "mask_gain": 0.1,
         "poses": 0.0,  # px at full image scale; 0: the poses of the capture are kept
         "poses_final": 0.0,
+        "poses_start": 0.0,
     }
 
 

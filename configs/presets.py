@@ -47,6 +47,7 @@ def as_published(config: Any, row: dict[str, str]) -> Any:
     blur.use_table, blur.hand_over, blur.centre_logit, blur.mask_logit = False, False, 0.0, 0.0
 
     blur.logit_bound = 0.0
+    blur.linear_light = False
 
     config.loss.mask = 1e-3
     config.loss.depth_tv, config.loss.rgb_tv = float(row["depth_tv"]), float(row["rgb_tv"])

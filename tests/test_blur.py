@@ -1,14 +1,32 @@
 """Per-pixel kernels against unfolded patches, and statistics of kernels that are known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.blur import apply_kernels, blur, kernel_side, kernel_statistics, mean_blocks, mean_kernel, resize_taps
+from bags_jax.blur import (
+    apply_kernels,
+    blur,
+    every_kernel,
+    kernel_side,
+    kernel_statistics,
+    mean_blocks,
+    mean_kernel,
+    resize_taps,
+)
 from bags_jax.structs import BlurField
 
 H, W = 13, 10
+
+
+def field_of(kernels, mask) -> BlurField:
+    """A field of given kernels: their logarithms are the features, the last layer does nothing."""
+    num_taps = kernels.shape[0]
+    logits = jnp.log(jnp.maximum(jnp.moveaxis(kernels, 0, -1), 1e-30))
+    return BlurField(features=logits, weight=jnp.eye(num_taps), bias=jnp.zeros(num_taps), mask=mask)
 
 
 def random_field(stride: int, side: int, seed: int = 0) -> tuple[jax.Array, BlurField]:
@@ -17,16 +35,17 @@ def random_field(stride: int, side: int, seed: int = 0) -> tuple[jax.Array, Blur
     kernels = rng.random((side * side, h, w))
     image, mask = rng.random((H, W, 3)), rng.random((h, w))
     image, kernels, mask = (jnp.asarray(x, jnp.float32) for x in (image, kernels / kernels.sum(0), mask))
-    return image, BlurField(kernels=kernels, mask=mask)
+    return image, field_of(kernels, mask)
 
 
 def blur_unfolded(image, field: BlurField, *, stride: int):
     """The formula, patch by patch."""
-    side = int(np.sqrt(field.kernels.shape[0]))
+    every = every_kernel(field)
+    side = int(np.sqrt(every.shape[0]))
     padded = jnp.pad(image, ((side // 2, side // 2), (side // 2, side // 2), (0, 0)), mode="edge")
     patches = jnp.stack([padded[i : i + H, j : j + W] for i in range(side) for j in range(side)])
     ys, xs = np.arange(H) // stride, np.arange(W) // stride
-    kernels, mask = field.kernels[:, ys][:, :, xs], field.mask[ys][:, xs]
+    kernels, mask = every[:, ys][:, :, xs], field.mask[ys][:, xs]
     return (mask * jnp.einsum("khw,khwd->dhw", kernels, patches) + (1 - mask) * image.transpose(2, 0, 1)).transpose(
         1, 2, 0
     )
@@ -39,7 +58,7 @@ def test_equals_unfolded_patches(stride, side):
     with jax.numpy_rank_promotion("allow"):
         expected, pull = jax.vjp(lambda i, f: blur_unfolded(i, f, stride=stride), image, field)
         gradients_expected = pull(weights)
-    ours, pull = jax.vjp(lambda i, f: blur(i, f, stride=stride), image, field)
+    ours, pull = jax.vjp(lambda i, f: blur(i, f, stride=stride)[0], image, field)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
     for a, b in zip(jax.tree.leaves(pull(weights)), jax.tree.leaves(gradients_expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -47,14 +66,15 @@ def test_equals_unfolded_patches(stride, side):
 
 def test_delta_and_closed_mask_keep_the_image():
     image, field = random_field(1, 5)
-    delta = jnp.zeros_like(field.kernels).at[12].set(1.0)
-    np.testing.assert_allclose(blur(image, BlurField(delta, field.mask)), image, atol=1e-6)
-    np.testing.assert_allclose(blur(image, BlurField(field.kernels, jnp.zeros_like(field.mask))), image, atol=1e-6)
+    delta = jnp.zeros_like(every_kernel(field)).at[12].set(1.0)
+    closed = dataclasses.replace(field, mask=jnp.zeros_like(field.mask))
+    np.testing.assert_allclose(blur(image, field_of(delta, field.mask))[0], image, atol=1e-6)
+    np.testing.assert_allclose(blur(image, closed)[0], image, atol=1e-6)
 
 
 def test_tap_reads_the_pixel_at_its_offset():
     image, field = random_field(1, 3)
-    right = jnp.zeros_like(field.kernels).at[5].set(1.0)  # dy = 0, dx = +1
+    right = jnp.zeros_like(every_kernel(field)).at[5].set(1.0)  # dy = 0, dx = +1
     moved = apply_kernels(jnp.moveaxis(image, -1, 0), right, 1)
     np.testing.assert_allclose(moved[:, :, :-1], jnp.moveaxis(image, -1, 0)[:, :, 1:], atol=1e-6)
     np.testing.assert_allclose(moved[:, :, -1], jnp.moveaxis(image, -1, 0)[:, :, -1], atol=1e-6)  # border continued
@@ -63,10 +83,10 @@ def test_tap_reads_the_pixel_at_its_offset():
 def test_patches_are_never_unfolded():
     side, size = 17, 64
     image, kernels = jnp.zeros((size, size, 3)), jnp.zeros((side * side, size // 4, size // 4))
-    field = BlurField(kernels, jnp.zeros((size // 4, size // 4)))
+    field = field_of(kernels, jnp.zeros((size // 4, size // 4)))
 
     def loss(image, field):
-        return jnp.sum(blur(image, field, stride=4) ** 2)
+        return jnp.sum(blur(image, field, stride=4)[0] ** 2)
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(image, field).compile()
     memory = compiled.memory_analysis()
@@ -96,7 +116,7 @@ def test_mean_kernel_counts_the_mask():
     _, field = random_field(1, 3)
     mean = mean_kernel(field)
     np.testing.assert_allclose(mean.sum(), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(mean[0], np.mean(field.kernels[0] * field.mask), rtol=1e-5)
+    np.testing.assert_allclose(mean[0], np.mean(every_kernel(field)[0] * field.mask), rtol=1e-5)
 
 
 @pytest.mark.parametrize("side, new_side, zoom", [(9, 17, 2.0), (5, 9, 2.0), (9, 9, 1.0)])

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.blur import kernel_statistics
-from bags_jax.blur_network import BlurProposalNetwork, hand_over, init_network, normalize_depth, position_code
+from bags_jax.blur import every_kernel, kernel_statistics
+from bags_jax.blur_network import BlurProposalNetwork, hand_over, init_network, normalize_depth, position_waves
 
 SIZES, STRIDES = (3, 5), (1, 2)
 H, W = 9, 12
@@ -33,22 +33,23 @@ def test_field_is_a_distribution_and_a_mask(head):
     network, params = make_network()
     field = propose(network, params, head=head)
     h, w = -(-H // STRIDES[head]), -(-W // STRIDES[head])
-    assert field.kernels.shape == (SIZES[head] ** 2, h, w) and field.mask.shape == (h, w)
-    np.testing.assert_allclose(field.kernels.sum(axis=0), 1.0, atol=1e-5)
-    assert (field.kernels >= 0).all() and (field.mask > 0).all() and (field.mask < 1).all()
+    kernels = every_kernel(field)
+    assert kernels.shape == (SIZES[head] ** 2, h, w) and field.mask.shape == (h, w)
+    np.testing.assert_allclose(kernels.sum(axis=0), 1.0, atol=1e-5)
+    assert (kernels >= 0).all() and (field.mask > 0).all() and (field.mask < 1).all()
 
 
 @pytest.mark.parametrize("head", range(2))
 def test_starts_as_delta_with_an_open_mask(head):
     field = propose(*make_network(), head=head)
-    assert (field.kernels[SIZES[head] ** 2 // 2] > 0.9).all() and (field.mask > 0.9).all()
+    assert (every_kernel(field)[SIZES[head] ** 2 // 2] > 0.9).all() and (field.mask > 0.9).all()
 
 
 def test_published_start_is_uniform_with_half_a_mask():
     network, params = make_network(centre_logit=0.0, mask_logit=0.0, use_table=False, hand_over=False)
     assert not any(name.startswith("table") for name in params)
     field = propose(network, params, head=1)
-    np.testing.assert_allclose(field.kernels, 1 / 25, rtol=0.5)
+    np.testing.assert_allclose(every_kernel(field), 1 / 25, rtol=0.5)
     np.testing.assert_allclose(field.mask, 0.5, atol=0.1)
 
 
@@ -56,7 +57,7 @@ def test_without_render_features():
     network, params = make_network(use_rgbd=False)
     assert "render_features" not in params
     np.testing.assert_array_equal(
-        propose(network, params).kernels, propose(network, params, rgbd=jnp.zeros_like(RGBD)).kernels
+        every_kernel(propose(network, params)), every_kernel(propose(network, params, rgbd=jnp.zeros_like(RGBD)))
     )
 
 
@@ -80,7 +81,7 @@ def test_handing_over_keeps_the_enlarged_kernel_and_the_mask():
     for view in (0, 1):
         old = propose(network, params, view=view, rgbd=flat)
         new = propose(network, after, view=view, head=1, rgbd=flat)
-        old_stats, new_stats = (kernel_statistics(f.kernels.mean(axis=(1, 2))) for f in (old, new))
+        old_stats, new_stats = (kernel_statistics(every_kernel(f).mean(axis=(1, 2))) for f in (old, new))
         np.testing.assert_allclose(new_stats.centroid[0] > 0.3, view == 1)
         # Two pixels for one, but a kernel of 5 taps cuts what reaches beyond 2 px.
         assert 1.3 < new_stats.rms_width / old_stats.rms_width < 2.1
@@ -100,7 +101,7 @@ def test_no_gradient_into_the_render():
 
     def total(rgbd):
         field = propose(network, params, rgbd=rgbd)
-        return jnp.sum(field.kernels**2) + jnp.sum(field.mask**2)
+        return jnp.sum(every_kernel(field) ** 2) + jnp.sum(field.mask**2)
 
     assert not jax.grad(total)(RGBD).any()
 
@@ -110,7 +111,7 @@ def test_mask_does_not_teach_the_trunk():
     taught = jax.grad(lambda p: jnp.sum(propose(network, p).mask))(params)
     moved = {name for name, part in taught.items() if any(bool(x.any()) for x in jax.tree.leaves(part))}
     assert moved == {"mask_heads_0"}
-    taught = jax.grad(lambda p: jnp.sum(propose(network, p).kernels ** 2))(params)
+    taught = jax.grad(lambda p: jnp.sum(every_kernel(propose(network, p)) ** 2))(params)
     moved = {name for name, part in taught.items() if any(bool(x.any()) for x in jax.tree.leaves(part))}
     assert moved == {"trunk_0", "trunk_1", "embedding", "render_features", "kernel_heads_0", "table_0"}
 
@@ -122,7 +123,8 @@ def test_mask_cannot_close_for_good():
 
 
 def test_position_code_tells_pixels_apart():
-    code = np.asarray(position_code(6, 7)).reshape(42, -1)
+    rows, columns = np.asarray(position_waves(6)), np.asarray(position_waves(7))
+    code = np.concatenate([np.repeat(rows, 7, axis=0), np.tile(columns, (6, 1))], axis=-1).reshape(42, -1)
     assert code.shape == (42, 16) and abs(code).max() <= 1
     distances = np.linalg.norm(code[:, None] - code[None], axis=-1) + 9 * np.eye(42)
     assert distances.min() > 0.1
