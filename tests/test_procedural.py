@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bags_jax.data import exposures, procedural, raycast
+from bags_jax.data import bake, exposures, procedural, raycast
 from bags_jax.data.procedural import make_scene
 from bags_jax.data.still_life import still_life
 from bags_jax.errors import UserError
@@ -235,8 +235,8 @@ def test_light_falls_off_as_lambert_says():
         raycast.Solid("box", zero, 6 * one, paint(0.0), hollow=True, unseen_faces=tuple(range(6))),  # black: no bounce
         raycast.Solid("sphere", zero, one, paint(0.5)),
     )
-    light = raycast.Light(np.array([0, -5, 0], np.float32), 0.01, 8 * one, zero)
-    world = raycast.make_world(solids, light)
+    light = bake.Light(np.array([0, -5, 0], np.float32), 0.01, 8 * one, zero)
+    world = bake.make_world(solids, light)
     angles = np.radians([0, 30, 60, 100, 180]).astype(np.float32)  # from the light's direction
     normals = np.stack([np.sin(angles), -np.cos(angles), np.zeros(5, np.float32)])
     t, radiance = raycast.cast(world, 3 * normals, -normals)
