@@ -310,7 +310,7 @@ LAYOUT = Layout(
     make_world=corner,
     place_camera=_place_camera,
     focal=0.9,
-    aperture=0.16,
-    focus_depths=(2.5, 3.6, 5.0),
+    aperture=0.25,
+    focus_depths=(2.4, 3.4, 4.8),
     point_noise=0.025,
 )

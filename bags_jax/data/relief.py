@@ -262,7 +262,7 @@ LAYOUT = Layout(
     make_world=relief,
     place_camera=_place_camera,
     focal=0.9,
-    aperture=0.16,
+    aperture=0.18,
     focus_depths=(2.1, 3.3, 6.0),
     point_noise=0.025,
 )
