@@ -172,10 +172,13 @@ def test_words_of_the_embedded_scenes():
 
 
 def test_embedded_scenes_are_loaded_as_asked(monkeypatch):
-    monkeypatch.setattr(plan, "make_scene", lambda blur, **options: (blur, options))
+    asked = []
+    tiny = plan.make_scene("none", width=16, height=16, num_train=2, num_test=0, num_points=0)
+    monkeypatch.setattr(plan, "make_scene", lambda blur, **options: asked.append((blur, options)) or tiny)
     config = procedural.get_config("defocus,corner,easy")
     config.data.pose_noise_px = 0.7
-    blur, options = plan.load(config)
+    assert plan.load(config) is tiny
+    blur, options = asked.pop()
     assert blur == "defocus" and options == {
         name: getattr(config.data, name)
         for name in (
@@ -193,7 +196,8 @@ def test_embedded_scenes_are_loaded_as_asked(monkeypatch):
     with config.unlocked():  # runs from before there were layouts
         for name in ("layout", "blur_scale", "pose_noise_px", "use_sharp"):
             del config.data[name]
-    _, options = plan.load(config)
+    assert plan.load(config) is tiny
+    _, options = asked.pop()
     assert (options["layout"], options["blur_scale"], options["pose_noise_px"]) == ("still_life", 1.0, 0.0)
 
 
