@@ -13,7 +13,7 @@ from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.data import load_scene
 from bags_jax.data.mixed import mix_resolutions
 from bags_jax.data.procedural import make_scene
-from bags_jax.data.scene import Scene
+from bags_jax.data.scene import Scene, train_on_sharp
 from bags_jax.density import DensityRules
 from bags_jax.errors import UserError
 from bags_jax.optimizer import Rates
@@ -195,10 +195,18 @@ def make_density_plan(config: Config, stages: tuple[Stage, ...]) -> DensityPlan:
 
 def load(config: Config) -> Scene:
     """The scene that a configuration names."""
+    scene = _load_photographs(config)
+    return train_on_sharp(scene) if config.data.get("use_sharp", False) else scene  # get: runs from before it was there
+
+
+def _load_photographs(config: Config) -> Scene:
     data = config.data
     if data.format == "procedural":
         return make_scene(
             data.blur,
+            layout=data.get("layout", "still_life"),
+            blur_scale=data.get("blur_scale", 1.0),
+            pose_noise_px=data.get("pose_noise_px", 0.0),
             width=data.width,
             height=data.height,
             num_train=data.num_train,

@@ -56,6 +56,7 @@ def data() -> dict:
         "root": "",  # folder of the capture
         "factor": 1,  # downscale of the photographs
         "holdout": 0,  # every n-th view is held out; 0: what the file hold=n says, else 8
+        "use_sharp": False,  # train on the sharp truth where it is known: the oracle
         "mixed_factors": (),  # coarsen training views by these factors, to make a benchmark of mixed resolution
         "background": (0.0, 0.0, 0.0),  # behind transparent photographs and the scene, sRGB
     }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bags_jax.data import procedural, raycast
+from bags_jax.data import exposures, procedural, raycast
 from bags_jax.data.procedural import make_scene
 from bags_jax.data.still_life import still_life
 from bags_jax.errors import UserError
@@ -70,13 +70,22 @@ def test_shapes_and_truth(blur):
     assert sum(same) == {"motion": 0, "defocus": 0, "mixed": 2, "none": 6}[blur]
 
 
+def generate(blur, **options):
+    """A tiny scene, past the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(procedural, "_cache_path", lambda _: None)
+        return make_scene(
+            blur, **({"width": 24, "height": 16, "num_train": 3, "num_test": 1, "num_points": 50} | options)
+        )
+
+
 def test_seed_decides_everything():
-    first = procedural._generate("motion", 24, 16, 3, 1, 50, 0)
-    assert_same(first, procedural._generate("motion", 24, 16, 3, 1, 50, 0))  # _generate: past the cache
-    other = procedural._generate("motion", 24, 16, 3, 1, 50, 1)
+    first = generate("motion", seed=0)
+    assert_same(first, generate("motion", seed=0))
+    other = generate("motion", seed=1)
     assert not np.allclose(first.viewmats, other.viewmats)
     assert not np.allclose(first.points, other.points)
-    truth = procedural._generate("none", 24, 16, 3, 1, 50, 0)  # the blur changes neither cameras nor points
+    truth = generate("none", seed=0)  # the blur changes neither cameras nor points
     np.testing.assert_array_equal(first.viewmats, truth.viewmats)
     np.testing.assert_array_equal(first.points, truth.points)
     np.testing.assert_array_equal(first.sharp_images, truth.images)
@@ -127,14 +136,14 @@ def test_motion_blurs_and_keeps_the_light():
 
 
 def test_motion_path_has_the_length_asked_for():
-    lengths = procedural._path_lengths(24)
+    lengths = exposures.path_lengths(24)
     assert (lengths < 0.4).sum() == 3 and lengths.max() <= 6.6 and (lengths > 2.5).mean() > 0.6
     scene = make_scene("none", **SMALL)
     points = np.concatenate([scene.points.T, np.ones((1, 160))])
-    shake = 0.02 * procedural._shake(np.random.default_rng(0))
-    np.testing.assert_array_equal(procedural._pose_at(scene.viewmats[3], shake, 0.0), scene.viewmats[3])
-    length = procedural._path_length(points, scene.viewmats[3], scene.Ks[3], shake)
-    ends = [procedural._pose_at(scene.viewmats[3], shake, t) @ points for t in (-0.5, 0.5)]
+    shake = 0.02 * exposures.draw_shake(np.random.default_rng(0))
+    np.testing.assert_array_equal(exposures.pose_at(scene.viewmats[3], shake, 0.0), scene.viewmats[3])
+    length = exposures.path_length(points, scene.viewmats[3], scene.Ks[3], shake)
+    ends = [exposures.pose_at(scene.viewmats[3], shake, t) @ points for t in (-0.5, 0.5)]
     chord = np.subtract(*[(scene.Ks[3] @ end[:3] / end[2])[:2] for end in ends])
     assert length >= np.linalg.norm(chord, axis=0).mean()
 

@@ -1,45 +1,71 @@
-"""The embedded scene: photographs of a ray-cast still life, blurred physically, with the sharp truth of every view.
+"""The embedded scenes: photographs of ray-cast worlds, blurred physically, with the sharp truth of every view.
 
 The truth is not made of Gaussians, and blur is an average in linear light over real camera poses, so nothing that a
-model fits here was put in by the same model. World: `still_life.py`; ray caster: `raycast.py`.
+model fits here was put in by the same model. Worlds: `still_life.py`, `corner.py`, `relief.py`; ray caster:
+`raycast.py`; blur: `exposures.py`.
 """
 
 import dataclasses
 import hashlib
 import inspect
-import math
 import os
 import pathlib
 import sys
-import tempfile
-import zipfile
-import zlib
 
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax.data import raycast, still_life
-from bags_jax.data.mixed import coarsen
+from bags_jax.data import exposures, layout, mixed, paint, poses, raycast, scene_cache, shapes, still_life
+from bags_jax.data.layout import Layout
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
 
 BLURS = ("motion", "defocus", "mixed", "none")
+LAYOUTS = {"still_life": still_life.LAYOUT}
 
-_FOCAL = 0.94  # focal length over image width
-_TARGET = np.array([0.0, 0.1, 0.78])  # what the cameras look at, world frame
-_ARC_DEGREES = 64.0  # between the outermost training cameras
-_APERTURE = 0.18  # diameter of the lens, scene units
-_FOCUS_DEPTHS = (2.5, 3.7, 6.0)  # near, middle, far, scene units
-_POINT_NOISE = 0.025  # scene units: about 1 % of what the cameras see
 _COLOR_NOISE = 0.03  # sRGB
-_LATTICE = 13, 8  # rays a pixel of a sharp image, and their Fibonacci lattice: no two share a row or a column
-_MIXED_FACTORS = (1, 2, 4, 8)
-_STREAMS = {"cameras": 0, "blur": 1, "points": 2}  # one random stream for each purpose: so blurs share their cameras
+_MIXED_FACTORS, _MIXED_FACTORS_EASY = (1, 2, 4, 8), (1, 1, 2, 4)
+_MAX_BLUR_SCALE = 4.0  # more would take minutes to render
+# One random stream for each purpose: so blurs share their cameras.
+_STREAMS = {"cameras": 0, "blur": 1, "points": 2, "poses": 3}
+_SOURCES = (
+    exposures,
+    layout,
+    mixed,
+    paint,
+    poses,
+    raycast,
+    scene_cache,
+    shapes,
+    still_life,
+)  # that decide what is seen
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """What is asked of make_scene, whose fields these are."""
+
+    blur: str
+    layout: str
+    blur_scale: float
+    pose_noise_px: float
+    width: int
+    height: int
+    num_train: int
+    num_test: int
+    num_points: int
+    seed: int
+
+    def random(self, stream: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, _STREAMS[stream]])
 
 
 def make_scene(
     blur: str = "motion",
     *,
+    layout: str = "still_life",
+    blur_scale: float = 1.0,
+    pose_noise_px: float = 0.0,
     width: int = 128,
     height: int = 84,
     num_train: int = 24,
@@ -47,303 +73,169 @@ def make_scene(
     num_points: int = 1500,
     seed: int = 0,
 ) -> Scene:
-    """Makes the embedded scene, or reads it from the user's cache.
+    """Makes an embedded scene, or reads it from the user's cache.
 
-    Test views lie between training views and are sharp. `sharp_images` is the truth of every view at its pose (motion:
-    the pose at the middle of the exposure). The world is the same at every size; blur in px grows with the width.
+    Test views lie between training views and are sharp. `sharp_images` is the truth of every view at its true pose
+    (motion: the pose at the middle of the exposure). The world is the same at every size; blur in px grows with the
+    width.
 
     Args:
       blur: "motion" (6-DoF camera shake during the exposure), "defocus" (thin lens), "mixed" (training views of
         1, 1/2, 1/4, 1/8 of the resolution, resized back), or "none".
+      layout: "still_life" (a playroom, cameras on an arc), "corner" (a room corner from inside, cameras on a track), or
+        "relief" (an ivy-grown wall, a forward-facing grid of cameras).
+      blur_scale: of the paths (motion) and the aperture (defocus): 1 is hard, 0.5 easy. "mixed": up to 0.5 the training
+        views have 1, 1, 1/2, 1/4 of the resolution.
+      pose_noise_px: how wrong the poses of the training views are. 6-DoF errors, as large as needed for what a view
+        sees to move by that many px: its root mean square, averaged over the views. Test poses are exact.
       width, height: px, at least 16.
       num_train: training views, at least 2.
       num_points: noisy surface points that training cameras see, as structure from motion would give them.
-      seed: of the cameras, the blur and the points.
+      seed: of the cameras, the blur, the points and the wrong poses, each on its own.
     Raises:
-      UserError: an unknown blur, an image side under 16 px, or too few views.
+      UserError: an unknown blur or layout, an image side under 16 px, too few views, or blur_scale or pose_noise_px out
+        of range.
     Deterministic. Cached in `$XDG_CACHE_HOME/bags_jax/procedural` (else `~/.cache`), where that can be written.
     """
-    _check(blur, width, height, num_train, num_test, num_points, seed)
-    arguments = (blur, width, height, num_train, num_test, num_points, seed)
-    path = _cache_path(arguments)
-    scene = _read_cache(path, num_train + num_test, (height, width, 3))
+    order = _Order(blur, layout, blur_scale, pose_noise_px, width, height, num_train, num_test, num_points, seed)
+    _check(order)
+    path = _cache_path(order)
+    scene = scene_cache.read_cache(path, num_train + num_test, (height, width, 3))
     if scene is None:
-        scene = _generate(*arguments)
-        _write_cache(path, scene)
+        scene = _generate(order)
+        scene_cache.write_cache(path, scene)
     return scene
 
 
-def _check(blur: str, width: int, height: int, num_train: int, num_test: int, num_points: int, seed: int) -> None:
-    if blur not in BLURS:
-        raise UserError(f"blur {blur!r} is unknown: use one of {', '.join(BLURS)}")
-    if width < 16 or height < 16:
-        raise UserError(f"image size {width} x {height} px is too small: use a width and a height of at least 16")
-    if num_train < 2 or num_test < 0 or num_points < 0 or seed < 0:
+def _check(order: _Order) -> None:
+    if order.blur not in BLURS:
+        raise UserError(f"blur {order.blur!r} is unknown: use one of {', '.join(BLURS)}")
+    if order.layout not in LAYOUTS:
+        raise UserError(f"layout {order.layout!r} is unknown: use one of {', '.join(LAYOUTS)}")
+    if not 0 < order.blur_scale <= _MAX_BLUR_SCALE:
         raise UserError(
-            f"num_train={num_train}, num_test={num_test}, num_points={num_points}, seed={seed}: "
+            f"blur_scale is {order.blur_scale}, expected more than 0 and at most {_MAX_BLUR_SCALE:g}: 0.5 is easy, 1 hard; "
+            'for no blur use blur "none"'
+        )
+    if not 0 <= order.pose_noise_px <= order.width / 8:
+        raise UserError(
+            f"pose_noise_px is {order.pose_noise_px}, expected 0 to {order.width / 8:g}, an eighth of the width: 0 is exact"
+        )
+    if order.width < 16 or order.height < 16:
+        raise UserError(
+            f"image size {order.width} x {order.height} px is too small: use a width and a height of at least 16"
+        )
+    if order.num_train < 2 or order.num_test < 0 or order.num_points < 0 or order.seed < 0:
+        raise UserError(
+            f"num_train={order.num_train}, num_test={order.num_test}, num_points={order.num_points}, seed={order.seed}: "
             "use at least 2 training views and no negative number"
         )
 
 
-def _generate(blur: str, width: int, height: int, num_train: int, num_test: int, num_points: int, seed: int) -> Scene:
-    world = still_life.still_life()
-    viewmats = _place_cameras(num_train, num_test, _random("cameras", seed))
-    K = np.array([[_FOCAL * width, 0, width / 2], [0, _FOCAL * width, height / 2], [0, 0, 1]], np.float32)
-    size = {"height": height, "width": width}
-    truth = [_to_srgb(_render_sharp(world, viewmat, K, **size)) for viewmat in viewmats]
-    train_ids = np.arange(num_test, num_test + num_train)
-    key = _random("blur", seed)
-    images = list(truth)
-    if blur == "motion":
-        lengths = key.permutation(_path_lengths(num_train)) * width / 128
-        for view, length in zip(train_ids, lengths, strict=True):
-            images[view] = _to_srgb(_render_shaken(world, viewmats[view], K, float(length), key, **size))
-    elif blur == "defocus":
-        for view, depth in zip(train_ids, _focus_depths(num_train, key), strict=True):
-            images[view] = _to_srgb(_render_defocused(world, viewmats[view], K, float(depth), **size))
-    elif blur == "mixed":
-        for view, factor in zip(train_ids, key.permutation(np.resize(_MIXED_FACTORS, num_train)), strict=True):
-            images[view] = coarsen(truth[view], int(factor))
-    points, colors = _sample_points(world, viewmats[train_ids], K, num_points, _random("points", seed), **size)
-    names = [f"test_{i:03d}.png" for i in range(num_test)] + [f"train_{i:03d}.png" for i in range(num_train)]
+def _generate(order: _Order) -> Scene:
+    place = LAYOUTS[order.layout]
+    world, focal = place.make_world(), place.focal * order.width
+    viewmats = _place_cameras(place, order)
+    K = np.array([[focal, 0, order.width / 2], [0, focal, order.height / 2], [0, 0, 1]], np.float32)
+    size = {"height": order.height, "width": order.width}
+    truth = [exposures.to_srgb(exposures.render_sharp(world, viewmat, K, **size)) for viewmat in viewmats]
+    train_ids = np.arange(order.num_test, order.num_test + order.num_train)
+    images = truth[: order.num_test] + _expose(order, world, viewmats[train_ids], K, truth[order.num_test :])
+    points, colors = _sample_points(world, viewmats[train_ids], K, order, noise=place.point_noise)
+    if order.pose_noise_px:
+        viewmats[train_ids] = _wrong_poses(world, viewmats[train_ids], K, order)
+    names = [f"test_{i:03d}.png" for i in range(order.num_test)]
+    names += [f"train_{i:03d}.png" for i in range(order.num_train)]
     return Scene(
         names=tuple(names),
         images=tuple(images),
         viewmats=viewmats,
         Ks=np.tile(K, (len(names), 1, 1)),
         train_ids=train_ids,
-        test_ids=np.arange(num_test),
+        test_ids=np.arange(order.num_test),
         points=points,
         point_colors=colors,
         sharp_images=tuple(truth),
     )
 
 
-def _random(stream: str, seed: int) -> np.random.Generator:
-    return np.random.default_rng([seed, _STREAMS[stream]])
-
-
-def _to_srgb(linear: np.ndarray) -> np.ndarray:
-    """Linear light in [0, 1] to 8-bit sRGB."""
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-8) ** (1 / 2.4) - 0.055)
-    return np.round(255 * np.clip(encoded, 0.0, 1.0)).astype(np.uint8)
-
-
-# --- cameras ---------------------------------------------------------------------------------------------------------
-
-
-def _look_at(center: np.ndarray, target: np.ndarray, roll: float) -> np.ndarray:
-    """cam_from_world of a camera at `center`; roll in rad."""
-    forward = (target - center) / np.linalg.norm(target - center)
-    right = np.cross(forward, [0.0, 0.0, 1.0])
-    right /= np.linalg.norm(right)
-    turn = _rotation(np.array([0.0, 0.0, roll])) @ np.stack([right, np.cross(forward, right), forward])
-    return _rigid(turn, -turn @ center)
-
-
-def _rigid(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = turn, shift
-    return matrix
-
-
-def _rotation(vector: np.ndarray) -> np.ndarray:
-    """Rotation matrix of an axis-angle vector, rad (Rodrigues' formula)."""
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-12:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
-
-
-def _place_cameras(num_train: int, num_test: int, key: np.random.Generator) -> Float[np.ndarray, "V 4 4"]:
-    """Test cameras, then training cameras, on an arc; each test camera halfway between two training cameras."""
+def _place_cameras(place: Layout, order: _Order) -> Float[np.ndarray, "V 4 4"]:
+    """Test cameras, then training cameras; each test camera halfway between two training cameras."""
+    num_train, num_test, key = order.num_train, order.num_test, order.random("cameras")
     gaps = np.floor((np.arange(num_test) + 0.5) / max(num_test, 1) * (num_train - 1)) + 0.5
-    places = np.concatenate([gaps, np.arange(num_train)]) / (num_train - 1)
-    viewmats = []
-    for place in places:
-        angle = math.radians(_ARC_DEGREES) * (place - 0.5)
-        distance, height = 3.7 + key.uniform(-0.15, 0.15), 1.45 + key.uniform(-0.25, 0.25)
-        center = np.array([_TARGET[0] + distance * math.sin(angle), _TARGET[1] - distance * math.cos(angle), height])
-        target = _TARGET + key.uniform(-0.08, 0.08, 3)
-        viewmats.append(_look_at(center, target, math.radians(key.uniform(-1.5, 1.5))))
-    return np.stack(viewmats).astype(np.float32)
+    indices = np.concatenate([gaps, np.arange(num_train)])
+    return np.stack([poses.look_at(*place.place_camera(i, num_train, key)) for i in indices]).astype(np.float32)
 
 
-# --- exposures -------------------------------------------------------------------------------------------------------
+def _expose(
+    order: _Order, world: raycast.World, viewmats: np.ndarray, K: np.ndarray, truth: list[np.ndarray]
+) -> list[np.ndarray]:
+    """The training photographs."""
+    place, key, num = LAYOUTS[order.layout], order.random("blur"), order.num_train
+    size = {"height": order.height, "width": order.width}
+    if order.blur == "motion":
+        lengths = key.permutation(exposures.path_lengths(num)) * order.width / 128 * order.blur_scale
+        views = zip(viewmats, lengths, strict=True)
+        frames = [exposures.render_shaken(world, pose, K, float(length), key, **size) for pose, length in views]
+        return [exposures.to_srgb(frame) for frame in frames]
+    if order.blur == "defocus":
+        depths = np.resize(place.focus_depths, num) * key.uniform(0.92, 1.08, num)  # never exactly the same twice
+        views, aperture = zip(viewmats, depths, strict=True), place.aperture * order.blur_scale
+        frames = [exposures.render_defocused(world, pose, K, float(depth), aperture, **size) for pose, depth in views]
+        return [exposures.to_srgb(frame) for frame in frames]
+    if order.blur == "mixed":
+        factors = _MIXED_FACTORS if order.blur_scale > 0.5 else _MIXED_FACTORS_EASY
+        factors = key.permutation(np.resize(factors, num))
+        return [mixed.coarsen(image, int(factor)) for image, factor in zip(truth, factors, strict=True)]
+    return list(truth)
 
 
-def _shifted(K: np.ndarray, x: float, y: float) -> np.ndarray:
-    """The camera whose pixel centres see what lies (x, y) px beside the old ones."""
-    moved = K.copy()
-    moved[:2, 2] -= (x, y)
-    return moved
-
-
-def _spread(index: int) -> tuple[float, float]:
-    """A point of the R2 low-discrepancy sequence, in [-0.5, 0.5)^2 (Roberts 2018)."""
-    return (0.5 + 0.7548776662 * index) % 1.0 - 0.5, (0.5 + 0.5698402910 * index) % 1.0 - 0.5
-
-
-def _render_sharp(world: raycast.World, viewmat: np.ndarray, K: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Pinhole image in linear light, averaged over each pixel's square."""
-    num, stride = _LATTICE
-    total = np.zeros((height, width, 3), np.float32)
-    for i in range(num):
-        x, y = (i + 0.5) / num - 0.5, (i * stride % num + 0.5) / num - 0.5
-        total += raycast.render_frame(world, viewmat, _shifted(K, x, y), height=height, width=width)[0]
-    return total / num
-
-
-def _path_lengths(num: int) -> np.ndarray:
-    """Mean path lengths of the views, px at width 128: 1 in 8 nearly sharp, most of the others 2.5 to 6."""
-    num_sharp = round(num / 8)
-    places = (np.arange(num - num_sharp) + 0.5) / (num - num_sharp)
-    shaken = np.interp(places, [0.0, 0.15, 0.9, 1.0], [0.5, 2.5, 6.0, 6.6])
-    return np.concatenate([np.linspace(0.1, 0.3, num_sharp), shaken])
-
-
-def _shake(key: np.random.Generator) -> np.ndarray:
-    """Coefficients [3, 6] of t, t^2, t^3 for translation (scene units) and rotation (rad): a curved path, 0 at t = 0."""
-    first = key.normal(size=6) * np.array([1.0, 1.0, 0.5, 0.25, 0.25, 0.35])
-    bend = key.normal(size=(2, 6)) * np.array([1.0, 1.0, 0.5, 0.25, 0.25, 0.35])
-    return np.stack([first, 0.8 * bend[0], 2.0 * bend[1]])
-
-
-def _pose_at(viewmat: np.ndarray, shake: np.ndarray, t: float) -> np.ndarray:
-    """cam_from_world at time t in [-0.5, 0.5] of the exposure."""
-    moved = np.array([t, t * t, t**3]) @ shake
-    return _rigid(_rotation(moved[3:]), moved[:3]) @ viewmat
-
-
-def _path_length(points: np.ndarray, viewmat: np.ndarray, K: np.ndarray, shake: np.ndarray) -> float:
-    """Mean length, px, of the screen paths of world points [4, n] during the exposure."""
-    screens = [K @ (_pose_at(viewmat, shake, t) @ points)[:3] for t in np.linspace(-0.5, 0.5, 17)]
-    places = np.stack([screen[:2] / screen[2] for screen in screens])
-    return float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum(0).mean())
-
-
-def _render_shaken(
-    world: raycast.World,
-    viewmat: np.ndarray,
-    K: np.ndarray,
-    length: float,
-    key: np.random.Generator,
-    *,
-    height: int,
-    width: int,
-) -> np.ndarray:
-    """Average in linear light along a random camera path whose mean screen length is `length` px."""
-    rows, columns = np.mgrid[0.5:height:6, 0.5:width:6].reshape(2, -1)
-    origin, directions = raycast.camera_rays(viewmat, K, np.stack([columns, rows]))
-    points = origin + raycast.cast(world, origin, directions)[0] * directions
-    points = np.concatenate([points, np.ones_like(points[:1])])
-    shake = 0.02 * _shake(key)
-    for _ in range(2):  # nearly linear in the coefficients
-        shake = shake * length / _path_length(points, viewmat, K, shake)
-    num = max(16, math.ceil(1.25 * length))
-    total = np.zeros((height, width, 3), np.float32)
-    for i in range(num):
-        pose = _pose_at(viewmat, shake, (i + 0.5) / num - 0.5)
-        total += raycast.render_frame(world, pose, _shifted(K, *_spread(i)), height=height, width=width)[0]
-    return total / num
-
-
-def _focus_depths(num: int, key: np.random.Generator) -> np.ndarray:
-    """Focus depth of each view, scene units: near, middle and far in turn, not exactly the same twice."""
-    return np.resize(_FOCUS_DEPTHS, num) * key.uniform(0.92, 1.08, num)
-
-
-def _render_defocused(
-    world: raycast.World, viewmat: np.ndarray, K: np.ndarray, depth: float, *, height: int, width: int
-) -> np.ndarray:
-    """Average in linear light over a thin lens focused at camera z = depth (circle of confusion: up to about 6 px)."""
-    num = min(160, max(32, round(32 * (width / 128) ** 2)))
-    focal = float(K[0, 0])
-    total = np.zeros((height, width, 3), np.float32)
-    for i in range(num):  # Vogel's sunflower: even over the disc
-        radius, angle = _APERTURE / 2 * math.sqrt((i + 0.5) / num), i * math.pi * (3 - math.sqrt(5))
-        u, v = radius * math.cos(angle), radius * math.sin(angle)
-        pose = _rigid(np.eye(3), np.array([-u, -v, 0.0])) @ viewmat
-        x, y = _spread(i)  # the lens point sees the plane of focus where the lens centre does
-        lens_K = _shifted(K, x - focal * u / depth, y - focal * v / depth)
-        total += raycast.render_frame(world, pose, lens_K, height=height, width=width)[0]
-    return total / num
-
-
-# --- points ----------------------------------------------------------------------------------------------------------
+def _wrong_poses(
+    world: raycast.World, viewmats: np.ndarray, K: np.ndarray, order: _Order
+) -> Float[np.ndarray, "A 4 4"]:
+    """Poses with 6-DoF errors, as a bundle adjustment of blurry photographs leaves them."""
+    shifts = order.random("poses").normal(size=(len(viewmats), 6)) * exposures.SHAKE_SHARES
+    points = [exposures.seen_points(world, pose, K, height=order.height, width=order.width) for pose in viewmats]
+    scale, wrong = 1e-3, list(viewmats)
+    for _ in range(3):  # nearly linear in the errors
+        wrong = [
+            poses.rigid(poses.rotation(s[3:]), s[:3]) @ pose for s, pose in zip(scale * shifts, viewmats, strict=True)
+        ]
+        moves = [exposures.displacement(p, a, b, K) for p, a, b in zip(points, viewmats, wrong, strict=True)]
+        scale *= order.pose_noise_px / float(np.mean(moves))
+    return np.stack(wrong).astype(np.float32)
 
 
 def _sample_points(
     world: raycast.World,
     viewmats: np.ndarray,
     K: np.ndarray,
-    num: int,
-    key: np.random.Generator,
+    order: _Order,
     *,
-    height: int,
-    width: int,
+    noise: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy points [num, 3] on the surfaces that the cameras see, and their noisy sRGB colours."""
+    """Noisy points [P, 3] on the surfaces that the cameras see, and their noisy sRGB colours."""
+    key = order.random("points")
     points, colors = [], []
-    for viewmat, share in zip(viewmats, np.array_split(np.arange(num), len(viewmats)), strict=True):
-        pixels = key.random((2, len(share))) * np.array([[width], [height]])
+    for viewmat, share in zip(viewmats, np.array_split(np.arange(order.num_points), len(viewmats)), strict=True):
+        pixels = key.random((2, len(share))) * np.array([[order.width], [order.height]])
         origin, directions = raycast.camera_rays(viewmat, K, pixels)
         t, radiance = raycast.cast(world, origin, directions)
         points.append((origin + t * directions).T)
-        colors.append(_to_srgb(radiance) / 255)
+        colors.append(exposures.to_srgb(radiance) / 255)
     points, colors = np.concatenate(points), np.concatenate(colors)
-    points = points + _POINT_NOISE * key.normal(size=points.shape)
+    points = points + noise * key.normal(size=points.shape)
     colors = np.clip(colors + _COLOR_NOISE * key.normal(size=colors.shape), 0.0, 1.0)
     return points.astype(np.float32), colors.astype(np.float32)
 
 
-# --- cache -----------------------------------------------------------------------------------------------------------
-
-
-def _cache_path(arguments: tuple) -> pathlib.Path | None:
-    """Where the scene of these arguments and of this very generator is kept; None: nowhere."""
+def _cache_path(order: _Order) -> pathlib.Path | None:
+    """Where the scene of this order and of this very generator is kept; None: nowhere."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
     try:
         root = pathlib.Path(folder) if os.path.isabs(folder) else pathlib.Path.home() / ".cache"
-        sources = "".join(inspect.getsource(module) for module in (raycast, still_life, sys.modules[__name__]))
+        sources = "".join(inspect.getsource(module) for module in (*_SOURCES, sys.modules[__name__]))
     except (OSError, RuntimeError):  # no home folder, or no sources to tell the version by
         return None
-    name = hashlib.sha256((repr(arguments) + sources).encode()).hexdigest()[:32]
+    name = hashlib.sha256((repr(order) + sources).encode()).hexdigest()[:32]
     return root / "bags_jax" / "procedural" / f"{name}.npz"
-
-
-def _read_cache(path: pathlib.Path | None, num_views: int, shape: tuple[int, int, int]) -> Scene | None:
-    """The cached scene, or None where it is absent or cannot be read."""
-    if path is None:
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            fields = {name: file[name] for name in file.files}
-        stacks = [fields.pop(name) for name in ("images", "sharp_images")]
-        if any(stack.shape != (num_views, *shape) or stack.dtype != np.uint8 for stack in stacks):
-            return None
-        names = tuple(str(name) for name in fields.pop("names"))
-        return Scene(names=names, images=tuple(stacks[0]), sharp_images=tuple(stacks[1]), **fields)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-
-
-def _write_cache(path: pathlib.Path | None, scene: Scene) -> None:
-    """Writes the whole file or nothing; a cache that cannot be written is done without."""
-    if path is None:
-        return
-    arrays = dataclasses.asdict(scene)
-    del arrays["background"], arrays["notes"]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})
-        os.replace(temporary, path)
-    except OSError:
-        pathlib.Path(temporary).unlink(missing_ok=True)

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from bags_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
@@ -21,3 +23,20 @@ class Scene:
     sharp_images: tuple[UInt8[np.ndarray, "_H _W 3"], ...] | None = None  # truth for every view, where it is known
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)  # colour behind the scene, sRGB in [0, 1]
     notes: tuple[str, ...] = ()  # what the loader wants the user to know, one line each
+
+
+def train_on_sharp(scene: Scene) -> Scene:
+    """The oracle's scene: the training photographs are replaced by their sharp truth, everything else stays.
+
+    Raises:
+      UserError: the sharp truth is not known.
+    """
+    if scene.sharp_images is None:
+        raise UserError(
+            "config.data.use_sharp is set, but no sharp truth came with the capture: only the embedded scenes "
+            "(configs/procedural.py) and data.mixed_factors know it"
+        )
+    images = list(scene.images)
+    for view in scene.train_ids:
+        images[view] = scene.sharp_images[view]
+    return dataclasses.replace(scene, images=tuple(images))
