@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from bags_jax.errors import UserError
 from bags_jax.metrics import Scores
 
-_NUMBER = re.compile(r"[-+±]?([0-9.,]+|inf|nan)( ± [0-9.,]+)?( ?[a-zA-Z%/°]+)?|-|")
+_NUMBER = re.compile(r"[-+±]?([0-9.,]+|inf|nan)( ± [0-9.,]+)?( ?[a-zA-Z%/°]+)?|-|missing|")
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
 
 
@@ -49,7 +49,14 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join("".join(_LATEX.get(c, c) for c in " ".join(str(text).split())) for text in cells) + r" \\"
+    return " & ".join(map(_latex_cell, cells)) + r" \\"
+
+
+def _latex_cell(text: str) -> str:
+    text = " ".join(str(text).split())
+    if _NUMBER.fullmatch(text) and text.startswith("-") and text != "-":
+        return "$-$" + _latex_cell(text[1:])  # a minus sign, not a hyphen
+    return "".join(_LATEX.get(c, c) for c in text)
 
 
 def _check_lengths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

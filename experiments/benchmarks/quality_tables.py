@@ -18,7 +18,7 @@ from experiments.benchmarks.suites import METHODS, Case
 Rows = Mapping[tuple[str, str, int], dict]  # (case, method, seed) -> what quality_run.py wrote; runs to come are absent
 
 PROTOCOLS = ("deblur_nerf", "gaussian_splatting")
-MISSING = "missing"
+MISSING, NO_GAP = "missing", "no gap"
 SMALLEST_GAP_DB = 0.2  # between plain splatting and oracle: under it there is no gap of which to close a share
 
 
@@ -119,21 +119,24 @@ def protocol_table(results: Results, protocol: str) -> Table:
 
 def differences(results: Results, case: str, method: str, seed: int) -> dict[str, float | None]:
     """A run against the other methods on the same case and seed, dB and a share."""
-    psnr, plain = results.psnr(case, method, seed), results.psnr(case, "plain", seed)
+    psnr, plain, oracle = (results.psnr(case, name, seed) for name in (method, "plain", "oracle"))
     return {
         "over plain": ahead(psnr, plain),
         "over published": ahead(psnr, results.psnr(case, "published", seed)),
-        "share closed": share_closed(psnr, plain, results.psnr(case, "oracle", seed)),
+        "share closed": share_closed(psnr, plain, oracle),
+        "gap": ahead(oracle, plain) if psnr is not None else None,
     }
 
 
 def _difference_cells(method: str, per_seed: Sequence[Mapping[str, float | None]], *, has_gap: bool) -> list[str]:
     """Ahead of plain and of published, and the share closed; "-" where a method would be compared with itself."""
-    found = {name: spread([d[name] for d in per_seed]) for name in ("over plain", "over published", "share closed")}
+    found = {name: spread([d[name] for d in per_seed]) for name in per_seed[0]}
     compares = {"over plain": method != "plain", "over published": method != "published"}
     cells = [shown(found[name], 2, sign=True) if compared else "-" for name, compared in compares.items()]
-    is_share = has_gap and method not in ("plain", "oracle")
-    return [*cells, shown(found["share closed"], 0, factor=100.0) if is_share else "-"]
+    share = shown(found["share closed"], 0, factor=100.0)
+    if share == MISSING and found["gap"] is not None:
+        share = NO_GAP
+    return [*cells, share if has_gap and method not in ("plain", "oracle") else "-"]
 
 
 def detail_table(results: Results) -> Table:
@@ -247,7 +250,7 @@ def provenance(results: Results) -> list[str]:
 
 
 def _machine(row: dict) -> str:
-    return f"{row.get('cores')} cores of {row.get('cpu')}, device {row.get('device')}"
+    return f"{row.get('cores')} of the cores of {row.get('cpu')}, device {row.get('device')}"
 
 
 def write_tables(folder: pathlib.Path, results: Results) -> list[Table]:

@@ -10,8 +10,6 @@ from typing import Any
 from bags_jax.errors import UserError
 from configs import base, deblur_nerf, presets, procedural
 
-LAYOUTS = ("still_life", "corner", "relief")
-KINDS = ("motion", "defocus", "mixed")
 METHODS = {
     "plain": "plain splatting",
     "published": "BAGS as published, at equal steps (configs/presets.py:at_equal_steps)",
@@ -68,11 +66,10 @@ _BLURBALL = Case("blurball", "blurball", "blurball, real motion, 300 x 200")
 def _procedural_cases() -> list[Case]:
     """Layout x kind x hard or easy, and sharp photographs of each layout; the same at 192 x 128 with `-large` behind."""
     cases = []
-    for size, layout, (kind, level) in itertools.product(
-        ("", "large"), LAYOUTS, [*itertools.product(KINDS, ("hard", "easy")), ("none", "")]
-    ):
+    blurs = [*itertools.product([k for k in procedural.KINDS if k != "none"], ("hard", "easy")), ("none", "")]
+    for size, layout, (kind, level) in itertools.product(("", "large"), procedural.LAYOUTS, blurs):
         name = "-".join(filter(None, (layout, kind, level, size)))
-        words = ",".join(filter(None, (kind, layout, level if level == "easy" else "", size)))
+        words = ",".join(filter(None, (kind, layout, level, size)))
         group = f"{kind}, {'192 x 128' if size else '128 x 84'}"
         cases.append(Case(name, "procedural", group, words, "-".join(filter(None, (layout, "none", size)))))
     return cases
