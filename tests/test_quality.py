@@ -253,28 +253,52 @@ def benchmark(*arguments):
 
 
 def test_benchmark_trains_scores_and_repeats_nothing(tmp_path):
-    arguments = ["--smoke", "--seeds=1", "--cases=still_life-none", "--methods=plain,default", f"--workdir={tmp_path}"]
-    first = benchmark(*arguments, "--jobs=2")
+    """Two methods that share their compiled programs."""
+    arguments = ["--smoke", "--seeds=1", "--cases=still_life-defocus-hard", "--methods=plain,oracle"]
+    arguments += [f"--workdir={tmp_path}"]
+    first = benchmark(*arguments)
     assert first.returncode == 0, first.stderr + first.stdout
-    assert "0 of 2 runs are done" in first.stdout
-    rows = {m: tmp_path / "runs" / "still_life-none" / m / "100" / "row.json" for m in ("plain", "default")}
-    before = {method: path.read_bytes() for method, path in rows.items()}
-    for row in map(json.loads, before.values()):
+    assert "0 of 2 runs are done" in first.stdout and "[2/2] still_life-none/plain/100: " in first.stdout
+    paths = sorted((tmp_path / "runs").glob("*/*/*/row.json"))
+    before = [path.read_bytes() for path in paths]
+    assert [path.parts[-4] for path in paths] == ["still_life-defocus-hard", "still_life-none"]
+    for row in map(json.loads, before):
         assert row["step"] == 12 and row["seed"] == 100 and row["sessions"] == 1 and row["train_seconds"] > 0
         assert row["commit"] and row["cpu"] and row["cores"] >= 1 and row["jax"] and row["date"]
-        assert 0 < row["deblur_nerf"]["PSNR"] < 60
-    second = benchmark(*arguments)
-    assert second.returncode == 0 and "2 of 2 runs are done" in second.stdout
-    assert {method: path.read_bytes() for method, path in rows.items()} == before
+        assert 0 < row["deblur_nerf"]["PSNR"] < 60 and row["no_truth"]["reblur_PSNR"] > 0
     lines = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
-    assert [line["status"] for line in lines] == ["done", "done"]
-    assert float(lines[0]["deblur_nerf_PSNR"]) == json.loads(before["plain"])["deblur_nerf"]["PSNR"]
-    latex = (tmp_path / "results.tex").read_text()
+    assert [(line["method"], line["status"]) for line in lines] == [("plain", "done"), ("oracle", "done")]
+    assert [float(line["deblur_nerf_PSNR"]) for line in lines] == [json.loads(b)["deblur_nerf"]["PSNR"] for b in before]
+    assert_latex_is_whole((tmp_path / "results.tex").read_text())
+
+    second = benchmark(*arguments)
+    assert second.returncode == 0 and "2 of 2 runs are done" in second.stdout, second.stderr
+    assert [path.read_bytes() for path in paths] == before
+
+
+def assert_latex_is_whole(latex):
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == latex.count(r"\toprule") == 4
     for table in latex.split(r"\begin{tabular}")[1:]:
         columns = table[1 : table.index("}")]
         body = [line for line in table.splitlines() if line.endswith(r"\\")]
         assert {line.count(" & ") for line in body} == {len(columns) - 1}
-    refused = benchmark(*arguments, "--num_steps=20")
-    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
-    assert "num_steps is 12 there and 20 here" in refused.stderr
+
+
+def test_workers_fail_one_by_one(tmp_path):
+    """More runs than jobs; one fails, and the others are done all the same."""
+    cases = suites.find_cases("procedural", ["*-none"])
+    runs = quality_runs.distinct(quality_runs.list_runs(tmp_path, cases, ["plain"], [100]))
+    done = []
+
+    def arguments(run):
+        line = "import sys; sys.exit('error: no such luck')"
+        if "corner" not in run.name:
+            line = f"open({str(run.folder / 'row.json')!r}, 'w').write('{{}}')"
+        return ["-c", line]
+
+    failed = quality_runs.work_off(
+        runs, arguments=arguments, jobs=2, finished=lambda run, _, ok: done.append((run, ok))
+    )
+    assert [run.case.name for run in failed] == ["corner-none"] and len(done) == 3
+    assert quality_runs.last_line(failed[0]) == "error: no such luck"
+    assert sorted(ok for _, ok in done) == [False, True, True]
