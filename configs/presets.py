@@ -44,13 +44,23 @@ def at_equal_steps(config: Any, *, network_rate: float = 5e-3) -> Any:
     config.blur.second_network, config.blur.use_rgbd = False, True
     config.blur.warmup, config.blur.warmup_at_restart = 250 / 46_000, True
     config.stages.restart = config.stages.stops[-2] if len(config.stages.stops) > 1 else 0.0
-    config.loss.centroid = 0.0
     config.optim.network = config.optim.network_final = network_rate
+    return config
+
+
+def without_additions(config: Any) -> Any:
+    """What this project adds to the papers, switched off where the configuration has it: no baseline may profit by it."""
+    config.loss.centroid = 0.0
+    if "linear_light" in config.blur:
+        config.blur.linear_light = False
+    if "poses" in config.optim:
+        config.optim.poses = 0.0
     return config
 
 
 def _published_blur(config: Any) -> None:
     """What all their scenes share: shape and start of the blur model, its weight in the loss, one rate for all its parts."""
+    config = without_additions(config)
     blur = config.blur
     blur.enabled = True
     blur.width, blur.conv_width, blur.feature_width, blur.embedding_width = 64, 64, 32, 32

@@ -101,7 +101,8 @@ def make_config(
     """
     make = _procedural if case.suite == "procedural" else _blurball
     config = make(case, published=method == "published", smoke=smoke)
-    config.blur.enabled = method != "plain"
+    if method == "plain":
+        presets.without_additions(config).blur.enabled = False
     config.seed = seed
     if case.suite == "procedural":
         config.data.seed = seed
