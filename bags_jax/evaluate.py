@@ -24,7 +24,8 @@ from bags_jax.export.ply import read_ply, write_ply
 from bags_jax.poses import corrected_camera
 from bags_jax.programs import count_pairs
 from bags_jax.rasterize import bucket, rasterization
-from bags_jax.render import Rendered, View, propose_blur
+from bags_jax.render import Rendered, View, propose_blur, render_blurred
+from bags_jax.report import no_truth
 from bags_jax.report.blur_pictures import kernel_grid, mask_picture, write_blur_json
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
 from bags_jax.spherical_harmonics import degree_of
@@ -150,7 +151,7 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
 
     Returns:
       {"step", "deblur_nerf": {"PSNR", "SSIM", "LPIPS"}, "gaussian_splatting": {...}, "shift_aligned": {"PSNR"},
-      "per_view": {name: the same}}; LPIPS is None where its weights are not installed.
+      "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py), "per_view": {name: the same}}; LPIPS is None where its weights are not installed.
     Raises:
       UserError: see open_run.
     """
@@ -163,6 +164,7 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
         "step": int(run.state.step),
         **mean_scores(per_view),
         "num_gaussians": int(jnp.sum(run.state.alive)),
+        "no_truth": judge_without_truth(run, dict(zip(names, pictures, strict=True))),
         "per_view": per_view,
     }
     write_held_out(run, names, pictures, truths)
@@ -170,6 +172,36 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
         write_blur(run, run.job.network)
     write_atomic(run.workdir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     return results
+
+
+def judge_without_truth(run: Run, held_out: dict[str, Float[np.ndarray, "_H _W 3"]]) -> dict:
+    """What can be said without sharp photographs: bags_jax/report/no_truth.py.
+
+    Args:
+      held_out: sharp renders of the held-out views, by name.
+    """
+    scene, stage = run.scene, run.job.stages[-1]
+    photos = dict(zip(scene.names, scene.images, strict=True))
+    sharp = render_scene_views(run, scene.train_ids)
+    blurred = reblur(run, sharp)
+    names = [scene.names[i] for i in scene.train_ids]
+    training = {
+        name: no_truth.training_view(np.asarray(s.image), np.asarray(b), photos[name])
+        for name, s, b in zip(names, sharp, blurred, strict=True)
+    }
+    side = stage.kernel_size or run.job.config.blur.kernel_sizes[-1]
+    fitted = {name: no_truth.held_out_view(picture, photos[name], side=side) for name, picture in held_out.items()}
+    return no_truth.summarize(training, fitted, has_blur_model=run.job.network is not None)
+
+
+def reblur(run: Run, sharp: list[Rendered]) -> list[Float[Array, "_H _W 3"]]:
+    """Sharp renders of all training views, blurred as the blur model of the last stage has it; as they are without one."""
+    network, stage = run.job.network, run.job.stages[-1]
+    if network is None:
+        return [rendered.image for rendered in sharp]
+    params, head = run.state.network[network_name(stage.network)], stage.head
+    draw = jax.jit(lambda index, rendered: render_blurred(network, params, index, rendered, head=head)[0])
+    return [draw(jnp.int32(index), rendered) for index, rendered in enumerate(sharp)]
 
 
 def write_held_out(run: Run, names, pictures, truths) -> None:

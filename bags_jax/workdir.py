@@ -21,18 +21,29 @@ def claim_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.Pa
       UserError: it belongs to another configuration, or cannot be written.
     """
     path = pathlib.Path(workdir).expanduser()
-    ours = json.loads(config.to_json_best_effort())
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if (path / CONFIG_FILE).exists():
-            _check_same(path, _read_fields(path / CONFIG_FILE), ours)
-        else:
+        if not holds_run(path, config):
+            ours = json.loads(config.to_json_best_effort())
             partial = path / f"{CONFIG_FILE}.partial"
             partial.write_text(json.dumps(ours, indent=2) + "\n")
             partial.replace(path / CONFIG_FILE)
     except OSError as error:
         raise UserError(f"--workdir={path} cannot be written ({error}): choose a folder that can") from error
     return path
+
+
+def holds_run(workdir: str | pathlib.Path, config: ConfigDict) -> bool:
+    """Whether a run of this configuration was begun in a directory.
+
+    Raises:
+      UserError: one of another configuration was, or its note cannot be read.
+    """
+    path = pathlib.Path(workdir).expanduser()
+    if not (path / CONFIG_FILE).exists():
+        return False
+    _check_same(path, _read_fields(path / CONFIG_FILE), json.loads(config.to_json_best_effort()))
+    return True
 
 
 def _read_fields(path: pathlib.Path) -> dict:

@@ -8,6 +8,7 @@ Both metric protocols are printed, and they are not comparable: see bags_jax/met
 from absl import flags
 
 from bags_jax.metrics import LPIPS_EXTRA
+from bags_jax.report.no_truth import table_rows
 from bags_jax.report.tables import markdown_table
 from experiments.launch import launch, use_compilation_cache
 
@@ -37,6 +38,7 @@ def main() -> None:
     print(markdown_table(["protocol", "PSNR", "SSIM", "LPIPS"], score_rows(results)))
     if results["shift_aligned"]["PSNR"] is not None:
         print(f"PSNR after the best sub-pixel shift of each view: {results['shift_aligned']['PSNR']:.2f}")
+    print(markdown_table(["without sharp truth", "value", "what it says"], table_rows(results["no_truth"])))
     if results["deblur_nerf"]["LPIPS"] is None:
         print(f"LPIPS needs its weights: {LPIPS_EXTRA}")
 

@@ -111,6 +111,7 @@ def test_evaluation_writes_results_and_prints_both_protocols(trained):
     assert done.returncode == 0 and without_bar(done.stderr) == [], done.stderr
     results = json.loads((workdir / "results.json").read_text())
     assert results["step"] == 4 and "deblur_nerf" in done.stdout and "gaussian_splatting" in done.stdout
+    assert "sharpness gain" in done.stdout and "no_truth" in results
     if results["deblur_nerf"]["LPIPS"] is None:
         assert done.stdout.count("LPIPS needs") == 1 and "pip install" in done.stdout
 
@@ -230,6 +231,36 @@ def test_capture_that_is_none(call, tmp_path, photographs):
     result = call("train", "--config=configs/custom.py:smoke", data, f"--workdir={tmp_path / 'run'}")
     assert_refused(result, "no camera poses" if photographs else "is empty")
     assert contents(tmp_path) == before and not (tmp_path / "run").exists()
+
+
+# --- mistakes with a benchmark ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        ((), "workdir"),
+        (("--suite=nothing",), "nothing"),
+        (("--cases=attic-motion",), "'attic-motion', expected all"),
+        (("--methods=plain,best",), "'best', expected all"),
+        (("--suite=blurball", "--data=/nowhere"), "--data=/nowhere is no folder"),
+        (("--seeds=0",), "seeds"),
+        (("--jobs=0",), "jobs"),
+    ],
+)
+def test_mistaken_benchmark(call, tmp_path, arguments, said):
+    workdir = (f"--workdir={tmp_path / 'quality'}",) if arguments else ()
+    assert_refused(call("benchmarks.quality", *arguments, *workdir), said)
+    assert not any(tmp_path.iterdir())
+
+
+def test_dry_benchmark_leaves_no_trace(call, tmp_path):
+    arguments = ("--dry_run", "--cases=corner-none", "--seeds=2", f"--workdir={tmp_path / 'quality'}")
+    code, out, _ = call("benchmarks.quality", *arguments)
+    assert (
+        code in (None, 0) and out.count("to do") == 6 and "corner-none/published/101" in out
+    )  # its oracle is its plain
+    assert not any(tmp_path.iterdir())
 
 
 # --- mistakes with a working directory -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ PUBLISHED = [(deblur_nerf, "deblur", name) for name in presets.scenes("deblur")]
 PUBLISHED += [(mip360_mixed, "mip360", name) for name in presets.scenes("mip360")]
 ALL = [(base, ""), (custom, "")] + [(procedural, blur) for blur in ("motion", "defocus", "mixed", "none")]
 ALL += [(procedural, words) for words in ("motion,corner,easy", "relief,large", "hard,small,defocus,still_life")]
+ALL += [(procedural, f"{blur},published") for blur in ("motion", "mixed,large")]
 ALL += [(module, name) for module, _, name in PUBLISHED]
 ALL += [(module, f"{name},published") for module, _, name in PUBLISHED]
 

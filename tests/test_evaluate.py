@@ -53,6 +53,11 @@ def psnr(a, b):
 def test_results_have_the_promised_keys(workdir, results, run):
     assert json.loads((workdir / "results.json").read_text()) == results
     assert {"step", "deblur_nerf", "gaussian_splatting", "per_view"} <= results.keys() and results["step"] == 4
+    told = results["no_truth"]
+    assert told["has_blur_model"] and told["reblur_PSNR"] > 3 and told["held_out_fitted_PSNR"] > 3
+    assert told["sharpness_gain"] > 0
+    assert set(told["per_view"]["training"]) == {run.scene.names[i] for i in run.scene.train_ids}
+    assert set(told["per_view"]["held_out"]) == {run.scene.names[i] for i in run.scene.test_ids}
     assert set(results["per_view"]) == {run.scene.names[i] for i in run.scene.test_ids}
     for scores in (results, *results["per_view"].values()):
         for protocol in PROTOCOLS:
@@ -132,7 +137,8 @@ def test_pictures_of_held_out_views(workdir, results, run):
 
 def test_plain_splatting_has_no_blur_to_describe(tmp_path):
     train(make_config(**{"blur.enabled": False}), tmp_path)
-    assert evaluate(tmp_path)["step"] == 4
+    results = evaluate(tmp_path)
+    assert results["step"] == 4 and not results["no_truth"]["has_blur_model"]
     assert not (tmp_path / "blur").exists() and (tmp_path / "results.json").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Tables in Markdown that read as well in a terminal."""
+"""Tables in Markdown that read as well in a terminal, and the same in LaTeX."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from bags_jax.errors import UserError
 from bags_jax.metrics import Scores
 
-_NUMBER = re.compile(r"[-+±]?([0-9.,]+|inf|nan)( ?[a-zA-Z%/°]+)?|-|")
+_NUMBER = re.compile(r"[-+±]?([0-9.,]+|inf|nan)( ± [0-9.,]+)?( ?[a-zA-Z%/°]+)?|-|missing|")
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -15,13 +16,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Raises:
       UserError: a row of another length than the header.
     """
+    _check_lengths(header, rows)
     header, rows = [_cell(text) for text in header], [[_cell(text) for text in row] for row in rows]
-    for row in rows:
-        if len(row) != len(header):
-            raise UserError(f"a table row has {len(row)} cells; expected {len(header)}, as many as the header: {row}")
     columns = list(zip(header, *rows))
     widths = [max(3, *map(len, column)) for column in columns]
-    right = [len(column) > 1 and all(_NUMBER.fullmatch(cell) for cell in column[1:]) for column in columns]
+    right = [_is_numeric(column[1:]) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
         padded = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(cells, widths, right)]
@@ -29,6 +28,45 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right)]
     return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    r"""The same as a LaTeX tabular with the rules of the booktabs package (\usepackage{booktabs}). No newline at the end.
+
+    A small space stands between rows of which the first cells differ, so that the rows of one case stay together.
+
+    Raises:
+      UserError: a row of another length than the header.
+    """
+    _check_lengths(header, rows)
+    columns = "".join("r" if _is_numeric([row[i] for row in rows]) else "l" for i in range(len(header)))
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_line(header), r"\midrule"]
+    for above, row in zip([None, *rows], rows):
+        if above is not None and above[0] != row[0]:
+            lines.append(r"\addlinespace")
+        lines.append(_latex_line(row))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(map(_latex_cell, cells)) + r" \\"
+
+
+def _latex_cell(text: str) -> str:
+    text = " ".join(str(text).split())
+    if _NUMBER.fullmatch(text) and text.startswith("-") and text != "-":
+        return "$-$" + _latex_cell(text[1:])  # a minus sign, not a hyphen
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def _check_lengths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for row in rows:
+        if len(row) != len(header):
+            raise UserError(f"a table row has {len(row)} cells; expected {len(header)}, as many as the header: {row}")
+
+
+def _is_numeric(column: Sequence[str]) -> bool:
+    return len(column) > 0 and all(_NUMBER.fullmatch(cell) for cell in column)
 
 
 def format_scores(scores: Scores) -> tuple[str, str, str]:

@@ -1,0 +1,304 @@
+"""The quality benchmark: its configurations, its arithmetic, and the whole road in smoke size."""
+
+import csv
+import io
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bags_jax import plan
+from bags_jax.errors import UserError
+from configs import base, presets, procedural
+from experiments.benchmarks import quality_runs, quality_tables, suites
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def flat(config, prefix=""):
+    """Fields of a configuration by dotted name."""
+    found = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {f"{prefix}{name}": value}
+    return found
+
+
+# --- BAGS as published, at equal steps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", ["motion", "defocus,relief,easy", "mixed,large"])
+def test_published_differs_in_the_blur_model_and_its_recipe_alone(words):
+    ours, theirs = flat(procedural.get_config(words)), flat(procedural.get_config(f"{words},published"))
+    changed = {name for name in ours if ours[name] != theirs[name]}
+    assert {name for name in changed if not name.startswith("blur.")} <= {
+        *("loss.mask", "optim.network", "optim.network_final", "optim.mask_gain", "stages.restart")
+    }
+    assert "blur.kernel_sizes" not in changed and ours.keys() == theirs.keys()
+    assert theirs["optim.network"] == theirs["optim.network_final"] == 5e-3
+    assert theirs["blur.strides"] == (1, 1, 1) and theirs["blur.conv_width"] == 64
+
+
+def test_published_is_dropped_at_the_start_and_again_at_full_scale():
+    stages = plan.make_stages(procedural.get_config("motion,published"))
+    ours = plan.make_stages(procedural.get_config("motion"))
+    without = [(s.start, s.stop, s.scale) for s in stages if not s.kernel_size]
+    full = min(s.start for s in ours if s.scale == 1.0)
+    assert without == [(0, 12, 0.25), (full, full + 12, 1.0)]
+    assert {(s.scale, s.kernel_size) for s in stages if s.kernel_size} == {(0.25, 3), (0.5, 5), (1.0, 9)}
+    assert stages[-1].stop == ours[-1].stop
+    density = [
+        plan.make_density_plan(procedural.get_config(w), s) for w, s in (("motion", ours), ("motion,published", stages))
+    ]
+    assert density[0] == density[1]
+
+
+def test_published_turns_any_configuration():
+    config = presets.at_equal_steps(base.get_config(), network_rate=5e-4)
+    assert config.optim.network == 5e-4 and plan.make_network(config, 3) is not None
+    assert plan.make_stages(procedural.get_config("motion,published,smoke"))[-1].stop == 12
+
+
+# --- cases, methods, runs --------------------------------------------------------------------------------------------
+
+
+def test_cases_of_the_procedural_suite():
+    cases = suites.find_cases("procedural", ["all"])
+    assert len(cases) == 3 * (3 * 2 + 1) and not any("large" in case.name for case in cases)
+    assert len(suites.find_cases("procedural", ["*"])) == 2 * len(cases)
+    (case,) = suites.find_cases("procedural", ["corner-defocus-easy-large"])
+    config = suites.make_config(case, "default", 107)
+    data = config.data
+    assert (data.layout, data.blur, data.blur_scale, data.width, data.height) == ("corner", "defocus", 0.5, 192, 128)
+    assert config.seed == data.seed == 107 and config.blur.enabled
+    assert not suites.make_config(case, "plain", 107).blur.enabled
+
+
+def test_names_that_are_none():
+    with pytest.raises(UserError, match="--cases has 'attic-motion', expected all"):
+        suites.find_cases("procedural", ["attic-motion"])
+    with pytest.raises(UserError, match="--methods has 'best', expected all"):
+        suites.find_methods("procedural", ["best"])
+    with pytest.raises(UserError, match="--methods has 'oracle'"):
+        suites.find_methods("blurball", ["oracle"])
+    with pytest.raises(UserError, match="--data=/nowhere is no folder"):
+        suites.check_data("blurball", "/nowhere")
+    assert suites.find_methods("blurball", ["all"]) == ("plain", "published", "default")
+
+
+def test_one_oracle_serves_all_blurs_of_a_layout(tmp_path):
+    """It is trained on the `none` case, so that case must be the others' sharp truth: cameras, points, photographs."""
+    cases = suites.find_cases("procedural", ["still_life-motion-hard", "still_life-defocus-easy"])
+    runs = quality_runs.list_runs(tmp_path, cases, ["oracle"], [100], smoke=True)
+    (run,) = quality_runs.distinct(runs)
+    assert run.name == "still_life-none/plain/100" and not run.config.blur.enabled
+    sharp = plan.load(run.config)
+    for case in cases:
+        config = suites.make_config(case, "plain", 100, smoke=True)
+        config.data.use_sharp = True
+        scene = plan.load(config)
+        np.testing.assert_array_equal(scene.viewmats, sharp.viewmats)
+        np.testing.assert_array_equal(scene.points, sharp.points)
+        for a, b in zip(scene.images, sharp.images, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_seeds_come_one_after_the_other(tmp_path):
+    cases = suites.find_cases("procedural", ["*-none"])
+    runs = quality_runs.list_runs(tmp_path, cases, ["plain", "default"], [100, 101])
+    assert [seed for _, _, seed in runs] == [100] * 6 + [101] * 6
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path):
+    (case,) = suites.find_cases("procedural", ["corner-none"])
+    run = quality_runs.make_run(tmp_path, case, "plain", 100)
+    assert run.status() == "to do" and run.row() is None
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.json").write_text(run.config.to_json_best_effort())
+    assert run.status() == "begun"
+    (run.folder / "row.json").write_text("{}")
+    assert run.status() == "done"
+    with pytest.raises(UserError, match="num_steps is 2300 there and 500 here"):
+        quality_runs.make_run(tmp_path, case, "plain", 100, num_steps=500).status()
+    (run.folder / "row.json").write_text("{")
+    with pytest.raises(UserError, match=r"row\.json cannot be read"):
+        run.row()
+
+
+def test_time_of_sessions_that_were_cut_off(tmp_path):
+    """Up to the checkpoint from which the next one went on."""
+    for step, saved in ((500, 1050.0), (1000, 2030.0)):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        os.utime(tmp_path / "checkpoints" / str(step), (saved, saved))
+    assert quality_runs.past_seconds(tmp_path, [1000.0]) == 0
+    assert quality_runs.past_seconds(tmp_path, [1000.0, 2000.0]) == 50
+    assert quality_runs.past_seconds(tmp_path, [1000.0, 2000.0, 3000.0, 4000.0]) == 80
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_cores_are_shared_out():
+    cores = sorted(os.sched_getaffinity(0))
+    for jobs in (1, 2, 5):
+        groups = quality_runs.core_groups(jobs)
+        assert len(groups) == jobs and all(groups)
+        assert sorted({c for g in groups for c in g}) == cores
+    assert quality_runs.core_groups(1) == [cores]
+
+
+# --- the arithmetic --------------------------------------------------------------------------------------------------
+
+
+def invented(case, method, seed, psnr, **more):
+    scores = {"PSNR": psnr, "SSIM": psnr / 40, "LPIPS": None}
+    row = {"deblur_nerf": scores, "gaussian_splatting": {**scores, "SSIM": psnr / 30}, "num_gaussians": 1000}
+    return (case, method, seed), {**row, "shift_aligned": {"PSNR": psnr + 1}, "train_seconds": 90.0, **more}
+
+
+PSNRS = {"plain": (20.0, 21.0), "published": (22.0, 22.5), "default": (24.0, 24.0), "oracle": (25.0, 25.0)}
+
+
+def invented_results(*, without=()):
+    cases = suites.find_cases("procedural", ["corner-motion-hard", "corner-motion-easy"])
+    rows = dict(
+        invented(case.name, method, 100 + i, PSNRS[method][i])
+        for case, method, i in itertools.product(cases, PSNRS, range(2))
+        if (case.name, method, 100 + i) not in without
+    )
+    return quality_tables.Results(cases, list(PSNRS), [100, 101], rows)
+
+
+def cell(table, column, *first):
+    (row,) = [row for row in table.rows if row[: len(first)] == list(first)]
+    return row[table.header.index(column)]
+
+
+def test_share_closed():
+    assert quality_tables.share_closed(24.0, 20.0, 25.0) == 0.8
+    assert quality_tables.share_closed(19.0, 20.0, 25.0) == -0.2
+    assert quality_tables.share_closed(24.0, 20.0, 20.1) is None
+    assert quality_tables.share_closed(None, 20.0, 25.0) is None
+
+
+def test_spread():
+    assert quality_tables.spread([None]) is None
+    assert quality_tables.spread([3.0, None]) == quality_tables.Spread(3.0, None, 1)
+    found = quality_tables.spread([20.0, 21.0])
+    assert found and found.std
+    np.testing.assert_allclose([found.mean, found.std], [20.5, np.std([20, 21], ddof=1)])
+    assert quality_tables.shown(found, 2) == "20.50 ± 0.71"
+
+
+def test_tables_of_invented_rows():
+    summary, nerf, splatting, detail = quality_tables.all_tables(invented_results())
+    assert "deblur_nerf" in nerf.title and "gaussian_splatting" in splatting.title
+    assert cell(nerf, "PSNR, dB", "corner-motion-hard", "plain") == "20.50 ± 0.71"
+    assert cell(nerf, "SSIM", "corner-motion-hard", "default") == "0.600 ± 0.000"
+    assert cell(splatting, "SSIM", "corner-motion-hard", "default") == "0.800 ± 0.000"
+    assert cell(nerf, "LPIPS", "corner-motion-hard", "plain") == "-"  # no weights, not a run to come
+    assert cell(detail, "over published, dB", "corner-motion-hard", "default") == "+1.75 ± 0.35"
+    assert cell(detail, "share closed, %", "corner-motion-hard", "default") == "78 ± 4"
+    assert cell(detail, "share closed, %", "corner-motion-hard", "plain") == "-"
+    assert cell(detail, "training, min", "corner-motion-hard", "plain") == "1.5 ± 0.0"
+    assert cell(summary, "share closed, %", "motion, 128 x 84", "published") == "39 ± 2"
+    assert cell(summary, "whole seeds", "motion, 128 x 84", "published") == "2 of 2"
+
+
+def test_missing_rows_are_said_to_be_missing():
+    gone = [
+        ("corner-motion-hard", "default", 101),
+        ("corner-motion-easy", "oracle", 100),
+        ("corner-motion-easy", "oracle", 101),
+    ]
+    results = invented_results(without=gone)
+    summary, nerf, _, detail = quality_tables.all_tables(results)
+    assert cell(nerf, "seeds", "corner-motion-hard", "default") == "1 of 2"
+    assert cell(nerf, "PSNR, dB", "corner-motion-hard", "default") == "24.00"  # one seed has no spread
+    assert cell(nerf, "PSNR, dB", "corner-motion-easy", "oracle") == "missing"
+    assert cell(nerf, "LPIPS", "corner-motion-easy", "oracle") == "missing"
+    assert cell(detail, "share closed, %", "corner-motion-hard", "default") == "80"
+    assert cell(detail, "share closed, %", "corner-motion-easy", "default") == "missing"
+    assert cell(summary, "share closed, %", "motion, 128 x 84", "default") == "missing"
+    assert cell(summary, "over plain, dB", "motion, 128 x 84", "default") == "+4.00"  # of the one whole seed
+    assert cell(summary, "whole seeds", "motion, 128 x 84", "default") == "1 of 2"
+    lines = list(csv.DictReader(io.StringIO(quality_tables.csv_text(results))))
+    assert len(lines) == 2 * 4 * 2 and sum(line["status"] == "missing" for line in lines) == 3
+    assert all((line["deblur_nerf_PSNR"] == "") == (line["status"] == "missing") for line in lines)
+
+
+def test_no_gap_is_no_missing_run():
+    (case,) = suites.find_cases("procedural", ["corner-motion-easy"])
+    rows = dict(invented(case.name, method, 100, 20.0) for method in PSNRS)
+    detail = quality_tables.detail_table(quality_tables.Results([case], list(PSNRS), [100], rows))
+    assert cell(detail, "share closed, %", case.name, "default") == "no gap"
+
+
+def test_tables_of_nothing_are_all_missing(tmp_path):
+    cases = suites.find_cases("procedural", ["corner-none"])
+    quality_tables.write_tables(tmp_path, quality_tables.Results(cases, ["plain", "default"], [100], {}))
+    assert "nothing is done yet" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "results.tex").read_text().count("missing") > 10
+
+
+# --- the whole road --------------------------------------------------------------------------------------------------
+
+
+def benchmark(*arguments):
+    line = [sys.executable, "-m", "experiments.benchmarks.quality", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_benchmark_trains_scores_and_repeats_nothing(tmp_path):
+    """Two methods that share their compiled programs."""
+    arguments = ["--smoke", "--seeds=1", "--cases=still_life-defocus-hard", "--methods=plain,oracle"]
+    arguments += [f"--workdir={tmp_path}"]
+    first = benchmark(*arguments)
+    assert first.returncode == 0, first.stderr + first.stdout
+    assert "0 of 2 runs are done" in first.stdout and "[2/2] still_life-none/plain/100: " in first.stdout
+    paths = sorted((tmp_path / "runs").glob("*/*/*/row.json"))
+    before = [path.read_bytes() for path in paths]
+    assert [path.parts[-4] for path in paths] == ["still_life-defocus-hard", "still_life-none"]
+    for row in map(json.loads, before):
+        assert row["step"] == 12 and row["seed"] == 100 and row["sessions"] == 1 and row["train_seconds"] > 0
+        assert row["commit"] and row["cpu"] and row["cores"] >= 1 and row["jax"] and row["date"]
+        assert 0 < row["deblur_nerf"]["PSNR"] < 60 and row["no_truth"]["reblur_PSNR"] > 0
+    lines = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [(line["method"], line["status"]) for line in lines] == [("plain", "done"), ("oracle", "done")]
+    assert [float(line["deblur_nerf_PSNR"]) for line in lines] == [json.loads(b)["deblur_nerf"]["PSNR"] for b in before]
+    assert_latex_is_whole((tmp_path / "results.tex").read_text())
+
+    second = benchmark(*arguments)
+    assert second.returncode == 0 and "2 of 2 runs are done" in second.stdout, second.stderr
+    assert [path.read_bytes() for path in paths] == before
+
+
+def assert_latex_is_whole(latex):
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == latex.count(r"\toprule") == 4
+    for table in latex.split(r"\begin{tabular}")[1:]:
+        columns = table[1 : table.index("}")]
+        body = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert {line.count(" & ") for line in body} == {len(columns) - 1}
+
+
+def test_workers_fail_one_by_one(tmp_path):
+    """More runs than jobs; one fails, and the others are done all the same."""
+    cases = suites.find_cases("procedural", ["*-none"])
+    runs = quality_runs.distinct(quality_runs.list_runs(tmp_path, cases, ["plain"], [100]))
+    done = []
+
+    def arguments(run):
+        line = "import sys; sys.exit('error: no such luck')"
+        if "corner" not in run.name:
+            line = f"open({str(run.folder / 'row.json')!r}, 'w').write('{{}}')"
+        return ["-c", line]
+
+    failed = quality_runs.work_off(
+        runs, arguments=arguments, jobs=2, finished=lambda run, _, ok: done.append((run, ok))
+    )
+    assert [run.case.name for run in failed] == ["corner-none"] and len(done) == 3
+    assert quality_runs.last_line(failed[0]) == "error: no such luck"
+    assert sorted(ok for _, ok in done) == [False, True, True]
