@@ -1,7 +1,6 @@
 """A convolution whose gradients are matrix products."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
