@@ -5,7 +5,7 @@ Splatting: `rasterization` (gsplat's names: Gaussians and cameras in, images out
 own. Files: `load_scene`, `make_scene` (the embedded one), `write_ply`, `read_ply`.
 """
 
-from bags_jax.blur import BlurMoments, apply_kernels, blur, kernel_statistics
+from bags_jax.blur import apply_kernels, blur, kernel_statistics
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.data import load_scene
 from bags_jax.data.procedural import make_scene
@@ -17,7 +17,7 @@ from bags_jax.geometry import project, smoothing_filter
 from bags_jax.rasterize import rasterization, rasterize
 from bags_jax.render import render, render_blurred
 from bags_jax.step import eval_step, train_step
-from bags_jax.structs import BlurField, Camera, Dataset, Gaussians, Projected, RasterOutput, TrainState
+from bags_jax.structs import BlurField, BlurMoments, Camera, Dataset, Gaussians, Projected, RasterOutput, TrainState
 from bags_jax.train import train
 
 __all__ = [

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from bags_jax.blur_stream import kernel_side, stream_blur, tap_moments
 from bags_jax.numerics import clip_with_return, safe_sqrt
-from bags_jax.structs import BlurField
+from bags_jax.structs import BlurField, BlurMoments
 
 
 @struct.dataclass
@@ -28,15 +28,6 @@ class KernelStatistics:
     rms_width: Float[Array, "*S"]  # sqrt of the trace of the second moment about the centroid
     direction: Float[Array, "*S"]  # of the longest axis, degrees in [0, 180), from +x towards +y (down)
     anisotropy: Float[Array, "*S"]  # 0 round .. 1 a line
-
-
-@struct.dataclass
-class BlurMoments:
-    """The blur of one view as far as training looks at it: mask and moments of each kernel, about its own pixel (block)."""
-
-    mask: Float[Array, "h w"]  # in [0, 1]
-    centroid: Float[Array, "2 h w"]  # sum_k h_k times dx, dy, px
-    second: Float[Array, "3 h w"]  # sum_k h_k times dx dx, dx dy, dy dy, px^2
 
 
 def blur(

@@ -196,8 +196,7 @@ def _forward(split, features, weight, bias, plan: _Plan):
     return jax.lax.scan(add_block, carry, jnp.arange(-(-h // plan.rows)))[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _stream(split, features, weight, bias, plan: _Plan):
+def _outputs(split, features, weight, bias, plan: _Plan):
     return _forward(split, features, weight, bias, plan)[:2]
 
 
@@ -255,4 +254,5 @@ def _dot(a: Float[Array, "s D r s w"], b: Float[Array, "s D r s w"]) -> Float[Ar
     return functools.reduce(jnp.add, [a[j, c, :, i] * b[j, c, :, i] for j, c, i in each])
 
 
+_stream = jax.custom_vjp(_outputs, nondiff_argnums=(4,))
 _stream.defvjp(_stream_fwd, _stream_bwd)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from bags_jax.blur import BlurMoments, blur
+from bags_jax.blur import blur
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.geometry import apply_filter_3d, camera_center, project
 from bags_jax.numerics import safe_normalize
 from bags_jax.rasterize import rasterize
 from bags_jax.spherical_harmonics import degree_of, evaluate_sh
-from bags_jax.structs import BlurField, Camera, Gaussians, Projected
+from bags_jax.structs import BlurField, BlurMoments, Camera, Gaussians, Projected
 from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
 

@@ -79,6 +79,15 @@ class BlurField:
 
 
 @struct.dataclass
+class BlurMoments:
+    """The blur of one view as far as training looks at it: mask and moments of each kernel, about its own pixel (block)."""
+
+    mask: Float[Array, "h w"]  # in [0, 1]
+    centroid: Float[Array, "2 h w"]  # sum_k h_k times dx, dy, px
+    second: Float[Array, "3 h w"]  # sum_k h_k times dx dx, dx dy, dy dy, px^2
+
+
+@struct.dataclass
 class Dataset:
     """Training views of one image scale on the device; smaller photographs are padded at the right and bottom."""
 

@@ -81,7 +81,9 @@ def make_case(num: int, width: int, height: int):
     state = dataclasses.replace(state, gaussians=gaussians)
     K = jnp.array([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]])
     photo = jnp.asarray(rng.integers(0, 255, (1, height, width, 3)), jnp.uint8)
-    dataset = Dataset(images=photo, sizes=jnp.array([[height, width]]), cameras=Camera(jnp.eye(4)[None], K), extent=jnp.float32(1))
+    dataset = Dataset(
+        images=photo, sizes=jnp.array([[height, width]]), cameras=Camera(jnp.eye(4)[None], K), extent=jnp.float32(1)
+    )
     view = View(width, height, 0)
     view = View(width, height, room_for(count_pairs(state, dataset, view), headroom=1.05))
     recipe = Recipe(Stage(0, 1000, 1.0, 0, 0), view, Objective(), optimizers, None, 1, 1, 0)

@@ -1,0 +1,122 @@
+"""The streamed blur against kernels that are made, applied and measured one after the other; and what memory it needs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bags_jax.blur import (
+    apply_kernels,
+    kernel_statistics,
+    mean_kernel,
+    mean_squared_centroid,
+    pixel_statistics,
+    view_statistics,
+)
+from bags_jax.blur_stream import kernel_side, rows_per_block, stream_blur, tap_moments
+from bags_jax.numerics import clip_with_return
+from bags_jax.structs import BlurField, BlurMoments
+
+F = 6
+
+
+def layer(height, width, *, side, stride, seed=0):
+    """Image, features, weight and bias; logits reach beyond +-2."""
+    rng = np.random.default_rng(seed)
+    h, w, num_taps = -(-height // stride), -(-width // stride), side * side
+    arrays = (
+        rng.random((3, height, width)),
+        rng.random((h, w, F)),
+        rng.normal(size=(F, num_taps)),
+        rng.normal(size=num_taps),
+    )
+    return tuple(jnp.asarray(x, jnp.float32) for x in arrays)
+
+
+def naive(planes, features, weight, bias, *, stride, bound):
+    logits = features @ weight + bias[None, None]
+    kernels = jax.nn.softmax(clip_with_return(logits, bound) if bound else logits, axis=-1)
+    moments = jnp.moveaxis(kernels @ tap_moments(kernel_side(bias.shape[0])).T, -1, 0)
+    return apply_kernels(planes, jnp.moveaxis(kernels, -1, 0), stride), moments
+
+
+def value_and_gradients(function, args, cotangents):
+    @jax.jit
+    def both(args, cotangents):
+        value, pull = jax.vjp(function, *args)
+        return value, pull(cotangents)
+
+    return both(args, cotangents)
+
+
+# Sizes that are no multiple of the stride; 1 KiB: blocks of a row or a few, the last one incomplete; 0: one block.
+@pytest.mark.parametrize(
+    "height, width, stride, side, bound, block_bytes",
+    [
+        (13, 10, 1, 5, 2.0, 3000),
+        (13, 10, 2, 3, 0.0, 600),
+        (17, 11, 2, 5, 2.0, 0),
+        (14, 19, 3, 7, 2.0, 3000),
+        (9, 9, 4, 3, 0.0, 1),
+    ],
+)
+def test_equals_kernels_that_are_made(height, width, stride, side, bound, block_bytes):
+    args = layer(height, width, side=side, stride=stride)
+    ours = functools.partial(stream_blur, stride=stride, bound=bound, block_bytes=block_bytes)
+    oracle = functools.partial(naive, stride=stride, bound=bound)
+    rng = np.random.default_rng(1)
+    cotangents = tuple(jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in jax.eval_shape(oracle, *args))
+    (filtered, moments), gradients = value_and_gradients(ours, args, cotangents)
+    expected, expected_gradients = value_and_gradients(oracle, args, cotangents)
+    np.testing.assert_allclose(filtered, expected[0], atol=1e-5)
+    np.testing.assert_allclose(moments, expected[1], atol=1e-5 * side**2)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+
+
+def test_nothing_is_lost_in_extreme_logits():
+    planes, features, weight, bias = layer(8, 8, side=3, stride=1)
+    for scale in (1e4, 0.0):
+        args = (planes, features * scale, weight, bias * scale)
+        outputs, gradients = value_and_gradients(
+            functools.partial(stream_blur, stride=1, bound=0.0), args, (jnp.ones((3, 8, 8)), jnp.ones((5, 8, 8)))
+        )
+        assert all(np.isfinite(x).all() for x in (*outputs, *gradients))
+
+
+def test_moments_say_what_the_kernels_would():
+    planes, features, weight, bias = layer(9, 7, side=5, stride=1)
+    mask = jnp.asarray(np.random.default_rng(3).random((9, 7)), jnp.float32)
+    field = BlurField(features, weight, bias, mask, bound=2.0)
+    moments = stream_blur(planes, features, weight, bias, stride=1, bound=2.0)[1]
+    found = BlurMoments(mask, moments[:2], moments[2:])
+    kernels = jax.nn.softmax(jnp.clip(features @ weight + bias[None, None], -2.0, 2.0), axis=-1)
+    each, whole = kernel_statistics(kernels), kernel_statistics(mean_kernel(field))
+    for ours, expected in ((pixel_statistics(found), each), (view_statistics(found), whole)):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    squared = jnp.mean(mask * jnp.sum(each.centroid**2, axis=-1))
+    np.testing.assert_allclose(mean_squared_centroid(found), squared, rtol=1e-4)
+
+
+@pytest.mark.parametrize("height, block_bytes, rows", [(100, 1, 1), (100, 40 * 4 * 90, 34), (100, 1 << 30, 100)])
+def test_blocks_are_about_equally_high(height, block_bytes, rows):
+    assert rows_per_block(height, 10, 9, block_bytes) == rows
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_memory_at_full_resolution(stride):
+    """2400 x 1600, K = 17, forward and backward: at most 1 GiB beyond the images, the features and their gradient."""
+    h, w, num_taps = 1600 // stride, 2400 // stride, 17 * 17
+    shapes = [(3, 1600, 2400), (h, w, 32), (32, num_taps), (num_taps,)]
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def loss(*args):
+        filtered, moments = stream_blur(*args, stride=stride, bound=5.0)
+        return jnp.sum(filtered**2) + jnp.sum(moments**2)
+
+    memory = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*args).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 1 << 30
