@@ -35,33 +35,19 @@ def _identity_init(key, shape, dtype=jnp.float32):
     return jnp.eye(*shape, dtype=dtype)
 
 
-class Conv(nn.Module):
-    """nn.Conv by other means: same parameters, same values."""
-
-    features: int
-    size: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "h w Ci"]) -> Float[Array, "h w Co"]:
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolve(x, kernel) + bias[None, None]
-
-
 class Weights(nn.Module):
-    """The parameters of nn.Dense, for a layer that is applied elsewhere."""
+    """The parameters of nn.Dense or nn.Conv, for a layer that is applied elsewhere."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     kernel_init: nn.initializers.Initializer
     bias_init: nn.initializers.Initializer | None = None
 
     @nn.compact
-    def __call__(self) -> tuple[Float[Array, "Fi Fo"], Float[Array, "Fo"]]:
+    def __call__(self) -> tuple[Float[Array, "*S"], Float[Array, "Fo"]]:
         kernel = self.param("kernel", self.kernel_init, self.shape)
         if self.bias_init is None:
-            return kernel, jnp.zeros(self.shape[1])
-        return kernel, self.param("bias", self.bias_init, self.shape[1:])
+            return kernel, jnp.zeros(self.shape[-1:])
+        return kernel, self.param("bias", self.bias_init, self.shape[-1:])
 
 
 class RenderFeatures(nn.Module):
@@ -72,12 +58,23 @@ class RenderFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, rgbd: Float[Array, "h w 4"]) -> Float[Array, "h w F"]:
-        x = rgbd
-        for _ in range(2):
-            x = nn.relu(Conv(self.conv_width, 5)(x))
-            mean, variance = jnp.mean(x, axis=(0, 1), keepdims=True), jnp.var(x, axis=(0, 1), keepdims=True)
-            x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-        return Conv(self.feature_width, 3)(x)
+        narrow, x = self.conv_width, rgbd
+        shapes = ((5, 5, 4, narrow), (5, 5, narrow, narrow), (3, 3, narrow, self.feature_width))
+        for i, shape in enumerate(shapes):
+            layer = Weights(shape, nn.initializers.lecun_normal(), nn.initializers.zeros, name=f"Conv_{i}")
+            x = jax.checkpoint(_convolve_normalized)(x, *layer()) if i else _convolve_biased(x, *layer())
+        return x
+
+
+def _convolve_biased(x, kernel, bias):
+    return convolve(x, kernel) + bias[None, None]
+
+
+def _convolve_normalized(x, kernel, bias):
+    """ReLU, instance normalisation, convolution: in this order, so that the gradients keep one array a layer."""
+    x = nn.relu(x)
+    mean, variance = jnp.mean(x, axis=(0, 1), keepdims=True), jnp.var(x, axis=(0, 1), keepdims=True)
+    return _convolve_biased((x - mean) * jax.lax.rsqrt(variance + 1e-5), kernel, bias)
 
 
 class BlurProposalNetwork(nn.Module):
