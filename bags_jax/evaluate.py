@@ -147,11 +147,12 @@ def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dic
 def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root: str | None = None) -> dict:
     """Scores a run on its held-out views and describes the blur of its training views.
 
-    Writes results.json, eval/ (pictures of the held-out views) and blur/ into the working directory.
+    Writes results.json, eval/ (pictures of the held-out views), blur/ and poses.json into the working directory.
 
     Returns:
       {"step", "deblur_nerf": {"PSNR", "SSIM", "LPIPS"}, "gaussian_splatting": {...}, "shift_aligned": {"PSNR"},
-      "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py), "per_view": {name: the same}}; LPIPS is None where its weights are not installed.
+      "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py),
+      "per_view": {name: the same}}; LPIPS is None where its weights are not installed.
     Raises:
       UserError: see open_run.
     """
@@ -170,6 +171,8 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     write_held_out(run, names, pictures, truths)
     if run.job.network is not None:
         write_blur(run, run.job.network)
+    if run.job.pose_frame is not None:
+        write_poses(run)
     write_atomic(run.workdir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     return results
 
@@ -255,6 +258,17 @@ def write_blur(run: Run, network: BlurProposalNetwork) -> None:
         )
         write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(np.asarray(found.samples)))
     write_blur_json(run.workdir / "blur" / "blur.json", statistics)
+
+
+def write_poses(run: Run) -> None:
+    """poses.json: the refined camera of each training view, and how far its correction moves the picture, px."""
+    scene, viewmats = run.scene, refined_viewmats(run)
+    moved = np.linalg.norm(np.asarray(run.state.poses), axis=-1)
+    poses = {
+        scene.names[i]: {"cam_from_world": viewmats[i].tolist(), "K": scene.Ks[i].tolist(), "correction_px": float(px)}
+        for i, px in zip(scene.train_ids, moved, strict=True)
+    }
+    write_atomic(run.workdir / "poses.json", (json.dumps(poses, indent=1) + "\n").encode())
 
 
 def sample_kernels(field: BlurField) -> Float[Array, "gh gw K K"]:

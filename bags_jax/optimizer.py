@@ -28,7 +28,7 @@ class Rates:
     mask_gain: float
     poses: float = 0.0  # px at full image scale; 0: the poses of the capture are kept
     poses_final: float = 0.0
-    poses_start: float = 0.0  # part of training without
+    poses_start: float = 0.0  # part of training after which poses are refined: before, the scene is too young to tell
 
 
 @dataclasses.dataclass(frozen=True)
