@@ -1,0 +1,117 @@
+"""What applying the blur model's kernels costs in memory and time: kernels that are made, against the streamed pass.
+
+  python -m experiments.benchmarks.memory --output=memory.json
+
+Last layer, softmax and weighted sum, forward and backward, 32 features a pixel. Memory is what the compiled program asks for
+beside its arguments: temporaries and gradients (the features' own gradient is named beside it, since both must have it). Times
+are medians of calls taken in turn, for programs that fit --time_below.
+"""
+
+import functools
+import json
+import pathlib
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from bags_jax.blur import apply_kernels
+from bags_jax.blur_stream import stream_blur
+from bags_jax.numerics import clip_with_return
+from bags_jax.report.tables import markdown_table
+from experiments.launch import launch
+
+_SIZES = flags.DEFINE_list("sizes", "600x400,1200x800,2400x1600", "Image sizes.")
+_STRIDES = flags.DEFINE_list("strides", "1,2", "Sides of the blocks of pixels that share a kernel.")
+_KERNEL = flags.DEFINE_integer("kernel", 17, "Side of the kernels.", lower_bound=3)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls, of which the median is taken.", lower_bound=1)
+_TIME_BELOW = flags.DEFINE_float("time_below", 2.0, "Time nothing that needs more GiB than this.")
+_OUTPUT = flags.DEFINE_string("output", "", "File for one JSON row a case; default: none.")
+
+FEATURES, BOUND = 32, 5.0
+
+
+def naive(planes, features, weight, bias, *, stride: int):
+    """Kernels as an array, then their weighted sum."""
+    logits = jnp.asarray(clip_with_return(features @ weight + bias[None, None], BOUND))
+    return apply_kernels(planes, jnp.moveaxis(jax.nn.softmax(logits, axis=-1), -1, 0), stride)
+
+
+def streamed(planes, features, weight, bias, *, stride: int):
+    """The same, never made."""
+    return stream_blur(planes, features, weight, bias, stride=stride, bound=BOUND)[0]
+
+
+def compile_gradient(function, width: int, height: int, stride: int):
+    """Forward and backward of one way, and what it needs beside its arguments, bytes."""
+    h, w, num_taps = -(-height // stride), -(-width // stride), _KERNEL.value**2
+    shapes = [(3, height, width), (h, w, FEATURES), (FEATURES, num_taps), (num_taps,)]
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def loss(*args):
+        return jnp.sum(functools.partial(function, stride=stride)(*args) ** 2)
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*args).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None, "this backend does not say what memory a program needs"
+    return compiled, shapes, memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def seconds(programs: dict, shapes) -> dict[str, float]:
+    """Median time of each program, called in turn."""
+    rng = np.random.default_rng(0)
+    args = [jnp.asarray(rng.random(shape), jnp.float32) for shape in shapes]
+    times = {name: [] for name in programs}
+    for i in range(1 + _REPEATS.value):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(*args))
+            times[name] += [time.perf_counter() - start] * (i > 0)  # not the first: warm-up
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def measure(width: int, height: int, stride: int) -> dict:
+    """Bytes and seconds of both ways at one size; seconds of what fits."""
+    programs, needs, shapes = {}, {}, []
+    for name, function in (("naive", naive), ("streamed", streamed)):
+        programs[name], shapes, needs[name] = compile_gradient(function, width, height, stride)
+    fits = {name: programs[name] for name, size in needs.items() if size <= _TIME_BELOW.value * 2**30}
+    features_bytes = 4 * int(np.prod(shapes[1]))
+    case = {"width": width, "height": height, "stride": stride, "kernel": _KERNEL.value}
+    return {**case, "bytes": needs, "features_bytes": features_bytes, "seconds": seconds(fits, shapes)}
+
+
+def main() -> None:
+    """Measures every case and prints the table."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    rows, lines = [], []
+    for size in _SIZES.value:
+        for stride in _STRIDES.value:
+            width, height = map(int, size.split("x"))
+            row = measure(width, height, int(stride))
+            rows.append({**row, "commit": commit, "device": jax.devices()[0].device_kind, "jax": jax.__version__})
+            mib = [f"{x / 2**20:.0f}" for x in (*row["bytes"].values(), row["features_bytes"])]
+            took = [f"{row['seconds'][name]:.2f}" if name in row["seconds"] else "" for name in ("naive", "streamed")]
+            lines.append([size.replace("x", " x "), stride, *mib, *took])
+            print(lines[-1], flush=True)
+    header = [
+        "image",
+        "stride",
+        "naive, MiB",
+        "streamed, MiB",
+        "of it the features' gradient",
+        "naive, s",
+        "streamed, s",
+    ]
+    print(markdown_table(header, lines))
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    launch(main)
