@@ -1,7 +1,9 @@
 """Every configuration loads, and its resolution schedule is the one that was published."""
 
+import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 
 from bags_jax import plan
@@ -12,6 +14,7 @@ PUBLISHED = [(deblur_nerf, "deblur", name) for name in presets.scenes("deblur")]
 PUBLISHED += [(mip360_mixed, "mip360", name) for name in presets.scenes("mip360")]
 ALL = [(base, ""), (custom, "")] + [(procedural, blur) for blur in ("motion", "defocus", "mixed", "none")]
 ALL += [(procedural, f"{blur},published") for blur in ("motion", "mixed,large")]
+ALL += [(procedural, words) for words in ("motion,corner,easy", "relief,large", "hard,small,defocus,still_life")]
 ALL += [(module, name) for module, _, name in PUBLISHED]
 ALL += [(module, f"{name},published") for module, _, name in PUBLISHED]
 
@@ -153,3 +156,58 @@ def test_unknown_word_is_refused(module, name):
     """A misspelt `published` must not train something else."""
     with pytest.raises(ValueError, match="pubished"):
         module.get_config(f"{name},pubished")
+
+
+def test_words_of_the_embedded_scenes():
+    data = procedural.get_config("motion").data
+    assert (data.blur, data.layout, data.blur_scale, data.pose_noise_px) == ("motion", "still_life", 1.0, 0.0)
+    assert (data.width, data.height, data.use_sharp) == (128, 84, False)
+    config = procedural.get_config("relief,defocus,easy,large")
+    assert (config.data.blur, config.data.layout, config.data.blur_scale) == ("defocus", "relief", 0.5)
+    assert (config.data.width, config.data.height) == (192, 128)
+    plan.check_sizes(plan.make_stages(config), 192, 128)
+    assert procedural.get_config("corner,smoke").data.blur == "motion"
+    for words in ("motion,defocus", "easy,hard", "small,large", "corner,relief,smoke"):
+        with pytest.raises(ValueError, match="expected one of them"):
+            procedural.get_config(words)
+
+
+def test_embedded_scenes_are_loaded_as_asked(monkeypatch):
+    asked = []
+    tiny = plan.make_scene("none", width=16, height=16, num_train=2, num_test=0, num_points=0)
+    monkeypatch.setattr(plan, "make_scene", lambda blur, **options: asked.append((blur, options)) or tiny)
+    config = procedural.get_config("defocus,corner,easy")
+    config.data.pose_noise_px = 0.7
+    assert plan.load(config) is tiny
+    blur, options = asked.pop()
+    assert blur == "defocus" and options == {
+        name: getattr(config.data, name)
+        for name in (
+            "layout",
+            "blur_scale",
+            "pose_noise_px",
+            "width",
+            "height",
+            "num_train",
+            "num_test",
+            "num_points",
+            "seed",
+        )
+    }
+    with config.unlocked():  # runs from before there were layouts
+        for name in ("layout", "blur_scale", "pose_noise_px", "use_sharp"):
+            del config.data[name]
+    assert plan.load(config) is tiny
+    _, options = asked.pop()
+    assert (options["layout"], options["blur_scale"], options["pose_noise_px"]) == ("still_life", 1.0, 0.0)
+
+
+def test_oracle_is_loaded_sharp_or_refused(monkeypatch):
+    config = procedural.get_config("motion,smoke")
+    config.data.use_sharp = True
+    scene = plan.load(config)
+    np.testing.assert_array_equal(scene.images, scene.sharp_images)
+    assert scene.names[scene.train_ids[0]] == "train_000.png"
+    monkeypatch.setattr(plan, "make_scene", lambda *_, **__: dataclasses.replace(scene, sharp_images=None))
+    with pytest.raises(UserError, match="use_sharp is set, but no sharp truth"):
+        plan.load(config)

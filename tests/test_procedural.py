@@ -1,13 +1,26 @@
-"""The embedded scene: deterministic, fully covered by surfaces, blurred as the physics says, cached safely."""
+"""The embedded scenes: deterministic, fully covered by surfaces, blurred as the physics says, cached safely.
+
+tests/golden/still_life.npz holds the default layout as it was before there were others. After a wanted change:
+`.venv/bin/python tests/test_procedural.py --write`.
+"""
+
+import dataclasses
+import inspect
+import math
+import pathlib
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
-from bags_jax.data import exposures, procedural, raycast
+from bags_jax.data import bake, exposures, procedural, raycast, shapes
 from bags_jax.data.procedural import make_scene
-from bags_jax.data.still_life import still_life
+from bags_jax.data.scene import train_on_sharp
 from bags_jax.errors import UserError
 
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "still_life.npz"
+LAYOUTS = tuple(procedural.LAYOUTS)
 SMALL = {"width": 64, "height": 42, "num_train": 6, "num_test": 2, "num_points": 160}
 
 
@@ -30,9 +43,19 @@ def gradient_energy(image, where=None):
     return energy.mean() if where is None else energy[where[:-1, :-1]].mean()
 
 
-def depth_map(scene, view):
+def depth_map(scene, view, layout="still_life"):
     height, width = scene.images[view].shape[:2]
-    return raycast.render_frame(still_life(), scene.viewmats[view], scene.Ks[view], height=height, width=width)[1]
+    world = procedural.LAYOUTS[layout].make_world()
+    return raycast.render_frame(world, scene.viewmats[view], scene.Ks[view], height=height, width=width)[1]
+
+
+def golden_arrays():
+    options = {"width": 24, "height": 16, "num_train": 4, "num_test": 1, "num_points": 50, "seed": 3}
+    scenes = {blur: make_scene(blur, **options) for blur in procedural.BLURS}
+    scene = scenes["motion"]
+    geometry = {"viewmats": scene.viewmats, "points": scene.points, "point_colors": scene.point_colors}
+    images = {blur: np.stack(s.images) for blur, s in scenes.items()} | {"sharp": np.stack(scene.sharp_images)}
+    return images, geometry
 
 
 def assert_same(a, b):
@@ -79,6 +102,30 @@ def generate(blur, **options):
         )
 
 
+def test_default_layout_is_what_it_was():
+    images, geometry = golden_arrays()
+    golden = np.load(GOLDEN)
+    assert set(golden.files) == images.keys() | geometry.keys()
+    for name, array in geometry.items():
+        np.testing.assert_allclose(array, golden[name], atol=1e-5, err_msg=name)
+    for name, array in images.items():  # the same bits on the machine that made it; elsewhere a ray may pass an edge
+        off = np.abs(array.astype(int) - golden[name]) > 1
+        assert array.shape == golden[name].shape and off.mean() < 2e-3, name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_layout_is_a_world_of_its_own(layout):
+    first = generate("motion", layout=layout)
+    assert_same(first, generate("motion", layout=layout))
+    other = generate("motion")
+    assert not np.allclose(first.viewmats, other.viewmats) and not np.array_equal(
+        first.sharp_images, other.sharp_images
+    )
+    truth = generate("none", layout=layout)
+    np.testing.assert_array_equal(first.sharp_images, truth.images)
+    np.testing.assert_array_equal(first.points, truth.points)
+
+
 def test_seed_decides_everything():
     first = generate("motion", seed=0)
     assert_same(first, generate("motion", seed=0))
@@ -91,23 +138,42 @@ def test_seed_decides_everything():
     np.testing.assert_array_equal(first.sharp_images, truth.images)
 
 
-def test_every_pixel_sees_a_surface_at_a_sensible_depth():
-    scene = make_scene("none", **SMALL)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_pixel_sees_a_surface_at_a_sensible_depth(layout):
+    scene = make_scene("none", layout=layout, **SMALL)
     for view in range(len(scene.names)):
-        depths = depth_map(scene, view)
-        assert 0.5 < depths.min() and depths.max() < 12
+        depths = depth_map(scene, view, layout)
+        assert 1.0 < depths.min() and depths.max() < 12
+        assert depths.max() > 1.8 * depths.min()  # parallax
 
 
-def test_layout_does_not_depend_on_the_resolution():
-    small, large = make_scene("none", **SMALL), make_scene("none", **(SMALL | {"width": 128, "height": 84}))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pictures_are_rich(layout):
+    scene = make_scene("none", layout=layout, **(SMALL | {"width": 128, "height": 84}))
+    grays = np.stack(scene.images).mean(-1)
+    assert 80 < grays.mean() < 170 and grays.std() > 40
+    assert (np.stack(scene.images) == 255).mean() < 0.06  # of the still life: 4 %
+    blocks = grays[:, :80].reshape(len(grays), 10, 8, 16, 8).std((2, 4))
+    assert (blocks > 4).mean() > 0.97  # nearly no block of 8 x 8 px is flat
+    assert min(gradient_energy(image) for image in scene.images) > 1200
+    power = np.square(np.abs(np.fft.fft2(grays - grays.mean((1, 2), keepdims=True))))
+    fine = np.maximum.outer(np.abs(np.fft.fftfreq(84)), np.abs(np.fft.fftfreq(128))) > 0.25
+    assert power[:, fine].sum() / power.sum() < 0.15  # details of 4 px and more: so that pixels can show them
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_world_does_not_depend_on_the_resolution(layout):
+    small = make_scene("none", layout=layout, **SMALL)
+    large = make_scene("none", layout=layout, **(SMALL | {"width": 128, "height": 84}))
     np.testing.assert_array_equal(small.viewmats, large.viewmats)
     np.testing.assert_allclose(2 * small.Ks[:, :2], large.Ks[:, :2], rtol=1e-6)
     halved = linear(large.images[3]).reshape(42, 2, 64, 2, 3).mean((1, 3))
     assert np.abs(halved - linear(small.images[3])).mean() < 0.01  # the two sample pixels differently
 
 
-def test_points_lie_on_surfaces_and_have_their_colors():
-    scene = make_scene("none", **(SMALL | {"width": 128, "height": 84}))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_points_lie_on_surfaces_and_have_their_colors(layout):
+    scene = make_scene("none", layout=layout, **(SMALL | {"width": 128, "height": 84}))
     seen = np.zeros(len(scene.points), bool)
     errors = []
     for view in scene.train_ids:
@@ -115,7 +181,7 @@ def test_points_lie_on_surfaces_and_have_their_colors():
         column = np.floor(scene.Ks[view][0, 0] * x / z + scene.Ks[view][0, 2]).astype(int)
         row = np.floor(scene.Ks[view][1, 1] * y / z + scene.Ks[view][1, 2]).astype(int)
         inside = np.flatnonzero((column >= 0) & (column < 128) & (row >= 0) & (row < 84) & (z > 0))
-        depths = depth_map(scene, view)[row[inside], column[inside]]
+        depths = depth_map(scene, view, layout)[row[inside], column[inside]]
         near = inside[np.abs(depths - z[inside]) < 0.15]
         seen[near] = True
         errors.append(np.abs(scene.images[view][row[near], column[near]] / 255 - scene.point_colors[near]).mean(-1))
@@ -146,6 +212,67 @@ def test_motion_path_has_the_length_asked_for():
     ends = [exposures.pose_at(scene.viewmats[3], shake, t) @ points for t in (-0.5, 0.5)]
     chord = np.subtract(*[(scene.Ks[3] @ end[:3] / end[2])[:2] for end in ends])
     assert length >= np.linalg.norm(chord, axis=0).mean()
+
+
+def blur_width(scene, view):
+    """Standard deviation, px, of the Gaussian that makes the truth most like the photograph."""
+    truth, photo = Image.fromarray(scene.sharp_images[view]), scene.images[view].astype(float)
+    widths = np.arange(0.2, 4.0, 0.05)
+    blurred = [np.asarray(truth.filter(ImageFilter.GaussianBlur(float(width))), float) for width in widths]
+    return widths[np.argmin([np.square(x - photo)[8:-8, 8:-8].mean() for x in blurred])]
+
+
+@pytest.mark.parametrize(("blur", "layout"), [("motion", "corner"), ("defocus", "still_life")])
+def test_blur_scale_halves_the_blur(blur, layout):
+    options = {"layout": layout, "width": 128, "height": 84, "num_train": 4, "num_test": 0, "num_points": 0}
+    hard, easy = (make_scene(blur, blur_scale=scale, **options) for scale in (1.0, 0.5))
+    np.testing.assert_array_equal(hard.sharp_images, easy.sharp_images)
+    widths = np.array([[blur_width(scene, view) for view in scene.train_ids] for scene in (hard, easy)])
+    blurred = widths[0] > 0.5  # below, the samples within a pixel hide it
+    assert blurred.sum() >= 2
+    assert 0.45 < (widths[1] / widths[0])[blurred].mean() < 0.65
+
+
+def test_easy_mixed_loses_less():
+    hard, easy = (make_scene("mixed", blur_scale=scale, **(SMALL | {"num_train": 8})) for scale in (1.0, 0.5))
+    sharp = [
+        sum(np.array_equal(scene.images[i], scene.sharp_images[i]) for i in scene.train_ids) for scene in (hard, easy)
+    ]
+    assert sharp == [2, 4]
+    least = [min(gradient_energy(scene.images[i]) for i in scene.train_ids) for scene in (hard, easy)]
+    assert least[1] > 1.5 * least[0]  # a quarter of the resolution instead of an eighth
+    assert_same(hard, make_scene("mixed", blur_scale=0.8, **(SMALL | {"num_train": 8})))
+
+
+@pytest.mark.parametrize(("layout", "width", "noise_px"), [("still_life", 64, 0.5), ("relief", 48, 2.0)])
+def test_wrong_poses_move_pictures_by_what_is_asked(layout, width, noise_px):
+    options = {"layout": layout} | SMALL | {"width": width}
+    true, wrong = make_scene("mixed", **options), make_scene("mixed", pose_noise_px=noise_px, **options)
+    for name in ("images", "sharp_images", "points", "point_colors", "Ks"):
+        np.testing.assert_array_equal(getattr(true, name), getattr(wrong, name), err_msg=name)
+    np.testing.assert_array_equal(true.viewmats[true.test_ids], wrong.viewmats[true.test_ids])
+    turns = wrong.viewmats[:, :3, :3]
+    np.testing.assert_allclose(turns @ turns.transpose(0, 2, 1), np.tile(np.eye(3), (8, 1, 1)), atol=1e-5)
+    moves = []
+    for view in true.train_ids:
+        z = depth_map(true, view, layout).ravel()
+        rows, columns = np.mgrid[0.5:42, 0.5:width].reshape(2, -1)
+        pixels = np.stack([columns, rows, np.ones_like(rows)])
+        seen = np.concatenate([np.linalg.inv(true.Ks[view]) @ pixels * z, np.ones((1, z.size))])
+        moved = true.Ks[view] @ (wrong.viewmats[view] @ np.linalg.inv(true.viewmats[view]) @ seen)[:3]
+        moves.append(np.sqrt(np.square(moved[:2] / moved[2] - pixels[:2]).sum(0).mean()))
+    assert np.mean(moves) == pytest.approx(noise_px, rel=0.1)  # it is set on every 6th pixel
+    assert min(moves) > 0.1 * noise_px and np.std(moves) > 0.05 * noise_px  # not all alike
+
+
+def test_oracle_trains_on_the_truth():
+    scene = make_scene("motion", pose_noise_px=1.0, **SMALL)
+    oracle = train_on_sharp(scene)
+    np.testing.assert_array_equal(oracle.images, scene.sharp_images)
+    np.testing.assert_array_equal(oracle.viewmats, scene.viewmats)
+    with pytest.raises(UserError, match="use_sharp is set, but no sharp truth") as caught:
+        train_on_sharp(dataclasses.replace(scene, sharp_images=None))
+    assert "\n" not in str(caught.value)
 
 
 def test_defocus_blurs_what_is_out_of_focus():
@@ -192,6 +319,14 @@ def test_cache_hit_is_the_same_and_a_corrupt_file_is_replaced(cache_home, monkey
     assert not list(cache_home.rglob("*.tmp"))
 
 
+def test_every_argument_has_a_cache_of_its_own():
+    base = {name: value.default for name, value in inspect.signature(make_scene).parameters.items()}
+    others = {"blur": "none", "layout": "relief", "blur_scale": 0.5, "pose_noise_px": 1.0}
+    others |= {name: base[name] + 1 for name in base.keys() - others.keys()}
+    orders = [base] + [base | {name: value} for name, value in others.items()]
+    assert len({procedural._cache_path(procedural._Order(**order)) for order in orders}) == len(base) + 1
+
+
 def test_without_a_writable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "below"))
@@ -203,6 +338,12 @@ def test_without_a_writable_cache(tmp_path, monkeypatch):
     ("blur", "options", "words"),
     [
         ("fog", {}, "fog.*motion, defocus, mixed, none"),
+        ("motion", {"layout": "attic"}, "layout 'attic' is unknown: use one of still_life, corner, relief"),
+        ("motion", {"blur_scale": 0.0}, "blur_scale is 0.0, expected more than 0 and at most 4"),
+        ("motion", {"blur_scale": 5.0}, "blur_scale is 5.0, expected more than 0 and at most 4"),
+        ("motion", {"blur_scale": math.nan}, "blur_scale is nan"),
+        ("motion", {"pose_noise_px": -1.0}, "pose_noise_px is -1.0, expected 0 to 16"),
+        ("motion", {"pose_noise_px": 17.0}, "pose_noise_px is 17.0, expected 0 to 16"),
         ("motion", {"width": 15}, "15 x 84.*at least 16"),
         ("motion", {"height": 8}, "128 x 8.*at least 16"),
         ("none", {"num_train": 1}, "num_train=1.*at least 2"),
@@ -215,15 +356,62 @@ def test_bad_arguments(blur, options, words):
     assert "\n" not in str(caught.value)
 
 
-def test_frame_equals_rays_cast_one_by_one():
-    scene = make_scene("none", **SMALL)
-    world, viewmat, K = still_life(), scene.viewmats[4], scene.Ks[4]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frame_equals_rays_cast_one_by_one(layout):
+    scene = make_scene("none", layout=layout, **SMALL)
+    world, viewmat, K = procedural.LAYOUTS[layout].make_world(), scene.viewmats[4], scene.Ks[4]
     colors, depths = raycast.render_frame(world, viewmat, K, height=42, width=64)
     rows, columns = np.mgrid[0.5:42, 0.5:64].reshape(2, -1)
     origin, directions = raycast.camera_rays(viewmat, K, np.stack([columns, rows]))
     t, radiance = raycast.cast(world, origin, directions)
     np.testing.assert_allclose(depths.ravel(), t, rtol=1e-4)  # frames skip what a solid's screen box leaves out
     assert np.abs(colors.reshape(-1, 3) - radiance).max() < 1e-3
+
+
+def small_world():
+    """A black room with a ball, a leaf and a rod, and the light that falls on them."""
+
+    def paint(level):
+        return lambda face, x, y: np.full((*x.shape, 3), level, np.float32)
+
+    zero = np.zeros(3, np.float32)
+    room = raycast.Solid("box", zero, np.full(3, 6, np.float32), paint(0.0), hollow=True, texels=9.0)
+    solids = (
+        room,
+        shapes.ball((0, 0, 0), 1.0, paint(0.5)),
+        shapes.leaf((0.4, -2.5, 0.3), (0.3, 0.1, 0.6), (1, 0, 1), (0, -1, 0), paint(0.5), small=True),
+        shapes.rod((-1, -3, -1), (1, -2, 1), 0.05, paint(0.5)),
+    )
+    return solids, bake.Light(np.array([0, -5, 0], np.float32), 0.2, np.full(3, 8, np.float32), zero)
+
+
+def test_leaf_is_an_ellipsoid():
+    solids, light = small_world()
+    solid = solids[2]
+    world = bake.make_world((solids[0], solid), light)
+    axes = solid.rotation.T
+    np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-6)
+    assert axes[2] @ [1, 0, 1] > 1.4 and axes[1] @ [0, -1, 0] < -0.99
+    for axis, half in zip(axes, solid.half, strict=True):
+        t, _ = raycast.cast(world, (solid.center + 2 * axis)[:, None], -axis[:, None])
+        np.testing.assert_allclose(t, 2 - half, rtol=1e-4)
+    u, v = np.random.default_rng(0).random((2, 500)).astype(np.float32)
+    points, normals = raycast.surface_points(solid, 0, u, v)
+    local = solid.rotation.T @ (points - solid.center[:, None])
+    np.testing.assert_allclose(np.square(local / solid.half[:, None]).sum(0), 1, atol=0.03)  # 1e-3 above the surface
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=0), 1, atol=1e-5)
+    gradients = local / np.square(solid.half[:, None])
+    gradients /= np.linalg.norm(gradients, axis=0)
+    assert ((solid.rotation.T @ normals) * gradients).sum(0).min() > 0.999
+
+
+def test_what_cannot_shade_a_point_is_skipped_without_a_trace(monkeypatch):
+    solids, light = small_world()
+    quick = bake.make_world(solids, light)
+    points = raycast.surface_points(solids[1], 0, *np.random.default_rng(1).random((2, 500)).astype(np.float32))[0]
+    assert 0.1 < bake._may_shade(solids[2], points, light).mean() < 0.9
+    monkeypatch.setattr(bake, "_may_shade", lambda solid, points, light: np.ones(points.shape[1], bool))
+    np.testing.assert_array_equal(quick.atlas, bake.make_world(solids, light).atlas)
 
 
 def test_light_falls_off_as_lambert_says():
@@ -235,8 +423,8 @@ def test_light_falls_off_as_lambert_says():
         raycast.Solid("box", zero, 6 * one, paint(0.0), hollow=True, unseen_faces=tuple(range(6))),  # black: no bounce
         raycast.Solid("sphere", zero, one, paint(0.5)),
     )
-    light = raycast.Light(np.array([0, -5, 0], np.float32), 0.01, 8 * one, zero)
-    world = raycast.make_world(solids, light)
+    light = bake.Light(np.array([0, -5, 0], np.float32), 0.01, 8 * one, zero)
+    world = bake.make_world(solids, light)
     angles = np.radians([0, 30, 60, 100, 180]).astype(np.float32)  # from the light's direction
     normals = np.stack([np.sin(angles), -np.cos(angles), np.zeros(5, np.float32)])
     t, radiance = raycast.cast(world, 3 * normals, -normals)
@@ -245,3 +433,11 @@ def test_light_falls_off_as_lambert_says():
     distance = np.linalg.norm(towards, axis=0)
     expected = 0.5 * 8 * np.maximum((towards * normals).sum(0), 0) / distance**3
     np.testing.assert_allclose(radiance[:, 0], expected, rtol=0.02, atol=1e-3)  # the light map is sampled, not exact
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/test_procedural.py --write")
+    golden_images, golden_geometry = golden_arrays()
+    np.savez_compressed(GOLDEN, **golden_images, **golden_geometry)
+    print(f"wrote {GOLDEN}")

@@ -40,6 +40,11 @@ def noise(*coordinates: np.ndarray, seed: int = 0) -> np.ndarray:
     return total
 
 
+def fill(code: str, like: np.ndarray) -> np.ndarray:
+    """One colour [h, w, 3] for coordinates [h, w]."""
+    return np.broadcast_to(rgb(code), (*like.shape, 3))
+
+
 def cells(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
     """A random value in [0, 1] for each unit cell."""
     table = np.random.default_rng(seed).random((64, 64), np.float32)

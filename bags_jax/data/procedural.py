@@ -15,30 +15,34 @@ import sys
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax.data import exposures, layout, mixed, paint, poses, raycast, scene_cache, shapes, still_life
-from bags_jax.data.layout import Layout
-from bags_jax.data.scene import Scene
-from bags_jax.errors import UserError
-
-BLURS = ("motion", "defocus", "mixed", "none")
-LAYOUTS = {"still_life": still_life.LAYOUT}
-
-_COLOR_NOISE = 0.03  # sRGB
-_MIXED_FACTORS, _MIXED_FACTORS_EASY = (1, 2, 4, 8), (1, 1, 2, 4)
-_MAX_BLUR_SCALE = 4.0  # more would take minutes to render
-# One random stream for each purpose: so blurs share their cameras.
-_STREAMS = {"cameras": 0, "blur": 1, "points": 2, "poses": 3}
-_SOURCES = (
+from bags_jax.data import (
+    bake,
+    corner,
     exposures,
     layout,
     mixed,
     paint,
     poses,
     raycast,
+    relief,
     scene_cache,
     shapes,
     still_life,
-)  # that decide what is seen
+)
+from bags_jax.data.layout import Layout
+from bags_jax.data.scene import Scene
+from bags_jax.errors import UserError
+
+BLURS = ("motion", "defocus", "mixed", "none")
+LAYOUTS = {"still_life": still_life.LAYOUT, "corner": corner.LAYOUT, "relief": relief.LAYOUT}
+
+_COLOR_NOISE = 0.03  # sRGB
+_MIXED_FACTORS, _MIXED_FACTORS_EASY = (1, 2, 4, 8), (1, 1, 2, 4)
+_MAX_BLUR_SCALE = 4.0  # more would take minutes to render
+# One random stream for each purpose: so blurs share their cameras.
+_STREAMS = {"cameras": 0, "blur": 1, "points": 2, "poses": 3}
+_WORLDS = (still_life, corner, relief)
+_SOURCES = (*_WORLDS, bake, exposures, layout, mixed, paint, poses, raycast, scene_cache, shapes)  # decide what is seen
 
 
 @dataclasses.dataclass(frozen=True)

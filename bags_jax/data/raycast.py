@@ -1,7 +1,7 @@
 """A small ray caster: boxes, spheres and cylinders whose radiance is baked once into an atlas of texels (numpy, float32).
 
 Every surface is Lambertian, so its radiance does not depend on the view: light, shadows and one bounce are computed once
-for each texel (`make_world`), and a frame is nothing but the nearest hits and a texture look-up (`render_frame`).
+for each texel (`bake.py`), and a frame is nothing but the nearest hits and a texture look-up (`render_frame`).
 Rays are kept as [3, n] arrays. World frame: right-handed, z up. A ray's direction has camera z = 1, so that the ray
 parameter t is the camera depth.
 """
@@ -13,17 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 
 _MISS = np.float32(1e9)
-_LIGHT_SAMPLES, _BOUNCE_SAMPLES = 16, 64  # rays a light-map sample
-# Light-map samples a scene unit (half in the room); they are enlarged to the size of the texture.
-_DIRECT_PER_UNIT, _BOUNCE_PER_UNIT = 32.0, 14.0
 _OFFSET = 1e-3  # how far baked rays start above their surface, scene units
 # Box faces -x +x -y +y -z +z: the axis and the sign that point to the right and up for a viewer outside.
 _RIGHT_AXIS, _RIGHT_SIGN = np.array([1, 1, 0, 0, 0, 0]), np.array([-1, 1, 1, -1, 1, 1], np.float32)
 _UP_AXIS, _UP_SIGN = np.array([2, 2, 2, 2, 1, 1]), np.array([1, 1, 1, 1, -1, 1], np.float32)
-_NUM_FACES = {"box": 6, "sphere": 1, "cylinder": 3}  # a cylinder's faces: side, bottom, top
+NUM_FACES = {"box": 6, "sphere": 1, "cylinder": 3}  # a cylinder's faces: side, bottom, top
 
 Painter = Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # (face, x, y) -> linear albedo [h, w, 3]
 
@@ -36,12 +32,13 @@ class Solid:
     longitude, rad, and height above the middle, scene units. Longitude 0 is local -y.
     """
 
-    kind: str  # "box", "sphere" or "cylinder" (axis: local z)
+    kind: str  # "box", "sphere" (an ellipsoid where its extents differ) or "cylinder" (axis: local z)
     center: Float[np.ndarray, "3"]  # world frame
     half: Float[np.ndarray, "3"]  # half extents along the local axes, scene units
     paint: Painter
     rotation: Float[np.ndarray, "3 3"] | None = None  # world from local; None: the axes agree
     texels: float = 140.0  # per scene unit
+    small: bool = False  # one of many: it gets a coarse light map and reflects no light on others
     hollow: bool = False  # seen from inside: the room
     unseen_faces: tuple[int, ...] = ()  # get a coarse texture
 
@@ -59,17 +56,7 @@ class World:
     atlas: Float[np.ndarray, "T 3"]  # linear light, in [0, 1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Light:
-    """A ball of light, and the even light that stands for all bounces after the first."""
-
-    center: Float[np.ndarray, "3"]
-    radius: float  # scene units: how soft the shadows are
-    power: Float[np.ndarray, "3"]  # irradiance at distance 1, facing it
-    ambient: Float[np.ndarray, "3"]  # irradiance where nothing is near
-
-
-def _to_local(solid: Solid, vectors: np.ndarray) -> np.ndarray:
+def to_local(solid: Solid, vectors: np.ndarray) -> np.ndarray:
     """Turns world vectors [3, n] into the solid's axes."""
     return vectors if solid.rotation is None else solid.rotation.T @ vectors
 
@@ -81,7 +68,7 @@ def _slab(origin: np.ndarray, direction: np.ndarray, half: float) -> tuple[np.nd
     return middle - reach, middle + reach
 
 
-def _products(origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def products(origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """d.d, o.d and o.o of rays, over the rows given (2: across a cylinder, 3: a sphere)."""
     dd, od, oo = direction[0] * direction[0], origin[0] * direction[0], origin[0] * origin[0]
     for o, d in zip(origin[1:], direction[1:], strict=True):  # faster than einsum or sum(axis=0)
@@ -91,7 +78,7 @@ def _products(origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np
 
 def _ball(origin: np.ndarray, direction: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """The interval of t within a ball (3 rows) or an endless cylinder (2 rows); none: it starts at a miss."""
-    a, b, c = _products(origin, direction)
+    a, b, c = products(origin, direction)
     a = a + np.float32(1e-12)
     discriminant = b * b - a * (c - np.float32(radius * radius))
     root = np.sqrt(np.maximum(discriminant, 0.0))
@@ -99,11 +86,13 @@ def _ball(origin: np.ndarray, direction: np.ndarray, radius: float) -> tuple[np.
     return enter, (root - b) / a
 
 
-def _interval(solid: Solid, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def interval(solid: Solid, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where rays [3, n] in the solid's axes (origin [3, n] or [3, 1]) enter and leave it: a hit if enter < leave."""
     half = solid.half.tolist()
     if solid.kind == "sphere":
-        return _ball(origin, direction, half[0])
+        if half[0] == half[1] == half[2]:
+            return _ball(origin, direction, half[0])
+        return _ball(origin / solid.half[:, None], direction / solid.half[:, None], 1.0)
     enter, leave = _slab(origin[2], direction[2], half[2])
     if solid.kind == "cylinder":
         sides = [_ball(origin[:2], direction[:2], half[0])]
@@ -141,11 +130,11 @@ def _face_size(solid: Solid, face: int) -> tuple[float, float]:
     if solid.kind == "box":
         return 2 * half[_RIGHT_AXIS[face]], 2 * half[_UP_AXIS[face]]
     if solid.kind == "sphere":
-        return 2 * math.pi * half[0], math.pi * half[0]
+        return 2 * math.pi * max(half), math.pi * max(half)
     return (2 * math.pi * half[0], 2 * half[2]) if face == 0 else (2 * half[0], 2 * half[0])
 
 
-def _face_grid(solid: Solid, face: int, per_unit: float, smallest: int) -> tuple[np.ndarray, np.ndarray]:
+def face_grid(solid: Solid, face: int, per_unit: float, smallest: int) -> tuple[np.ndarray, np.ndarray]:
     """(u, v) of the texel centres of a face, [h, w] each."""
     width, height = (max(smallest, round(size * per_unit)) for size in _face_size(solid, face))
     u, v = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
@@ -153,7 +142,7 @@ def _face_grid(solid: Solid, face: int, per_unit: float, smallest: int) -> tuple
     return grid_u, grid_v
 
 
-def _paint_coordinates(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def paint_coordinates(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(u, v) in [0, 1] to the coordinates that a painter gets."""
     width, height = _face_size(solid, face)
     if solid.kind == "sphere":
@@ -163,9 +152,9 @@ def _paint_coordinates(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) ->
     return (u - 0.5) * np.float32(width), (v - 0.5) * np.float32(height)
 
 
-def _surface_points(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def surface_points(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """World points [3, n] just off the surface at (u, v) [n], and the normals there that point to the viewer."""
-    x, y = _paint_coordinates(solid, face, u, v)
+    x, y = paint_coordinates(solid, face, u, v)
     normals = np.zeros((3, u.size), np.float32)
     points = np.zeros((3, u.size), np.float32)
     if solid.kind == "box":
@@ -179,9 +168,12 @@ def _surface_points(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tu
         latitude = y if solid.kind == "sphere" else np.zeros_like(y)
         normals[0], normals[1] = np.sin(x) * np.cos(latitude), -np.cos(x) * np.cos(latitude)
         normals[2] = np.sin(latitude)
-        points[:] = normals * solid.half[0]
+        points[:] = normals * (solid.half[:, None] if solid.kind == "sphere" else solid.half[0])
         if solid.kind == "cylinder":
             points[2] = y
+        elif solid.half.min() < solid.half.max():
+            normals = normals / solid.half[:, None]
+            normals = normals / np.linalg.norm(normals, axis=0, keepdims=True)
     if solid.hollow:
         normals = -normals
     points = points + _OFFSET * normals
@@ -190,23 +182,12 @@ def _surface_points(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tu
     return points + solid.center[:, None], normals
 
 
-def _occluded(solids: tuple[Solid, ...], origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Whether anything but the room lies between origin and origin + direction, for rays [3, n]."""
-    blocked = np.zeros(directions.shape[1], bool)
-    for solid in solids:
-        if solid.hollow:
-            continue
-        enter, leave = _interval(solid, _to_local(solid, origins - solid.center[:, None]), _to_local(solid, directions))
-        blocked |= (enter < leave) & (leave > 0.0) & (enter < 1.0)
-    return blocked
-
-
 def _nearest(solids: tuple[Solid, ...], origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ray parameter and solid index of the first hit of rays [3, n] (origins [3, n] or [3, 1])."""
     nearest = np.full(directions.shape[1], _MISS)
     owners = np.zeros(directions.shape[1], np.int32)
     for index, solid in enumerate(solids):
-        enter, leave = _interval(solid, _to_local(solid, origins - solid.center[:, None]), _to_local(solid, directions))
+        enter, leave = interval(solid, to_local(solid, origins - solid.center[:, None]), to_local(solid, directions))
         t = leave if solid.hollow else enter
         closer = (enter < leave) & (t > 0.0) & (t < nearest)
         np.copyto(nearest, t, where=closer)
@@ -239,7 +220,7 @@ def _radiance(world: World, points: np.ndarray, owners: np.ndarray) -> np.ndarra
     u, v = np.empty(owners.shape, np.float32), np.empty(owners.shape, np.float32)
     for index in np.flatnonzero(counts).tolist():
         solid, own = world.solids[index], slice(counts[:index].sum(), counts[: index + 1].sum())
-        face, u[own], v[own] = _surface_uv(solid, _to_local(solid, points[:, own] - solid.center[:, None]))
+        face, u[own], v[own] = _surface_uv(solid, to_local(solid, points[:, own] - solid.center[:, None]))
         faces[own] = world.first_faces[index] + face
     colors = np.empty((owners.size, 3), np.float32)
     colors[order] = _look_up(world, faces, u, v)
@@ -264,7 +245,7 @@ def cast(
     return t, _radiance(world, origins + t * directions, owners)
 
 
-def _corners(solid: Solid) -> np.ndarray:
+def bounding_corners(solid: Solid) -> np.ndarray:
     """The solid's bounding box: world points [3, 8]."""
     corners = solid.half[:, None] * np.array(list(itertools.product((-1, 1), repeat=3)), np.float32).T
     return solid.center[:, None] + (corners if solid.rotation is None else solid.rotation @ corners)
@@ -298,106 +279,11 @@ def render_frame(
             continue
         box = slice(top, bottom), slice(left, right)
         seen = directions[:, *box]
-        local = _to_local(solid, origin - solid.center[:, None])
-        enter, leave = _interval(solid, local, _to_local(solid, seen.reshape(3, -1)))
+        local = to_local(solid, origin - solid.center[:, None])
+        enter, leave = interval(solid, local, to_local(solid, seen.reshape(3, -1)))
         t, leave = (x.reshape(seen.shape[1:]) for x in ((leave if solid.hollow else enter), leave))
         closer = (t < nearest[box]) & (t > 0.0) & (t <= leave)
         np.copyto(nearest[box], t, where=closer)
         np.copyto(owners[box], np.int32(index), where=closer)
     colors = _radiance(world, origin + nearest.ravel() * flat, owners.ravel())
     return colors.reshape(height, width, 3), nearest
-
-
-def _tangents(normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two unit tangents [3, n] for unit normals [3, n]."""
-    helper = np.where(np.abs(normals[2:3]) < 0.9, [[0.0], [0.0], [1.0]], [[1.0], [0.0], [0.0]]).astype(np.float32)
-    tangent = np.cross(helper, normals, axis=0)
-    tangent /= np.linalg.norm(tangent, axis=0, keepdims=True)
-    return tangent, np.cross(normals, tangent, axis=0)
-
-
-def _direct(world: World, points: np.ndarray, normals: np.ndarray, light: Light) -> np.ndarray:
-    """Irradiance [n, 3] straight from the light, from points spread over its ball (Fibonacci lattice)."""
-    total = np.zeros(points.shape[1], np.float32)
-    for i in range(_LIGHT_SAMPLES):
-        height, turn = 1 - (2 * i + 1) / _LIGHT_SAMPLES, i * math.pi * (3 - math.sqrt(5))
-        flat = math.sqrt(1 - height * height)
-        offset = light.radius * np.array([flat * math.cos(turn), flat * math.sin(turn), height])
-        towards = (light.center + offset).astype(np.float32)[:, None] - points
-        squared, cosine, _ = _products(normals, towards)
-        lit = np.maximum(cosine, 0.0) / squared**1.5
-        facing = np.flatnonzero(lit > 0)
-        lit[facing] *= ~_occluded(world.solids, points[:, facing], towards[:, facing])
-        total += lit
-    return total[:, None] / _LIGHT_SAMPLES * light.power
-
-
-def _indirect(world: World, points: np.ndarray, normals: np.ndarray, light: Light) -> np.ndarray:
-    """Irradiance [n, 3] of one bounce, and of the ambient light as far as nothing near hides it."""
-    tangent, bitangent = _tangents(normals)
-    total = np.zeros((points.shape[1], 3), np.float32)
-    for i in range(_BOUNCE_SAMPLES):  # cosine-weighted directions on a golden-ratio spiral
-        radius, angle = math.sqrt((i + 0.5) / _BOUNCE_SAMPLES), i * math.pi * (3 - math.sqrt(5))
-        towards = radius * (math.cos(angle) * tangent + math.sin(angle) * bitangent)
-        t, radiance = cast(world, points, towards + np.float32(math.sqrt(1 - radius**2)) * normals)
-        total += radiance + np.minimum(t / np.float32(1.5), 1.0)[:, None] * light.ambient
-    buried = _occluded(world.solids, points, np.float32(1e-4) * normals)
-    return np.where(buried[:, None], np.float32(0.0), total / _BOUNCE_SAMPLES)
-
-
-def _enlarge(field: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes a light map [h, w, 3] smoothly."""
-    planes = [Image.fromarray(np.ascontiguousarray(field[..., i], np.float32)) for i in range(3)]
-    planes = [np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC)) for plane in planes]
-    return np.maximum(np.stack(planes, axis=-1), 0.0)
-
-
-def _light_maps(
-    faces: list[tuple[Solid, int]], shapes: np.ndarray, per_unit: float, irradiance: Callable
-) -> list[np.ndarray]:
-    """Irradiance [h, w, 3] of each face at its texture's shape, from `per_unit` samples a scene unit (room: half)."""
-    grids = [_face_grid(s, face, per_unit * _density(s, face) * (0.5 if s.hollow else 1.0), 5) for s, face in faces]
-    places = [_surface_points(*pair, u.ravel(), v.ravel()) for pair, (u, v) in zip(faces, grids, strict=True)]
-    points, normals = (np.concatenate(parts, axis=1) for parts in zip(*places, strict=True))
-    chunks = np.array_split(np.arange(points.shape[1]), max(1, points.shape[1] // 8192))  # that fit in the cache
-    values = np.concatenate([irradiance(points[:, chunk], normals[:, chunk]) for chunk in chunks])
-    ends = np.cumsum([u.size for u, _ in grids])
-    parts = [part.reshape(*u.shape, 3) for part, (u, _) in zip(np.split(values, ends[:-1]), grids, strict=True)]
-    return [_enlarge(part, *shape) for part, shape in zip(parts, shapes.tolist(), strict=True)]
-
-
-def _density(solid: Solid, face: int) -> float:
-    """Texels of a face relative to the solid's."""
-    return 0.1 if face in solid.unseen_faces else 1.0
-
-
-def make_world(solids: tuple[Solid, ...], light: Light) -> World:
-    """Paints every face and bakes its light: direct with soft shadows, ambient occlusion, and one diffuse bounce.
-
-    Args:
-      solids: at most 256; one of them hollow, around all others and every camera: so no ray ever misses.
-    Deterministic.
-    """
-    faces = [(solid, face) for solid in solids for face in range(_NUM_FACES[solid.kind])]
-    albedos = []
-    for solid, face in faces:
-        u, v = _face_grid(solid, face, solid.texels * _density(solid, face), 4)
-        albedos.append(solid.paint(face, *_paint_coordinates(solid, face, u, v)).reshape(-1, 3))
-    albedo = np.concatenate(albedos).astype(np.float32)
-    shapes = np.array([_face_grid(s, face, s.texels * _density(s, face), 4)[0].shape for s, face in faces], np.int32)
-    counts = np.array([_NUM_FACES[solid.kind] for solid in solids])
-    world = World(
-        solids=solids,
-        first_faces=(np.cumsum(counts) - counts).astype(np.int32),
-        face_starts=(np.cumsum(shapes.prod(1)) - shapes.prod(1)).astype(np.int32),
-        face_widths=shapes[:, 1],
-        face_heights=shapes[:, 0],
-        corners=np.stack([_corners(solid) for solid in solids]),
-        atlas=albedo,
-    )
-    maps = _light_maps(faces, shapes, _DIRECT_PER_UNIT, lambda p, n: _direct(world, p, n, light))
-    light_seen = np.concatenate([part.reshape(-1, 3) for part in maps])
-    world = dataclasses.replace(world, atlas=albedo * light_seen)
-    maps = _light_maps(faces, shapes, _BOUNCE_PER_UNIT, lambda p, n: _indirect(world, p, n, light))
-    light_seen += np.concatenate([part.reshape(-1, 3) for part in maps])
-    return dataclasses.replace(world, atlas=np.clip(albedo * light_seen, 0.0, 1.0))

@@ -23,6 +23,19 @@ def ball(center: tuple, radius: float, paint: Painter, degrees: float = 0.0) -> 
     return Solid("sphere", np.array(center, np.float32), np.full(3, radius, np.float32), paint, rotation)
 
 
+def leaf(center: tuple, half: tuple, tip: tuple, facing: tuple, paint: Painter, **options) -> Solid:
+    """A flat ellipsoid: half width, half thickness, half length; the tip points along `tip`, longitude 0 to `facing`.
+
+    Only the part of `facing` across the tip counts.
+    """
+    z = np.array(tip, float) / np.linalg.norm(tip)
+    y = -np.array(facing, float)
+    y -= (y @ z) * z
+    y /= np.linalg.norm(y)
+    rotation = np.stack([np.cross(y, z), y, z], axis=1).astype(np.float32)
+    return Solid("sphere", np.array(center, np.float32), np.array(half, np.float32), paint, rotation, **options)
+
+
 def rod(start: tuple, end: tuple, radius: float, paint: Painter) -> Solid:
     """A cylinder between two points."""
     along = np.subtract(end, start)

@@ -9,9 +9,10 @@ import math
 
 import numpy as np
 
+from bags_jax.data.bake import Light, make_world
 from bags_jax.data.layout import Layout
 from bags_jax.data.paint import cells, edge, mix, noise, plain, rgb, stripe, text
-from bags_jax.data.raycast import Light, Painter, Solid, World, make_world
+from bags_jax.data.raycast import Painter, Solid, World
 from bags_jax.data.shapes import ball, box, rod
 
 _TARGET = np.array([0.0, 0.1, 0.78])  # what the cameras look at, world frame
