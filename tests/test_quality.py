@@ -236,6 +236,17 @@ def test_no_gap_is_no_missing_run():
     assert cell(detail, "share closed, %", case.name, "default") == "no gap"
 
 
+def test_what_was_not_asked_for_is_not_missing():
+    whole = invented_results()
+    results = quality_tables.Results(whole.cases, ["plain", "default"], [100, 101], whole.rows)
+    detail = quality_tables.detail_table(results)
+    assert cell(detail, "over plain, dB", "corner-motion-hard", "default") == "+3.50 ± 0.71"
+    assert cell(detail, "over published, dB", "corner-motion-hard", "default") == "-"
+    assert cell(detail, "share closed, %", "corner-motion-hard", "default") == "-"
+    alone = quality_tables.Results(whole.cases, ["plain"], [100, 101], whole.rows)
+    assert len(quality_tables.all_tables(alone)) == 3
+
+
 def test_tables_of_nothing_are_all_missing(tmp_path):
     cases = suites.find_cases("procedural", ["corner-none"])
     quality_tables.write_tables(tmp_path, quality_tables.Results(cases, ["plain", "default"], [100], {}))

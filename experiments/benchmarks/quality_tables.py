@@ -128,11 +128,13 @@ def differences(results: Results, case: str, method: str, seed: int) -> dict[str
     }
 
 
-def _difference_cells(method: str, per_seed: Sequence[Mapping[str, float | None]], *, has_gap: bool) -> list[str]:
-    """Ahead of plain and of published, and the share closed; "-" where a method would be compared with itself."""
+def _difference_cells(
+    results: Results, method: str, per_seed: Sequence[Mapping[str, float | None]], *, has_gap: bool
+) -> list[str]:
+    """Ahead of plain and of published, and the share closed; "-": compared with itself, or with what was not asked for."""
     found = {name: spread([d[name] for d in per_seed]) for name in per_seed[0]}
-    compares = {"over plain": method != "plain", "over published": method != "published"}
-    cells = [shown(found[name], 2, sign=True) if compared else "-" for name, compared in compares.items()]
+    others = [other if other in results.methods and other != method else None for other in ("plain", "published")]
+    cells = [shown(found[f"over {other}"], 2, sign=True) if other else "-" for other in others]
     share = shown(found["share closed"], 0, factor=100.0)
     if share == MISSING and found["gap"] is not None:
         share = NO_GAP
@@ -145,14 +147,17 @@ def detail_table(results: Results) -> Table:
     for case in results.cases:
         for method in results.methods:
             per_seed = [differences(results, case.name, method, seed) for seed in results.seeds]
-            has_gap = "oracle" in results.methods and case.name != case.sharp
+            has_gap = {"plain", "oracle"} <= set(results.methods) and case.name != case.sharp
             aligned = results.over_seeds(case.name, method, "shift_aligned", "PSNR")
             count = results.over_seeds(case.name, method, "num_gaussians")
             minutes = spread([_minutes(results, case.name, method, seed) for seed in results.seeds])
             is_small = aligned is None and count is not None  # a picture too small to be shifted
             lines.append(
                 [case.name, method, results.num_done(case.name, method)]
-                + ["-" if is_small else shown(aligned, 2), *_difference_cells(method, per_seed, has_gap=has_gap)]
+                + [
+                    "-" if is_small else shown(aligned, 2),
+                    *_difference_cells(results, method, per_seed, has_gap=has_gap),
+                ]
                 + [shown(count, 0), shown(minutes, 1)]
             )
     header = ("case", "method", "seeds", "aligned PSNR, dB", "over plain, dB", "over published, dB", "share closed, %")
@@ -170,14 +175,14 @@ def summary_table(results: Results) -> Table:
     groups = dict.fromkeys(case.group for case in results.cases)
     for group in groups:
         cases = [case for case in results.cases if case.group == group]
-        has_gap = "oracle" in results.methods and any(case.name != case.sharp for case in cases)
+        has_gap = {"plain", "oracle"} <= set(results.methods) and any(case.name != case.sharp for case in cases)
         for method in [m for m in results.methods if m != "plain"]:
             per_seed = [
                 _mean_of([differences(results, case.name, method, seed) for case in cases]) for seed in results.seeds
             ]
             whole = sum(all((case.name, method, s) in results.rows for case in cases) for s in results.seeds)
             counts = [str(len(cases)), f"{whole} of {len(results.seeds)}"]
-            lines.append([group, method, *counts, *_difference_cells(method, per_seed, has_gap=has_gap)])
+            lines.append([group, method, *counts, *_difference_cells(results, method, per_seed, has_gap=has_gap)])
     header = ("blur", "method", "cases", "whole seeds", "over plain, dB", "over published, dB", "share closed, %")
     return Table("By kind of blur, PSNR", header, lines)
 
@@ -191,13 +196,15 @@ def _mean_of(cases: Sequence[Mapping[str, float | None]]) -> dict[str, float | N
 
 
 def all_tables(results: Results) -> list[Table]:
-    """The summary, one table a protocol, and the details."""
-    return [summary_table(results), *(protocol_table(results, p) for p in PROTOCOLS), detail_table(results)]
+    """The summary (where there is more than plain splatting), one table a protocol, and the details."""
+    tables = [summary_table(results), *(protocol_table(results, p) for p in PROTOCOLS), detail_table(results)]
+    return [table for table in tables if table.rows]
 
 
 CSV_FIELDS: tuple[tuple[str, ...], ...] = (
     *((protocol, score) for protocol in PROTOCOLS for score in ("PSNR", "SSIM", "LPIPS")),
     ("shift_aligned", "PSNR"),
+    *(("no_truth", name) for name in ("reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR")),
     *((name,) for name in ("num_gaussians", "step", "train_seconds", "evaluate_seconds", "cpu_seconds", "sessions")),
     *((name,) for name in ("commit", "cpu", "cores", "device", "jax", "date")),
 )
