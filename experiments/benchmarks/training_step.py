@@ -41,9 +41,14 @@ def blended_per_pixel(state: TrainState, dataset: Dataset, recipe: Recipe) -> fl
     The gradient of a pixel's colour with regard to the colours of the Gaussians is its weights: positive where it is blended.
     """
     view, camera = recipe.view, jax.tree.map(lambda x: x[0], dataset.cameras)
-    size = {"width": view.width, "height": view.height, "max_intersections": view.max_intersections}
     projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
-    weights = jax.jit(jax.grad(lambda ones, y, x: rasterize(projected, ones, **size).colors[y, x, 0]))
+
+    def color(ones, y, x):
+        room = view.max_intersections
+        image = rasterize(projected, ones, width=view.width, height=view.height, max_intersections=room)
+        return image.colors[y, x, 0]
+
+    weights = jax.jit(jax.grad(color))
     rows, columns = (np.linspace(0, side - 1, 7, dtype=int) for side in (view.height, view.width))
     ones = jnp.ones((state.alive.shape[0], 1))
     return float(np.mean([jnp.sum(weights(ones, y, x) > 0) for y in rows for x in columns]))
@@ -52,8 +57,9 @@ def blended_per_pixel(state: TrainState, dataset: Dataset, recipe: Recipe) -> fl
 def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict]:
     """One row a backend; they take turns, so that what else the machine does is shared between them."""
     state, dataset, recipe = make_case(num, width, height)
-    size = {"gaussians": num, "width": width, "height": height, "pairs": count_pairs(state, dataset, recipe.view)}
-    size["blended"] = round(blended_per_pixel(state, dataset, recipe), 1)
+    blended = round(blended_per_pixel(state, dataset, recipe), 1)
+    pairs = count_pairs(state, dataset, recipe.view)
+    size = {"gaussians": num, "width": width, "height": height, "pairs": pairs, "blended": blended}
     states, steps, times = {}, {}, {name: [] for name in backends}
     for name in backends:
         own = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, backend=name))
@@ -81,7 +87,8 @@ def main() -> None:
     machine = {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
     for size in _SIZES.value:
         for num in _GAUSSIANS.value:
-            for row in measure(int(num), *map(int, size.split("x")), _BACKEND.value):
+            width, height = map(int, size.split("x"))
+            for row in measure(int(num), width, height, _BACKEND.value):
                 line = json.dumps({**row, "commit": commit, **machine})
                 print(line, flush=True)
                 if _ROWS.value:
