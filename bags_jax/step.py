@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
+from bags_jax.blur import mean_squared_centroid
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.optimizer import Optimizers
@@ -108,8 +109,7 @@ def loss_fn(
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        off_centre = jnp.sum(found.centroid**2, axis=0)
-        extra = {"mask": jnp.mean(found.mask), "centroid": jnp.mean(found.mask * off_centre)}
+        extra = {"mask": jnp.mean(found.mask), "centroid": mean_squared_centroid(found)}
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
     terms |= extra
     weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}

@@ -107,8 +107,8 @@ def loss() -> dict:
     return {
         "ssim": 0.2,  # of 1 - SSIM, against 1 minus this for L1
         "mask": 1e-4,  # mean mask
-        "centroid": 0.0,  # mean over the image of mask times squared kernel centroid, per px^2
-        "poses": 0.0,  # squared correction of a pose, per px^2
+        "centroid": 0.01,  # mean over the image of mask times squared kernel centroid, per px^2
+        "poses": 2e-3,  # squared correction of the view's pose, per px^2
         "depth_tv": 0.0,
         "rgb_tv": 0.0,
     }
@@ -129,9 +129,9 @@ def optim() -> dict:
         "network_hold": 0.5,  # part of the schedule with the full rate
         "table_gain": 4.0,  # times the network's rate
         "mask_gain": 0.1,
-        "poses": 0.0,  # px at full image scale; 0: the poses of the capture are kept
-        "poses_final": 0.0,
-        "poses_start": 0.0,
+        "poses": 0.01,  # of the training poses, px at full image scale; 0: those of the capture are kept
+        "poses_final": 1e-3,
+        "poses_start": 0.3,  # part of training after which they are refined
     }
 
 
