@@ -109,5 +109,6 @@ def init_state(
         network_opt=optimizers.network.init(params),
         poses=poses,
         poses_opt=optimizers.poses.init(poses),
+        blur_px=jnp.zeros(num_views),
         density=empty_stats(capacity),
     )

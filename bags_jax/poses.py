@@ -6,7 +6,8 @@ camera therefore gets a correction of six numbers of its own, in pixels: the rot
 frame that move what the camera sees by so much.
 
 Scene and cameras together may be moved, turned and scaled without changing any picture. The corrections are kept free of
-those seven directions, so that the scene stays where the capture put it and held-out cameras still fit.
+those seven directions, so that the scene stays where the capture put it and held-out cameras still fit. A blurry photograph
+says little of where its camera was, a sharp one much: the less blurred a view was found, the more it counts.
 """
 
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from jaxtyping import Array, Float
 
 from bags_jax.geometry import rotation_from_quat
 from bags_jax.structs import Camera, PoseFrame
+
+SHARP_PX = 0.25  # RMS width of blur under which one view's pose is as good as another's
 
 
 def make_pose_frame(
@@ -62,7 +65,20 @@ def corrected_camera(camera: Camera, correction_px: Float[Array, "6"], frame: Po
     return Camera(viewmat=rigid @ camera.viewmat, K=camera.K)
 
 
-def hold_gauge(corrections_px: Float[Array, "V 6"], frame: PoseFrame) -> Float[Array, "V 6"]:
-    """Corrections without the part that moves all cameras as one: that would move the scene, and no picture would tell."""
-    along = jnp.einsum("vik,vi->k", frame.gauge, corrections_px)
+def hold_gauge(
+    corrections_px: Float[Array, "V 6"], blur_px: Float[Array, "V"], frame: PoseFrame
+) -> Float[Array, "V 6"]:
+    """Corrections without the part that moves all cameras as one: that would move the scene, and no picture would tell.
+
+    Args:
+      corrections_px: of the training cameras.
+      blur_px: RMS width of each view's blur, px: a pose is taken to be wrong by a part of it.
+      frame: see PoseFrame.
+    Returns:
+      the corrections, less the motion of the whole that is nearest to them in weighted least squares.
+    """
+    weights = 1.0 / (blur_px**2 + SHARP_PX**2)
+    weighted = weights[:, None, None] * frame.gauge
+    normal = jnp.einsum("vik,vil->kl", weighted, frame.gauge)
+    along = jnp.linalg.solve(normal, jnp.einsum("vik,vi->k", weighted, corrections_px))
     return corrections_px - jnp.einsum("vik,k->vi", frame.gauge, along)

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur import mean_squared_centroid
+from bags_jax.blur import mean_squared_centroid, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.optimizer import Optimizers
@@ -105,17 +105,19 @@ def loss_fn(
     photo = dataset.images[index].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
     valid = (jnp.arange(recipe.view.height) < height)[:, None] & (jnp.arange(recipe.view.width) < width)[None, :]
-    image, extra = rendered.image, {}
+    image, extra, blur_px = rendered.image, {}, jnp.zeros(())
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
         extra = {"mask": jnp.mean(found.mask), "centroid": mean_squared_centroid(found)}
+        blur_px = view_statistics(found).rms_width / recipe.stage.scale
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
     terms |= extra
     weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}
     if dataset.pose_frame is not None:
         terms["poses"], weights["poses"] = jnp.sum(poses[index] ** 2), recipe.objective.poses
     total = sum(weights[name] * term for name, term in terms.items() if weights[name])
+    terms["blur_px"] = blur_px
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
     return total, ({"total": total, **terms}, rendered)
 
@@ -141,21 +143,25 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
         (state.gaussians, state.network, state.poses, probe), state, dataset, index, recipe=recipe
     )
     stats = view_stats(d_probe, rendered.projected, width=recipe.view.width, height=recipe.view.height)
-    room = {"num_intersections": rendered.num_intersections, "num_dropped": rendered.num_dropped}
-    return tuple(grads), stats, terms, room
+    largest = {
+        "num_intersections": rendered.num_intersections,
+        "num_dropped": rendered.num_dropped,
+        "blur_px": jnp.zeros_like(state.blur_px).at[index].set(terms["blur_px"]),
+    }
+    return tuple(grads), stats, terms, largest
 
 
 def _device_gradients(state: TrainState, dataset: Dataset, indices, recipe: Recipe):
     """Sums over the views of this device."""
 
     def add(total, index):
-        grads, stats, terms, room = _view_gradients(state, dataset, index, recipe)
-        old_grads, old_stats, old_terms, old_room = total
+        grads, stats, terms, largest = _view_gradients(state, dataset, index, recipe)
+        old_grads, old_stats, old_terms, old_largest = total
         return (
             jax.tree.map(jnp.add, old_grads, grads),
             add_stats(old_stats, stats),
             jax.tree.map(jnp.add, old_terms, terms),
-            jax.tree.map(jnp.maximum, old_room, room),
+            jax.tree.map(jnp.maximum, old_largest, largest),
         ), None
 
     if indices.shape[0] == 1:
@@ -165,13 +171,13 @@ def _device_gradients(state: TrainState, dataset: Dataset, indices, recipe: Reci
     return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), indices)[0]
 
 
-def _sum_over_devices(stats: DensityStats, room: dict, num_devices: int):
-    """Statistics and room of the views of all devices."""
+def _sum_over_devices(stats: DensityStats, largest: dict, num_devices: int):
+    """Statistics and largest values of the views of all devices."""
     if num_devices == 1:
-        return stats, room
+        return stats, largest
     sums = psum((stats.grad_norms, stats.counts))
-    largest = pmax((stats.max_radii, room))
-    return DensityStats(sums[0], sums[1], largest[0]), largest[1]
+    max_radii, largest = pmax((stats.max_radii, largest))
+    return DensityStats(sums[0], sums[1], max_radii), largest
 
 
 def train_step(
@@ -188,9 +194,11 @@ def train_step(
       state, and metrics: mean loss terms, num_intersections (largest of the views), num_dropped, ok (0 or 1).
     """
     indices = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
-    grads, stats, terms, room = _device_gradients(state, dataset, indices, recipe)
+    grads, stats, terms, largest = _device_gradients(state, dataset, indices, recipe)
     grads, terms = psum((grads, terms)) if recipe.num_devices > 1 else (grads, terms)
-    stats, room = _sum_over_devices(stats, room, recipe.num_devices)
+    stats, largest = _sum_over_devices(stats, largest, recipe.num_devices)
+    seen_blur = largest.pop("blur_px")
+    blur_px = jnp.where(seen_blur > 0.0, seen_blur, state.blur_px)
     grads, terms = jax.tree.map(lambda x: x / recipe.views_per_step, (grads, terms))
 
     d_gaussians, d_network, d_poses = grads
@@ -200,7 +208,7 @@ def train_step(
     poses, poses_opt = state.poses, state.poses_opt
     if dataset.pose_frame is not None:
         pose_updates, poses_opt = recipe.optimizers.poses.update(d_poses, poses_opt)
-        poses = hold_gauge(cast(Any, optax.apply_updates(poses, pose_updates)), dataset.pose_frame)
+        poses = hold_gauge(cast(Any, optax.apply_updates(poses, pose_updates)), blur_px, dataset.pose_frame)
     advanced = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -210,11 +218,12 @@ def train_step(
         network_opt=network_opt,
         poses=poses,
         poses_opt=poses_opt,
+        blur_px=blur_px,
         density=add_stats(state.density, stats),
     )
-    ok = (room["num_dropped"] == 0) & jnp.isfinite(terms["total"]) & _is_finite(advanced)
+    ok = (largest["num_dropped"] == 0) & jnp.isfinite(terms["total"]) & _is_finite(advanced)
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
-    return state, {**terms, **room, "ok": ok.astype(jnp.int32)}
+    return state, {**terms, **largest, "ok": ok.astype(jnp.int32)}
 
 
 def _is_finite(state: TrainState) -> Bool[Array, ""]:

@@ -121,4 +121,5 @@ class TrainState:
     network_opt: optax.OptState
     poses: Float[Array, "V 6"]  # corrections of the training cameras, px (poses.py); 0 where they are not refined
     poses_opt: optax.OptState
+    blur_px: Float[Array, "V"]  # RMS width of the blur of each training view when last seen, px at full scale; 0: never
     density: DensityStats

@@ -52,6 +52,7 @@ def make_state(grads=(), *, large=(), opacities=None, radii=()) -> TrainState:
         network_opt=(),
         poses=jnp.zeros((0, 6)),
         poses_opt=(),
+        blur_px=jnp.zeros(0),
         density=DensityStats(
             jnp.asarray(2 * stats[0], jnp.float32), jnp.full(NUM, 2.0), jnp.asarray(stats[1], jnp.float32)
         ),
@@ -158,7 +159,7 @@ def test_growing_keeps_all_and_adds_dead_rows():
     after = grow(state, 20)
     assert after.alive.shape == (20,) and after.alive.sum() == LIVING and not after.alive[NUM:].any()
     assert after.poses.shape == state.poses.shape
-    old_rows, new_rows = (dataclasses.replace(s, poses=None) for s in (state, after))
+    old_rows, new_rows = (dataclasses.replace(s, poses=None, blur_px=None) for s in (state, after))
     for old, new in zip(jax.tree.leaves(old_rows), jax.tree.leaves(new_rows), strict=True):
         assert new.shape == ((20, *old.shape[1:]) if old.ndim else ())
         np.testing.assert_array_equal(new[:NUM] if old.ndim else new, old)
