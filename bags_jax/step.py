@@ -33,6 +33,9 @@ class Objective:
     mask: float = 1e-4
     centroid: float = 0.0  # mean over the image of mask times squared kernel centroid, per px^2
     poses: float = 0.0  # squared correction of the view's pose, per px^2
+    confidence: float = (
+        0.0  # views blurred by this many times the median count half for the scene; 0: all count the same
+    )
     depth_tv: float = 0.0
     rgb_tv: float = 0.0
 
@@ -74,6 +77,23 @@ def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Arr
     """The camera of one training view, its pose corrected where poses are refined."""
     camera = jax.tree.map(lambda x: x[index], dataset.cameras)
     return camera if dataset.pose_frame is None else corrected_camera(camera, poses[index], dataset.pose_frame)
+
+
+def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, "V"]:
+    """How much each training view counts for the scene, 1 on average: the sharper, the more.
+
+    What a blurry photograph says of the scene's detail has passed the inverse of its blur, together with all that the blur
+    model gets wrong. The blur model itself learns from all views alike.
+
+    Args:
+      blur_px: RMS width of each view's blur.
+      half_at: a view blurred by this many times the median counts half as much as a sharp one; 0: all count the same.
+    """
+    if not half_at:
+        return jnp.ones_like(blur_px)
+    half = (half_at * jnp.median(blur_px)) ** 2 + 1e-6
+    weights = half / (half + blur_px**2)
+    return weights / jnp.mean(weights)
 
 
 def loss_fn(
@@ -148,6 +168,7 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
         "num_dropped": rendered.num_dropped,
         "blur_px": jnp.zeros_like(state.blur_px).at[index].set(terms["blur_px"]),
     }
+    grads[0] = jax.tree.map(lambda g: g * view_confidence(state.blur_px, recipe.objective.confidence)[index], grads[0])
     return tuple(grads), stats, terms, largest
 
 

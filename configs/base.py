@@ -108,6 +108,7 @@ def loss() -> dict:
         "ssim": 0.2,  # of 1 - SSIM, against 1 minus this for L1
         "mask": 1e-4,  # mean mask
         "centroid": 0.01,  # mean over the image of mask times squared kernel centroid, per px^2
+        "confidence": 0.0,  # views blurred by this many times the median count half for the scene; 0: all count the same
         "poses": 2e-3,  # squared correction of the view's pose, per px^2
         "depth_tv": 0.0,
         "rgb_tv": 0.0,
