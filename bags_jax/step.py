@@ -223,6 +223,7 @@ def train_step(
     grads, terms = jax.tree.map(lambda x: x / recipe.views_per_step, (grads, terms))
 
     d_gaussians, d_network, d_poses = grads
+    updates: Any
     updates, gaussians_opt = recipe.optimizers.gaussians.update(d_gaussians, state.gaussians_opt)
     updates = dataclasses.replace(updates, means=dataset.extent * updates.means)
     network_updates, network_opt = recipe.optimizers.network.update(d_network, state.network_opt)

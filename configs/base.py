@@ -108,7 +108,7 @@ def loss() -> dict:
         "ssim": 0.2,  # of 1 - SSIM, against 1 minus this for L1
         "mask": 1e-4,  # mean mask
         "centroid": 0.01,  # mean over the image of mask times squared kernel centroid, per px^2
-        "confidence": 0.0,  # views blurred by this many times the median count half for the scene; 0: all count the same
+        "confidence": 1.0,  # views blurred by this many times the median count half for the scene; 0: all count the same
         "poses": 2e-3,  # squared correction of the view's pose, per px^2
         "depth_tv": 0.0,
         "rgb_tv": 0.0,
@@ -120,6 +120,7 @@ def optim() -> dict:
     return {
         "means": 1.6e-4,  # times the scene extent
         "means_final": 1.6e-5,
+        "means_steps": 30_000,  # what these two rates are for: shorter runs take larger steps (plan.make_rates); 0: never
         "quats": 1e-3,
         "log_scales": 5e-3,
         "logit_opacities": 0.05,

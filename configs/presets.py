@@ -50,11 +50,9 @@ def at_equal_steps(config: Any, *, network_rate: float = 5e-3) -> Any:
 
 def without_additions(config: Any) -> Any:
     """What this project adds to the papers, switched off where the configuration has it: no baseline may profit by it."""
-    config.loss.centroid = 0.0
-    if "linear_light" in config.blur:
-        config.blur.linear_light = False
-    if "poses" in config.optim:
-        config.optim.poses = 0.0
+    config.loss.centroid = config.loss.confidence = config.loss.poses = 0.0
+    config.blur.linear_light = False
+    config.optim.poses = 0.0
     return config
 
 
@@ -92,7 +90,7 @@ def as_published(config: Any, row: dict[str, str]) -> Any:
 
     config.loss.depth_tv, config.loss.rgb_tv = float(row["depth_tv"]), float(row["rgb_tv"])
     optim = config.optim
-    optim.means_final = 1.6e-6
+    optim.means_final, optim.means_steps = 1.6e-6, 0
     optim.network = optim.network_final = float(row["network_lr"])
 
     density = config.density

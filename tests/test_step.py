@@ -10,7 +10,7 @@ import pytest
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
 from bags_jax.programs import count_pairs, refresh_filter, room_for
-from bags_jax.step import draw_views, eval_step, train_steps
+from bags_jax.step import draw_views, eval_step, train_steps, view_confidence
 from bags_jax.train import first_state, make_job
 from configs import procedural
 
@@ -91,6 +91,17 @@ def test_other_seeds_draw_other_views(start):
     draw = lambda seed, step: draw_views(start[2], 16, jnp.int32(seed), jnp.int32(step), jnp.int32(0))
     orders = [[int(draw(seed, s)[0]) for s in range(16)] for seed in (0, 1)]
     assert orders[0] != orders[1]
+
+
+def test_sharper_views_count_more_and_one_on_average():
+    blur_px = jnp.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    weights = view_confidence(blur_px, 1.0)
+    np.testing.assert_allclose(weights.mean(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(weights[2] / weights[0], 0.5, rtol=1e-5)  # the median
+    assert (jnp.diff(weights) < 0).all()
+    np.testing.assert_allclose(view_confidence(10.0 * blur_px, 1.0), weights, rtol=1e-4)  # no matter the resolution
+    np.testing.assert_array_equal(view_confidence(blur_px, 0.0), jnp.ones(5))
+    np.testing.assert_allclose(view_confidence(jnp.zeros(5), 1.0), 1.0)  # nothing known yet
 
 
 def test_steps_lower_the_loss(start, run):
