@@ -26,9 +26,21 @@ def _shifted(K: np.ndarray, x: float, y: float) -> np.ndarray:
     return moved
 
 
-def _spread(index: int) -> tuple[float, float]:
-    """A point of the R2 low-discrepancy sequence, in [-0.5, 0.5)^2 (Roberts 2018)."""
-    return (0.5 + 0.7548776662 * index) % 1.0 - 0.5, (0.5 + 0.5698402910 * index) % 1.0 - 0.5
+def _spread(num: int) -> Float[np.ndarray, "num 2"]:
+    """Points of the R2 low-discrepancy sequence (Roberts 2018), over the unit square about 0.
+
+    Their mean is taken off: the first 16 lean by 0.09 px, and all photographs would be shifted against their truth.
+    """
+    points = (0.5 + np.arange(num)[:, None] * np.array([0.7548776662, 0.5698402910])) % 1.0
+    return points - points.mean(axis=0)
+
+
+def _lens_points(num: int) -> Float[np.ndarray, "num 2"]:
+    """Points of a disc of radius 1 about 0: Vogel's sunflower, even over the disc, its mean taken off."""
+    index = np.arange(num)
+    radius, angle = np.sqrt((index + 0.5) / num), index * math.pi * (3 - math.sqrt(5))
+    points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return points - points.mean(axis=0)
 
 
 def render_sharp(
@@ -105,9 +117,9 @@ def render_shaken(
         shake = shake * length / path_length(points, viewmat, K, shake)
     num = max(16, math.ceil(1.25 * length))
     total = np.zeros((height, width, 3), np.float32)
-    for i in range(num):
+    for i, (x, y) in enumerate(_spread(num)):
         pose = pose_at(viewmat, shake, (i + 0.5) / num - 0.5)
-        total += raycast.render_frame(world, pose, _shifted(K, *_spread(i)), height=height, width=width)[0]
+        total += raycast.render_frame(world, pose, _shifted(K, x, y), height=height, width=width)[0]
     return total / num
 
 
@@ -125,11 +137,9 @@ def render_defocused(
     num = min(160, max(32, round(32 * (width / 128) ** 2)))
     focal = float(K[0, 0])
     total = np.zeros((height, width, 3), np.float32)
-    for i in range(num):  # Vogel's sunflower: even over the disc
-        radius, angle = aperture / 2 * math.sqrt((i + 0.5) / num), i * math.pi * (3 - math.sqrt(5))
-        u, v = radius * math.cos(angle), radius * math.sin(angle)
+    for (u, v), (x, y) in zip(aperture / 2 * _lens_points(num), _spread(num), strict=True):
         pose = rigid(np.eye(3), np.array([-u, -v, 0.0])) @ viewmat
-        x, y = _spread(i)  # the lens point sees the plane of focus where the lens centre does
+        # The lens point sees the plane of focus where the lens centre does.
         lens_K = _shifted(K, x - focal * u / depth, y - focal * v / depth)
         total += raycast.render_frame(world, pose, lens_K, height=height, width=width)[0]
     return total / num
