@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from bags_jax.rasterize.blend_xla import rasterize_xla
+from bags_jax.rasterize.cuda import count_cuda, is_available, rasterize_cuda
 from bags_jax.rasterize.tiles import count_intersections, grid_size
 from bags_jax.structs import Projected, RasterOutput
 
@@ -24,6 +25,7 @@ class Backend(NamedTuple):
 
 BACKENDS = {
     "xla": Backend(rasterize_xla, count_intersections),
+    "cuda": Backend(rasterize_cuda, count_cuda),
 }
 
 

@@ -1,0 +1,174 @@
+"""How a CUDA kernel gets into an XLA program: its PTX text goes along in the call, and the driver translates it.
+
+Two routes lead there, behind `launch`. "xla" is a custom call that XLA brings along: nothing is compiled, but its name is
+XLA's own business. "ffi" is the documented way, a handler in a library that is built at first use (launcher.cc; g++ or nvcc
+will do) and launches the same PTX through the driver. Tests add a third, an emulator on the CPU.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FOLDER = pathlib.Path(__file__).parent
+LEAST_CAPABILITY = (8, 0)
+_log = logging.getLogger(__name__)
+
+
+class Route(NamedTuple):
+    """One way to launch."""
+
+    target: str  # name of the custom call
+    name: str = "{kernel}"  # what it calls a kernel of a program
+
+
+XLA = Route("__gpu$xla.gpu.ptx")
+FFI = Route("bags_jax_launch_ptx")
+
+
+class Kernel(NamedTuple):
+    """A kernel of one of the PTX files, and its threads per block."""
+
+    program: str
+    name: str
+    threads: int
+
+
+@functools.cache
+def ptx(program: str) -> str:
+    """Text of a shipped PTX file."""
+    return (FOLDER / f"{program}.ptx").read_text()
+
+
+def launch(
+    kernel: Kernel,
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    *operands: jax.Array,
+    grid: tuple[int, int],
+    aliases: dict[int, int] | None = None,
+    route: Route | None = None,
+) -> list[jax.Array]:
+    """Launches a kernel on operands and outputs, in this order.
+
+    Args:
+      kernel: what runs.
+      outputs: shapes of the results.
+      operands: device arrays; scalars go in an array too.
+      grid: blocks in x and y.
+      aliases: operand -> output that has its memory.
+      route: None: the one that works here.
+    """
+    route = route or current_route()
+    call = jax.ffi.ffi_call(
+        route.target, list(outputs), input_output_aliases=aliases, custom_call_api_version=4, has_side_effect=False
+    )
+    blocks = dict(zip(("grid_x", "grid_y", "grid_z"), (*grid, 1), strict=True))
+    threads = {"block_x": kernel.threads, "block_y": 1, "block_z": 1}
+    return call(
+        *operands,
+        name=route.name.format(program=kernel.program, kernel=kernel.name),
+        kernel_type="ptx",
+        kernel_data=ptx(kernel.program),
+        shared_mem_bytes=np.int32(0),
+        **{name: np.int32(value) for name, value in {**blocks, **threads}.items()},
+    )
+
+
+_forced: list[Route] = []
+
+
+def force_route(route: Route) -> None:
+    """From now on every kernel is launched this way, unseen: for tests. Programs that are compiled already stay."""
+    _forced[:] = [route]
+
+
+def current_route() -> Route:
+    """The route that works here; without a GPU "xla", for programs that are compiled for another machine."""
+    return _forced[0] if _forced else find_route() or XLA
+
+
+def is_available() -> bool:
+    """Whether kernels can be launched on JAX's default device. Says once why not, where there is an NVIDIA GPU."""
+    return bool(_forced) or find_route() is not None
+
+
+@functools.cache
+def find_route() -> Route | None:
+    """The first route by which a kernel runs on this machine's GPU, found by running one; None without such a GPU."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
+        return None
+    capability = tuple(int(x) for x in str(getattr(device, "compute_capability", "0.0")).split("."))
+    if capability < LEAST_CAPABILITY:
+        _log.warning("CUDA kernels need compute capability 8.0, %s has %s: falling back to XLA", device, capability)
+        return None
+    problems = []
+    for route, prepare in ((XLA, lambda: None), (FFI, register_launcher)):
+        try:
+            prepare()
+            _probe(route)
+        except Exception as error:  # whatever goes wrong in XLA, the driver or a compiler: the other route may work
+            problems.append(f"{route.target}: {error}")
+        else:
+            return route
+    _log.warning("CUDA kernels cannot be launched, falling back to XLA, many times slower: %s", "; ".join(problems))
+    return None
+
+
+def _probe(route: Route) -> None:
+    """Runs the smallest kernel."""
+    kernel = Kernel("binning", "find_ranges_u16", 256)
+    shape = jax.ShapeDtypeStruct((3,), jnp.int32)
+
+    @jax.jit
+    def find(sizes, keys):
+        return launch(kernel, [shape], sizes, keys, grid=(1, 1), route=route)[0]
+
+    with jax.ensure_compile_time_eval():
+        starts = find(jnp.array([1, 4, 2, 1, 1, 0], jnp.int32), jnp.array([0, 0, 1, 2], jnp.uint16))
+        if starts.tolist() != [0, 2, 3]:
+            raise RuntimeError(f"a kernel ran and gave {starts.tolist()}, expected [0, 2, 3]")
+
+
+def build_launcher(folder: pathlib.Path) -> pathlib.Path:
+    """Compiles launcher.cc into a folder, unless it is there; returns the library.
+
+    Raises:
+      RuntimeError: no compiler, or it fails.
+    """
+    code = FOLDER / "launcher.cc"
+    library = folder / f"launcher-{hashlib.sha256(code.read_bytes() + jax.__version__.encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    compiler = shutil.which("g++") or shutil.which("nvcc")
+    if compiler is None:
+        raise RuntimeError("neither g++ nor nvcc is on the path: install one of them")
+    position = ["-fPIC"] if compiler.endswith("g++") else ["-Xcompiler", "-fPIC"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        output = pathlib.Path(scratch, "launcher.so")
+        command = [compiler, "-std=c++17", "-O2", "-shared", *position, f"-I{jax.ffi.include_dir()}", str(code)]
+        done = subprocess.run([*command, "-o", str(output), "-ldl"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        output.replace(library)  # appears whole or not at all: several processes may be building
+    return library
+
+
+@functools.cache
+def register_launcher() -> None:
+    """Builds launcher.cc where the user's caches are, and tells XLA of it."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax"
+    library = ctypes.CDLL(str(build_launcher(cache)))
+    jax.ffi.register_ffi_target(FFI.target, jax.ffi.pycapsule(library.LaunchPtx), platform="CUDA")
