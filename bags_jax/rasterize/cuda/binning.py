@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
 from bags_jax.rasterize.cuda.launch import Kernel, launch
 from bags_jax.rasterize.tiles import grid_size
@@ -29,7 +29,7 @@ class Pairs(NamedTuple):
     num_dropped: Int[Array, "C"]
 
 
-def _depth_order(depth_keys: Int[Array, "C N"]) -> Int[Array, "C N"]:
+def _depth_order(depth_keys: UInt[Array, "C N"]) -> Int[Array, "C N"]:
     """All Gaussians camera by camera, front to back within each, as c * N + n."""
     cameras, num = depth_keys.shape
     places = jnp.arange(cameras * num, dtype=jnp.int32)
@@ -88,7 +88,7 @@ def bin_views(
     return Pairs(ids, starts, slots, begins, counts, totals, jnp.maximum(totals - room, 0))
 
 
-def _sort_by_tile(tiles: Int[Array, "C M"], ids: Int[Array, "C M"], with_slots: bool):
+def _sort_by_tile(tiles: UInt[Array, "C M"], ids: Int[Array, "C M"], with_slots: bool):
     """Sorts pairs by tile, stably: they came in depth order. Returns tiles, ids, and slots if asked."""
     values = ids
     if with_slots:
