@@ -6,7 +6,7 @@
   views.py               several cameras at once, gradients, vmap
 """
 
-from bags_jax.rasterize.cuda.launch import is_available
+from bags_jax.rasterize.cuda.launch import is_available, require
 from bags_jax.rasterize.cuda.views import count_cuda, rasterize_cuda
 
-__all__ = ["count_cuda", "is_available", "rasterize_cuda"]
+__all__ = ["count_cuda", "is_available", "rasterize_cuda", "require"]

@@ -8,12 +8,12 @@ will do) and launches the same PTX through the driver. Tests add a third, an emu
 import ctypes
 import functools
 import hashlib
-import logging
 import os
 import pathlib
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bags_jax.errors import UserError
+
 FOLDER = pathlib.Path(__file__).parent
 LEAST_CAPABILITY = (8, 0)
-_log = logging.getLogger(__name__)
 
 
 class Route(NamedTuple):
@@ -89,18 +90,31 @@ _forced: list[Route] = []
 
 
 def force_route(route: Route) -> None:
-    """From now on every kernel is launched this way, unseen: for tests. Programs that are compiled already stay."""
+    """From now on kernels are launched this way, untried: in programs for another machine, and in tests."""
     _forced[:] = [route]
 
 
 def current_route() -> Route:
-    """The route that works here; without a GPU "xla", for programs that are compiled for another machine."""
+    """The route that kernels take here."""
     return _forced[0] if _forced else find_route() or XLA
 
 
 def is_available() -> bool:
     """Whether kernels can be launched on JAX's default device. Says once why not, where there is an NVIDIA GPU."""
     return bool(_forced) or find_route() is not None
+
+
+def require() -> None:
+    """Raises unless kernels can be launched.
+
+    Raises:
+      UserError: no GPU, or none that they run on.
+    """
+    if not is_available():
+        raise UserError(
+            f"backend='cuda' came, but JAX runs on {jax.devices()[0]}: it needs an NVIDIA GPU (compute capability 8.0 or"
+            " newer) and pip install 'bags-jax[gpu]'; backend='auto' takes what there is"
+        )
 
 
 @functools.cache
@@ -111,7 +125,7 @@ def find_route() -> Route | None:
         return None
     capability = tuple(int(x) for x in str(getattr(device, "compute_capability", "0.0")).split("."))
     if capability < LEAST_CAPABILITY:
-        _log.warning("CUDA kernels need compute capability 8.0, %s has %s: falling back to XLA", device, capability)
+        _warn(f"they need compute capability 8.0, {device.device_kind} has {device.compute_capability}")
         return None
     problems = []
     for route, prepare in ((XLA, lambda: None), (FFI, register_launcher)):
@@ -122,8 +136,13 @@ def find_route() -> Route | None:
             problems.append(f"{route.target}: {error}")
         else:
             return route
-    _log.warning("CUDA kernels cannot be launched, falling back to XLA, many times slower: %s", "; ".join(problems))
+    _warn("; ".join(problems))
     return None
+
+
+def _warn(problem: str) -> None:
+    message = f"bags_jax: no CUDA kernels here, the rasterizer is many times slower in pure XLA: {problem}"
+    warnings.warn(message, stacklevel=2)
 
 
 def _probe(route: Route) -> None:

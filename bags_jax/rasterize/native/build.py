@@ -1,0 +1,140 @@
+"""Builds the C++ of this folder with the system's compiler, once for each machine, and binds it to XLA by `jax.ffi`."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+import warnings
+
+import jax
+import jaxlib
+
+from bags_jax.errors import UserError
+
+SOURCES = pathlib.Path(__file__).parent
+TARGETS = ("bags_jax_count", "bags_jax_bin", "bags_jax_blend", "bags_jax_blend_gradient")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", "-Wno-psabi")
+COMPILERS = ("c++", "g++", "clang++")
+SECONDS = 600  # that a build may take: it is one of seconds, on a machine that may be busy
+_lock = threading.Lock()
+
+
+def is_forbidden() -> bool:
+    """Whether the user has switched the native backend off."""
+    return os.environ.get("BAGS_JAX_NATIVE", "1") == "0"
+
+
+def cache_folder() -> pathlib.Path:
+    """Where built libraries are kept."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax" / "native"
+
+
+def _compiler() -> str:
+    found = [path for path in map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS)) if path]
+    if not found:
+        raise UserError(
+            f"no C++ compiler ({', '.join(COMPILERS)}) in PATH: install one (Debian: apt install g++, macOS: xcode-select"
+            " --install), or set CXX"
+        )
+    return found[0]
+
+
+def _cpu() -> str:
+    """What -march=native looks at: a library must not be taken to a machine that lacks its instructions."""
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    wanted = ("model name", "flags", "Features", "CPU part")
+    seen = dict.fromkeys(line for line in lines if line.startswith(wanted))
+    return "\n".join([platform.machine(), platform.processor(), platform.system(), *seen])
+
+
+def _fingerprint(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    sources = [p.name.encode() + p.read_bytes() for p in sorted(SOURCES.iterdir()) if p.suffix in (".cc", ".h")]
+    texts = [jaxlib.__version__, " ".join(FLAGS), compiler, version, _cpu()]
+    return hashlib.sha256(b"\0".join([*sources, *map(str.encode, texts)])).hexdigest()[:24]
+
+
+def _compile(compiler: str, library: pathlib.Path) -> None:
+    """Writes the library under another name and renames it: whoever builds at the same time finds all of it or nothing."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=library.parent, prefix=".building_", suffix=".so")
+    os.close(handle)
+    command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / "rasterize.cc"), "-o", draft]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        if done.returncode:
+            raise UserError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+        os.chmod(draft, 0o755)
+        os.replace(draft, library)
+    finally:
+        pathlib.Path(draft).unlink(missing_ok=True)
+
+
+def build() -> pathlib.Path:
+    """The library for this machine, built unless it is there already.
+
+    Raises:
+      UserError: no compiler, one that fails, or a cache that cannot be written.
+    """
+    compiler = _compiler()
+    library = cache_folder() / f"{_fingerprint(compiler)}.so"
+    if library.is_file():
+        return library
+    try:
+        _compile(compiler, library)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {library.parent} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{compiler} took more than {SECONDS} s: build on a machine less busy") from error
+    return library
+
+
+@functools.cache
+def _register() -> str | None:
+    """Builds, loads and registers; what is wrong, or None."""
+    try:
+        loaded = ctypes.cdll.LoadLibrary(str(build()))
+    except (UserError, OSError) as error:
+        return str(error)
+    for name in TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    return None
+
+
+@functools.cache
+def _warn(problem: str) -> None:
+    warnings.warn(f"bags_jax: the CPU rasterizer is slower than it could be, in pure XLA: {problem}", stacklevel=2)
+
+
+def is_available() -> bool:
+    """Whether the native backend can be used; the first call builds it, and says so if it cannot."""
+    if is_forbidden():
+        return False
+    with _lock:
+        problem = _register()
+        if problem:
+            _warn(problem)
+    return problem is None
+
+
+def require() -> None:
+    """Makes sure that the native backend can be used.
+
+    Raises:
+      UserError: it is forbidden, or cannot be built or loaded.
+    """
+    if is_forbidden():
+        raise UserError("backend='cpu' came with BAGS_JAX_NATIVE=0 in the environment: unset it, or pass backend='xla'")
+    with _lock:
+        problem = _register()
+    if problem:
+        raise UserError(f"backend='cpu' cannot be used: {problem}; backend='xla' needs no compiler")

@@ -1,0 +1,73 @@
+// Eight floats at a time, by the vector extensions that GCC and Clang share: AVX, two NEON registers, or plain code.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace bags {
+
+constexpr int kLanes = 8;
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));  // of a comparison: -1 where it holds, 0 elsewhere
+
+inline Floats Splat(float x) { return Floats{} + x; }
+inline Floats Max(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats Min(Floats a, Floats b) { return a < b ? a : b; }
+
+inline Floats Load(const float* from) {
+  Floats x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+inline void Store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+// Bit k is set where lane k of a comparison holds.
+inline uint32_t Bits(Ints mask) {
+#if defined(__AVX__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#else
+  uint32_t bits = 0;
+  for (int k = 0; k < kLanes; ++k) bits |= (mask[k] & 1u) << k;
+  return bits;
+#endif
+}
+
+// 2^-x for x >= 0, relative error under 2e-7; 2^-125 beyond x = 125.
+//
+// x = n - f with n an integer and |f| <= 1/2. Adding 1.5 * 2^23 leaves n in the low bits of the sum, from where a shift
+// brings it into the exponent. 2^f is a polynomial of degree 5, fitted by least squares at Chebyshev nodes.
+inline Floats Exp2Minus(Floats x) {
+  const Floats magic = Splat(12582912.0f);
+  const Floats y = -Min(x, Splat(125.0f));
+  const Floats shifted = y + magic;
+  const Floats f = y - (shifted - magic);
+  Floats p = Splat(1.321867248e-3f);
+  p = p * f + 9.671697938e-3f;
+  p = p * f + 5.550892952e-2f;
+  p = p * f + 2.402223800e-1f;
+  p = p * f + 6.931468559e-1f;
+  p = p * f + 1.0f;
+  return (Floats)((Ints)p + ((Ints)shifted << 23));
+}
+
+// The sums over lanes of eight vectors, as one vector: three rounds that add neighbours.
+inline Floats SumEach(const Floats* v) {
+  Floats a[4], b[2];
+  for (int k = 0; k < 4; ++k) {
+    a[k] = __builtin_shufflevector(v[2 * k], v[2 * k + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
+           __builtin_shufflevector(v[2 * k], v[2 * k + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+  for (int k = 0; k < 2; ++k) {
+    b[k] = __builtin_shufflevector(a[2 * k], a[2 * k + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+           __builtin_shufflevector(a[2 * k], a[2 * k + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  return __builtin_shufflevector(b[0], b[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(b[0], b[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+}  // namespace bags
