@@ -26,6 +26,7 @@ class View:
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     eps_2d: float = 0.1  # variance of Mip-Splatting's 2D filter, px^2
     near_plane: float = 0.2  # scene units
+    backend: str = "auto"  # see `rasterize`
 
 
 @struct.dataclass
@@ -102,7 +103,12 @@ def render(
         projected = dataclasses.replace(projected, means_px=projected.means_px + probe_px)
     features = jnp.concatenate([colors_towards(gaussians, camera, sh_degree), projected.depths[:, None]], axis=-1)
     output = rasterize(
-        projected, features, width=view.width, height=view.height, max_intersections=view.max_intersections
+        projected,
+        features,
+        width=view.width,
+        height=view.height,
+        max_intersections=view.max_intersections,
+        backend=view.backend,
     )
     return Rendered(
         image=output.colors[..., :3] + (1.0 - output.alphas[..., None]) * jnp.asarray(view.background)[None, None],

@@ -84,6 +84,26 @@ def shared_data() -> pathlib.Path:
     return path
 
 
+def _lack_of(backend: str) -> str | None:
+    """Why this machine cannot run a backend, or None."""
+    from bags_jax.rasterize.image import choose_backend
+
+    try:
+        choose_backend(backend)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(params=["xla", "cpu"])
+def backend(request) -> str:
+    """Every backend of `rasterize` in turn; skipped where this machine cannot run it."""
+    problem = _lack_of(request.param)
+    if problem:
+        pytest.skip(problem)
+    return request.param
+
+
 MAX_MAPS = 20_000  # of the 65 530 memory maps that Linux grants a process (vm.max_map_count)
 
 

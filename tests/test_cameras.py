@@ -17,20 +17,20 @@ BACKGROUNDS = jnp.array([[0.1, 0.5, 0.9], [1.0, 0.0, 0.3]])
 
 
 @functools.cache
-def rendered(render_mode: str, background: bool = False):
-    return rasterization(
-        *make_splats(), WIDTH, HEIGHT, render_mode=render_mode, backgrounds=BACKGROUNDS if background else None
-    )
+def rendered(backend: str, render_mode: str, background: bool = False):
+    backgrounds = BACKGROUNDS if background else None
+    options = {"render_mode": render_mode, "backgrounds": backgrounds, "backend": backend}
+    return rasterization(*make_splats(), WIDTH, HEIGHT, **options)
 
 
-def test_render_modes_are_parts_of_one_image():
-    both, alphas, _ = rendered("RGB+D")
+def test_render_modes_are_parts_of_one_image(backend):
+    both, alphas, _ = rendered(backend, "RGB+D")
     expected = np.where(alphas > 0, both[..., 3:] / np.maximum(alphas, 1e-10), 0.0)
-    np.testing.assert_allclose(rendered("RGB")[0], both[..., :3], atol=1e-6)
-    np.testing.assert_allclose(rendered("D")[0], both[..., 3:], atol=1e-5)
-    np.testing.assert_allclose(rendered("ED")[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(rendered(backend, "RGB")[0], both[..., :3], atol=1e-6)
+    np.testing.assert_allclose(rendered(backend, "D")[0], both[..., 3:], atol=1e-5)
+    np.testing.assert_allclose(rendered(backend, "ED")[0], expected, rtol=1e-5)
     behind = np.broadcast_to((1 - alphas) * BACKGROUNDS[:, None, None], (2, HEIGHT, WIDTH, 3))
-    composed, alphas_2, _ = rendered("RGB+ED", background=True)
+    composed, alphas_2, _ = rendered(backend, "RGB+ED", background=True)
     np.testing.assert_allclose(composed[..., :3], both[..., :3] + behind, atol=1e-6)
     np.testing.assert_allclose(composed[..., 3:], expected, rtol=1e-5)  # no background in depth
     np.testing.assert_array_equal(alphas, alphas_2)
@@ -38,9 +38,9 @@ def test_render_modes_are_parts_of_one_image():
     assert 0.01 < expected[covered].min() and expected[covered].max() < 10
 
 
-def test_meta_is_complete():
+def test_meta_is_complete(backend):
     splats = make_splats()
-    _, _, meta = rendered("RGB+D")
+    _, _, meta = rendered(backend, "RGB+D")
     for camera in range(2):
         one = project_splats(splats, camera)
         np.testing.assert_allclose(meta["means2d"][camera], one.means_px, rtol=1e-5, atol=1e-4)
@@ -53,25 +53,25 @@ def test_meta_is_complete():
     assert (meta["num_intersections"] > 0).all() and not meta["num_dropped"].any()
 
 
-def test_two_cameras_are_each_alone():
+def test_two_cameras_are_each_alone(backend):
     splats = make_splats()
-    colors, alphas, meta = rendered("RGB+D")
+    colors, alphas, meta = rendered(backend, "RGB+D")
     for camera in range(2):
         alone = splats._replace(viewmats=splats.viewmats[camera][None], Ks=splats.Ks[camera][None])
-        colors_1, alphas_1, meta_1 = rasterization(*alone, WIDTH, HEIGHT, render_mode="RGB+D")
+        colors_1, alphas_1, meta_1 = rasterization(*alone, WIDTH, HEIGHT, render_mode="RGB+D", backend=backend)
         np.testing.assert_allclose(colors[camera], colors_1[0], atol=1e-6)
         np.testing.assert_allclose(alphas[camera], alphas_1[0], atol=1e-6)
         assert meta["num_intersections"][camera] == meta_1["num_intersections"][0]
 
 
-def test_full_buffer_is_never_silent():
+def test_full_buffer_is_never_silent(backend):
     splats = make_splats("giants")
 
     @functools.partial(jax.jit, static_argnums=1)
     def under_jit(splats, room):
-        return rasterization(*splats, WIDTH, HEIGHT, render_mode="RGB+D", max_intersections=room)
+        return rasterization(*splats, WIDTH, HEIGHT, render_mode="RGB+D", max_intersections=room, backend=backend)
 
-    colors, alphas, meta = rasterization(*splats, WIDTH, HEIGHT, render_mode="RGB+D")
+    colors, alphas, meta = rasterization(*splats, WIDTH, HEIGHT, render_mode="RGB+D", backend=backend)
     need = int(meta["num_intersections"].max())
     assert need > 100 and not meta["num_dropped"].any()
     guess = under_jit(splats, None)
@@ -83,10 +83,12 @@ def test_full_buffer_is_never_silent():
 
 
 @pytest.mark.parametrize("degree", range(4))
-def test_spherical_harmonics_colour_by_direction(degree):
+def test_spherical_harmonics_colour_by_direction(degree, backend):
     splats = make_splats()
     coefficients = jnp.asarray(np.random.default_rng(1).normal(size=(len(splats.means), 16, 3)) * 0.4, jnp.float32)
-    colors, alphas, _ = rasterization(*splats._replace(colors=coefficients), WIDTH, HEIGHT, sh_degree=degree)
+    colors, alphas, _ = rasterization(
+        *splats._replace(colors=coefficients), WIDTH, HEIGHT, sh_degree=degree, backend=backend
+    )
     for camera in range(2):
         toward = np.asarray(splats.means - camera_center(splats.viewmats[camera])[None], float)
         x, y, z = (toward / np.linalg.norm(toward, axis=1, keepdims=True)).T
@@ -107,12 +109,12 @@ def test_spherical_harmonics_colour_by_direction(degree):
     assert float(alphas.max()) > 0.5
 
 
-def test_broken_gaussian_with_harmonics_leaves_gradients_finite():
+def test_broken_gaussian_with_harmonics_leaves_gradients_finite(backend):
     splats = make_splats()
     coefficients = jnp.ones((len(splats.means), 4, 3)) * 0.2
 
     def total(splats):
-        return jnp.sum(rasterization(*splats, WIDTH, HEIGHT, sh_degree=1)[0])
+        return jnp.sum(rasterization(*splats, WIDTH, HEIGHT, sh_degree=1, backend=backend)[0])
 
     for index in ((3, 0), (3, 1)):
         broken = splats._replace(colors=coefficients, means=splats.means.at[index].set(np.nan))
@@ -137,7 +139,9 @@ def layers(alphas, num: int = 8) -> Projected:
     )
 
 
-_blend = jax.jit(lambda p: rasterize(p, jnp.eye(8), width=12, height=8, max_intersections=64))
+@functools.partial(jax.jit, static_argnums=1)
+def _blend(projected: Projected, backend: str):
+    return rasterize(projected, jnp.eye(8), width=12, height=8, max_intersections=64, backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -153,19 +157,19 @@ _blend = jax.jit(lambda p: rasterize(p, jnp.eye(8), width=12, height=8, max_inte
         ([0.95, 0.95, 0.95, 0.95, 0.1], [0.95, 0.0475, 0.002375, 0.0, 0.0]),  # stopped for good, not for one only
     ],
 )
-def test_rules_of_blending(alphas, weights):
-    image = _blend(layers(alphas))
+def test_rules_of_blending(alphas, weights, backend):
+    image = _blend(layers(alphas), backend)
     np.testing.assert_allclose(image.colors[3, 0, : len(alphas)], weights, atol=1e-6)
     np.testing.assert_allclose(image.alphas[3, 0], sum(weights), atol=1e-6)
     oracle = rasterize_reference(layers(alphas), jnp.eye(8), width=12, height=8)
     np.testing.assert_allclose(image.colors, oracle.colors, atol=1e-6)
 
 
-def test_front_covers_back_whatever_the_order_of_rows():
+def test_front_covers_back_whatever_the_order_of_rows(backend):
     front = layers([0.5, 0.5])
     back = jax.tree.map(lambda x: x, front).replace(depths=front.depths[::-1])
-    np.testing.assert_allclose(_blend(front).colors[3, 0, :2], [0.5, 0.25], atol=1e-6)
-    np.testing.assert_allclose(_blend(back).colors[3, 0, :2], [0.25, 0.5], atol=1e-6)
+    np.testing.assert_allclose(_blend(front, backend).colors[3, 0, :2], [0.5, 0.25], atol=1e-6)
+    np.testing.assert_allclose(_blend(back, backend).colors[3, 0, :2], [0.25, 0.5], atol=1e-6)
 
 
 def wrong(**changes) -> Splats:

@@ -70,6 +70,10 @@ def test_a_wheel_has_code_tables_and_kernels(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    needed = {str(p.relative_to(ROOT)) for p in SOURCES if p.suffix in (".py", ".csv", ".ptx", ".cc", ".h") or p.name == "py.typed"}
+    needed = {
+        str(p.relative_to(ROOT))
+        for p in SOURCES
+        if p.suffix in (".py", ".csv", ".ptx", ".cc", ".h") or p.name == "py.typed"
+    }
     assert needed and not needed - packed
     assert {name.partition("/")[0] for name in packed} == {*PACKAGES, f"bags_jax-{wheel.name.split('-')[1]}.dist-info"}

@@ -24,8 +24,9 @@ from bags_jax.rasterize import bucket, rasterization
 MODES = ("classic", "antialiased")
 
 
-def rasterize_tiled(splats: Splats, *, mode: str = "classic", render_mode: str = "RGB+D"):
-    colors, alphas, _ = rasterization(*splats, WIDTH, HEIGHT, rasterize_mode=mode, render_mode=render_mode)
+def rasterize_tiled(splats: Splats, *, backend: str, mode: str = "classic", render_mode: str = "RGB+D"):
+    options = {"rasterize_mode": mode, "render_mode": render_mode, "backend": backend}
+    colors, alphas, _ = rasterization(*splats, WIDTH, HEIGHT, **options)
     return colors, alphas
 
 
@@ -62,11 +63,12 @@ def assert_gradients_agree(actual: Splats, expected: Splats, rtol: float = 1e-3)
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.sqrt(np.mean(b**2)), err_msg=name)
 
 
-def compare_with_oracle(splats: Splats, mode: str):
+def compare_with_oracle(splats: Splats, mode: str, backend: str):
     cut = cutoff_pixels(splats, mode)
     assert cut.mean() < 0.01  # counted apart; a scene of which much is on a cutoff would test nothing
     cotangents = random_cotangents(cut)
-    (colors, alphas), gradients = with_gradients(functools.partial(rasterize_tiled, mode=mode), splats, cotangents)
+    tiled = functools.partial(rasterize_tiled, mode=mode, backend=backend)
+    (colors, alphas), gradients = with_gradients(tiled, splats, cotangents)
     (colors_dense, alphas_dense), gradients_dense = _dense(splats, cotangents, mode == "antialiased")
     np.testing.assert_allclose(alphas[~cut], alphas_dense[~cut], atol=2e-5)
     np.testing.assert_allclose(colors[..., :3][~cut], colors_dense[..., :3][~cut], atol=2e-5)
@@ -78,22 +80,22 @@ def compare_with_oracle(splats: Splats, mode: str):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_oracle(kind, mode):
-    alphas = compare_with_oracle(make_splats(kind), mode)
+def test_equals_oracle(kind, mode, backend):
+    alphas = compare_with_oracle(make_splats(kind), mode, backend)
     assert float(alphas.max()) > 0.5  # something is to be seen
 
 
-def test_one_gaussian_equals_oracle():
-    compare_with_oracle(make_splats(num=1), "classic")
+def test_one_gaussian_equals_oracle(backend):
+    compare_with_oracle(make_splats(num=1), "classic", backend)
 
 
-def test_no_gaussian_is_background():
+def test_no_gaussian_is_background(backend):
     splats = make_splats()
     empty = Splats(*(x[:0] for x in splats[:5]), *splats[5:])
     backgrounds = jnp.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
 
     def total(splats):
-        colors, alphas, meta = rasterization(*splats, WIDTH, HEIGHT, backgrounds=backgrounds)
+        colors, alphas, meta = rasterization(*splats, WIDTH, HEIGHT, backgrounds=backgrounds, backend=backend)
         return jnp.sum(colors) + jnp.sum(alphas), (colors, alphas, meta)
 
     gradients, (colors, alphas, meta) = jax.grad(total, has_aux=True)(empty)
@@ -102,8 +104,9 @@ def test_no_gaussian_is_background():
     assert not gradients.viewmats.any()
 
 
-def test_gradients_are_finite_differences():
+def test_gradients_are_finite_differences(backend):
     # Three wide Gaussians whose alpha is far over 1/255 at every pixel, the others behind the camera.
+    tiled = functools.partial(rasterize_tiled, backend=backend)
     splats = make_splats("typical", seed=3)
     behind = jnp.arange(len(splats.means))[:, None] >= 3
     means = jnp.where(behind, jnp.array([[0.0, 0.0, -3.0]]), splats.means * jnp.array([[0.3, 0.3, 1.0]]))
@@ -113,10 +116,10 @@ def test_gradients_are_finite_differences():
     assert np.sort(alphas, axis=-1)[..., -3].min() > 0.02  # three are drawn at each pixel
     cotangents = random_cotangents(np.zeros((2, HEIGHT, WIDTH), bool))
     cotangents = tuple(c + 1.0 for c in cotangents)
-    _, gradients = with_gradients(rasterize_tiled, splats, cotangents)
+    _, gradients = with_gradients(tiled, splats, cotangents)
 
     def loss(splats) -> float:
-        out = rasterize_tiled(splats)
+        out = tiled(splats)
         return float(sum(np.sum(np.asarray(o, np.float64) * np.asarray(c)) for o, c in zip(out, cotangents)))
 
     places = {
@@ -132,19 +135,21 @@ def test_gradients_are_finite_differences():
         np.testing.assert_allclose(getattr(gradients, name)[place], slope, rtol=0.01, atol=0.01 * scale, err_msg=name)
 
 
-def test_order_of_gaussians_does_not_matter():
+def test_order_of_gaussians_does_not_matter(backend):
+    tiled = functools.partial(rasterize_tiled, backend=backend)
     splats = make_splats("opaque")
     order = np.random.default_rng(0).permutation(len(splats.means))
     cotangents = random_cotangents(cutoff_pixels(splats, "classic"))
     shuffled = Splats(*(x[order] for x in splats[:5]), *splats[5:])
-    (colors, alphas), gradients = with_gradients(rasterize_tiled, splats, cotangents)
-    (colors_2, alphas_2), gradients_2 = with_gradients(rasterize_tiled, shuffled, cotangents)
+    (colors, alphas), gradients = with_gradients(tiled, splats, cotangents)
+    (colors_2, alphas_2), gradients_2 = with_gradients(tiled, shuffled, cotangents)
     np.testing.assert_allclose(colors, colors_2, atol=1e-6)
     np.testing.assert_allclose(alphas, alphas_2, atol=1e-6)
     assert_gradients_agree(gradients_2, Splats(*(x[order] for x in gradients[:5]), *gradients[5:]), rtol=1e-4)
 
 
-def test_rotating_world_and_cameras_changes_nothing():
+def test_rotating_world_and_cameras_changes_nothing(backend):
+    tiled = functools.partial(rasterize_tiled, backend=backend)
     splats = make_splats("typical")
     turn, shift = rotation([1, -2, 0.5], 1.1), np.array([0.5, -0.2, 0.3])
     half = np.array([np.cos(0.55), *(np.array([1, -2, 0.5]) / np.linalg.norm([1, -2, 0.5]) * np.sin(0.55))])
@@ -159,29 +164,31 @@ def test_rotating_world_and_cameras_changes_nothing():
     )
     keep = ~(cutoff_pixels(splats, "classic") | cutoff_pixels(moved, "classic"))
     # Rounding of the moved scene is larger than that of the blending: 1e-4 instead of 2e-5; one alpha of 1/255 may flip.
-    close = np.isclose(*(rasterize_tiled(s)[0] for s in (splats, moved)), atol=1e-4).all(-1)
+    close = np.isclose(*(tiled(s)[0] for s in (splats, moved)), atol=1e-4).all(-1)
     assert close[keep].mean() > 0.999
 
 
-def test_size_of_the_world_does_not_matter():
+def test_size_of_the_world_does_not_matter(backend):
+    tiled = functools.partial(rasterize_tiled, backend=backend)
     splats = make_splats("typical")
     bigger = splats._replace(
         means=splats.means * 8, scales=splats.scales * 8, viewmats=splats.viewmats.at[:, :3, 3].multiply(8)
     )
-    (colors, alphas), (colors_8, alphas_8) = rasterize_tiled(splats), rasterize_tiled(bigger)
+    (colors, alphas), (colors_8, alphas_8) = tiled(splats), tiled(bigger)
     np.testing.assert_allclose(colors, colors_8 / jnp.array([1, 1, 1, 8.0]).reshape(1, 1, 1, 4), atol=1e-5)
     np.testing.assert_allclose(alphas, alphas_8, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", Splats._fields[:5])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_broken_gaussian_is_culled(name, value):
+def test_one_broken_gaussian_is_culled(name, value, backend):
+    tiled = functools.partial(rasterize_tiled, backend=backend)
     splats, cotangents = make_splats("typical"), random_cotangents(np.zeros((2, HEIGHT, WIDTH), bool))
     healthy = splats._replace(opacities=splats.opacities.at[5].set(0.0))
     array = getattr(splats, name)
     broken = splats._replace(**{name: array.at[(5,) + (1,) * (array.ndim - 1)].set(value)})
-    (colors, alphas), gradients = with_gradients(rasterize_tiled, broken, cotangents)
-    (colors_2, alphas_2), gradients_2 = with_gradients(rasterize_tiled, healthy, cotangents)
+    (colors, alphas), gradients = with_gradients(tiled, broken, cotangents)
+    (colors_2, alphas_2), gradients_2 = with_gradients(tiled, healthy, cotangents)
     np.testing.assert_array_equal(colors, colors_2)
     np.testing.assert_array_equal(alphas, alphas_2)
     assert_gradients_agree(gradients, gradients_2)
@@ -189,11 +196,13 @@ def test_one_broken_gaussian_is_culled(name, value):
 
 
 @pytest.mark.parametrize("name, value", [("scales", 1e12), ("scales", 1e30), ("scales", 0.0), ("means", 1e30)])
-def test_extreme_values_leave_gradients_finite(name, value):
+def test_extreme_values_leave_gradients_finite(name, value, backend):
     splats, cotangents = make_splats("typical"), random_cotangents(np.zeros((2, HEIGHT, WIDTH), bool))
     extreme = splats._replace(**{name: getattr(splats, name).at[5].set(value)})
     for mode in MODES:
-        output, gradients = with_gradients(functools.partial(rasterize_tiled, mode=mode), extreme, cotangents)
+        output, gradients = with_gradients(
+            functools.partial(rasterize_tiled, mode=mode, backend=backend), extreme, cotangents
+        )
         assert all(bool(jnp.isfinite(x).all()) for x in (*output, *gradients))
 
 

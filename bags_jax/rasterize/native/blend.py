@@ -40,11 +40,11 @@ class Bins(NamedTuple):
     totals: Int[Array, "2"]  # pairs that exist, whether or not they found room; and those that did not
 
 
-def _call(target: str, frame: Frame, results, *arrays):
+def _call(target: str, frame: Frame, results: tuple, *arrays) -> list[Array]:
     """Calls C++. All that it does is a function of its arguments; under vmap it is called for one after the other."""
     build.require()
     call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
-    return call(*arrays, **frame.attributes())
+    return list(call(*arrays, **frame.attributes()))
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:
@@ -62,7 +62,7 @@ def _screen(projected: Projected):
 
 def count_pairs(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
     """Number of pairs of tile and Gaussian that `bin_pairs` will list."""
-    return _call("bags_jax_count", Frame(width, height, tile_size), _ints(1), *_screen(projected))[0]
+    return _call("bags_jax_count", Frame(width, height, tile_size), (_ints(1),), *_screen(projected))[0][0]
 
 
 def bin_pairs(projected: Projected, *, width: int, height: int, tile_size: int, max_intersections: int) -> Bins:
@@ -113,7 +113,8 @@ def blend(
       frame: static shape of the work.
     Differentiable in the first four.
     """
-    return tuple(_forward(means, conics, opacities, features, bins, frame)[:2])
+    colors, alphas, _ = _forward(means, conics, opacities, features, bins, frame)
+    return colors, alphas
 
 
 def _blend_fwd(means, conics, opacities, features, bins, frame):
@@ -133,7 +134,8 @@ def _blend_bwd(frame, residuals, cotangents):
     )
     lists = bins.gaussian_ids, bins.slots, bins.starts, bins.spans
     arrays = records, conics, *lists, colors, alphas, *cotangents
-    return *_call("bags_jax_blend_gradient", frame, results, *arrays)[:4], None
+    *gradients, _ = _call("bags_jax_blend_gradient", frame, results, *arrays)
+    return *gradients, None
 
 
 blend.defvjp(_blend_fwd, _blend_bwd)

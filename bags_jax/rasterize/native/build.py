@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -13,7 +14,6 @@ import threading
 import warnings
 
 import jax
-import jaxlib
 
 from bags_jax.errors import UserError
 
@@ -57,7 +57,7 @@ def _cpu() -> str:
 def _fingerprint(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     sources = [p.name.encode() + p.read_bytes() for p in sorted(SOURCES.iterdir()) if p.suffix in (".cc", ".h")]
-    texts = [jaxlib.__version__, " ".join(FLAGS), compiler, version, _cpu()]
+    texts = [importlib.metadata.version("jaxlib"), " ".join(FLAGS), compiler, version, _cpu()]
     return hashlib.sha256(b"\0".join([*sources, *map(str.encode, texts)])).hexdigest()[:24]
 
 

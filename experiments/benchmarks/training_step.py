@@ -1,0 +1,100 @@
+"""What a whole step of plain splatting costs, in wall time and in CPU time: the figures to hold against other trainers.
+
+  python -m experiments.benchmarks.training_step --images=132x236,266x473 --counts=10000,50000
+
+A step is render, L1 and SSIM, gradients, Adam on every group, with SH degree 3. CPU seconds are those of all threads of
+the process: on a machine that others use too, they say more than wall time.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from bags_jax.programs import count_pairs
+from bags_jax.rasterize import rasterize
+from bags_jax.render import project_gaussians
+from bags_jax.step import Recipe, train_steps
+from bags_jax.structs import Dataset, TrainState
+from experiments.benchmarks.cost import make_case
+from experiments.launch import launch
+
+_GAUSSIANS = flags.DEFINE_list("counts", "10000,50000", "Numbers of Gaussians.")
+_SIZES = flags.DEFINE_list("images", "132x236,266x473", "Image sizes, px.")
+_STEPS = flags.DEFINE_integer("steps", 5, "Steps a timing: one dispatch, as in training.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 5, "Timings, of which the median is taken.", lower_bound=1)
+_BACKEND = flags.DEFINE_list("backend", "auto", "Rasterizers: auto, xla, cpu. Several are timed in turn.")
+_ROWS = flags.DEFINE_string("rows", "", "File to which the JSON rows are appended; default: none.")
+
+
+def blended_per_pixel(state: TrainState, dataset: Dataset, recipe: Recipe) -> float:
+    """Gaussians that are blended into a pixel, on average over a lattice of 7 x 7 pixels.
+
+    The gradient of a pixel's colour with regard to the colours of the Gaussians is its weights: positive where it is blended.
+    """
+    view, camera = recipe.view, jax.tree.map(lambda x: x[0], dataset.cameras)
+    projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
+
+    def color(ones, y, x):
+        room = view.max_intersections
+        image = rasterize(projected, ones, width=view.width, height=view.height, max_intersections=room)
+        return image.colors[y, x, 0]
+
+    weights = jax.jit(jax.grad(color))
+    rows, columns = (np.linspace(0, side - 1, 7, dtype=int) for side in (view.height, view.width))
+    ones = jnp.ones((state.alive.shape[0], 1))
+    return float(np.mean([jnp.sum(weights(ones, y, x) > 0) for y in rows for x in columns]))
+
+
+def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict]:
+    """One row a backend; they take turns, so that what else the machine does is shared between them."""
+    state, dataset, recipe = make_case(num, width, height)
+    blended = round(blended_per_pixel(state, dataset, recipe), 1)
+    pairs = count_pairs(state, dataset, recipe.view)
+    size = {"gaussians": num, "width": width, "height": height, "pairs": pairs, "blended": blended}
+    states, steps, times = {}, {}, {name: [] for name in backends}
+    for name in backends:
+        own = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, backend=name))
+        take = jax.jit(functools.partial(train_steps, recipe=own), donate_argnums=1)
+        states[name] = jax.tree.map(jnp.copy, state)
+        steps[name] = take.lower(jnp.int32(0), state, dataset, jnp.int32(1)).compile()
+    for turn in range(_TURNS.value + 1):
+        for name in backends:
+            wall, cpu = time.perf_counter(), time.process_time()
+            states[name], metrics = steps[name](jnp.int32(0), states[name], dataset, jnp.int32(_STEPS.value))
+            assert int(metrics["ok"]) == 1, metrics
+            if turn:  # the first is the warm-up
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    seconds = {name: np.median(rows, axis=0) / _STEPS.value for name, rows in times.items()}
+    return [
+        {**size, "backend": name, "wall_s": round(float(wall), 5), "cpu_s": round(float(cpu), 5)}
+        for name, (wall, cpu) in seconds.items()
+    ]
+
+
+def main() -> None:
+    """Measures every case and prints its rows."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    machine = {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
+    for size in _SIZES.value:
+        for num in _GAUSSIANS.value:
+            width, height = map(int, size.split("x"))
+            for row in measure(int(num), width, height, _BACKEND.value):
+                line = json.dumps({**row, "commit": commit, **machine})
+                print(line, flush=True)
+                if _ROWS.value:
+                    with pathlib.Path(_ROWS.value).open("a") as file:
+                        file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    launch(main)
