@@ -1,5 +1,6 @@
 """The CUDA kernels on a CPU: their very source, compiled by g++ with tests/emulator, behind the calls that launch them."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -8,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -39,12 +41,19 @@ def compile_emulator() -> pathlib.Path:
 
 
 @functools.cache
-def emulate() -> None:
-    """From now on kernels run on the CPU in this process; skips the test where there is no g++."""
+def _register() -> None:
+    library = ctypes.CDLL(str(compile_emulator()))
+    jax.ffi.register_ffi_target(EMULATOR.target, jax.ffi.pycapsule(library.Emulate), platform="cpu")
+
+
+@contextlib.contextmanager
+def emulated() -> Iterator[None]:
+    """Within this, backend="cuda" runs on the CPU, unless there is a GPU; skips the test where there is no g++."""
     if jax.default_backend() == "gpu":
+        yield
         return
     if not shutil.which("g++"):
         pytest.skip("no g++: the CUDA kernels cannot be emulated")
-    library = ctypes.CDLL(str(compile_emulator()))
-    jax.ffi.register_ffi_target(EMULATOR.target, jax.ffi.pycapsule(library.Emulate), platform="cpu")
-    launch.force_route(EMULATOR)
+    _register()
+    with launch.forced_route(EMULATOR):
+        yield

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from emulated import emulate
+from emulated import emulated
 from splats import HEIGHT, KINDS, NUM, WIDTH, alphas_in_order, make_splats, on_cutoff, project_splats
 
 from bags_jax.rasterize import rasterization, rasterize
@@ -24,7 +24,8 @@ FORWARD, BACKWARD = 1e-5, 1e-4  # what is asked of the kernels; float32 itself l
 
 @pytest.fixture(autouse=True, scope="module")
 def _kernels():
-    emulate()
+    with emulated():
+        yield
 
 
 class Scene:

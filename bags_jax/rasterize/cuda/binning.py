@@ -22,7 +22,9 @@ class Pairs(NamedTuple):
 
     ids: Int[Array, "C M"]  # Gaussians; beyond the last pair: arbitrary
     starts: Int[Array, "C S"]  # S = T + 1: tile t owns the pairs starts[t] : starts[t + 1]
-    slots: Int[Array, "C M"] | None  # place of each pair before it was sorted by tile: those of a Gaussian are neighbours
+    slots: (
+        Int[Array, "C M"] | None
+    )  # place of each pair before it was sorted by tile: those of a Gaussian are neighbours
     begins: Int[Array, "C N"]  # first such place of each Gaussian
     counts: Int[Array, "C N"]  # and their number
     num_intersections: Int[Array, "C"]
@@ -94,8 +96,7 @@ def _sort_by_tile(tiles: UInt[Array, "C M"], ids: Int[Array, "C M"], with_slots:
     if with_slots:
         values = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None], ids.shape)
     tiles, values = (
-        x.reshape(ids.shape)
-        for x in jax.lax.sort((tiles.reshape(-1), values.reshape(-1)), num_keys=1, is_stable=True)
+        x.reshape(ids.shape) for x in jax.lax.sort((tiles.reshape(-1), values.reshape(-1)), num_keys=1, is_stable=True)
     )
     if not with_slots:
         return tiles, values, None

@@ -5,6 +5,7 @@ XLA's own business. "ffi" is the documented way, a handler in a library that is 
 will do) and launches the same PTX through the driver. Tests add a third, an emulator on the CPU.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -89,14 +90,19 @@ def launch(
 _forced: list[Route] = []
 
 
-def force_route(route: Route) -> None:
-    """From now on kernels are launched this way, untried: in programs for another machine, and in tests."""
-    _forced[:] = [route]
+@contextlib.contextmanager
+def forced_route(route: Route) -> Iterator[None]:
+    """Within this, kernels are traced to be launched one way, untried: for programs for another machine, and in tests."""
+    _forced.append(route)
+    try:
+        yield
+    finally:
+        _forced.pop()
 
 
 def current_route() -> Route:
     """The route that kernels take here."""
-    return _forced[0] if _forced else find_route() or XLA
+    return _forced[-1] if _forced else find_route() or XLA
 
 
 def is_available() -> bool:

@@ -33,14 +33,12 @@ def over_cameras(function: Callable) -> Callable:
     return mapped
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _binner(width: int, height: int, room: int, with_slots: bool) -> Callable[..., Pairs]:
-    return over_cameras(
-        functools.partial(bin_views, width=width, height=height, room=room, with_slots=with_slots)
-    )
+    return over_cameras(functools.partial(bin_views, width=width, height=height, room=room, with_slots=with_slots))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _blender(width: int, height: int) -> Callable[..., Image]:
     forward = over_cameras(functools.partial(blend_views, width=width, height=height))
     backward = over_cameras(functools.partial(blend_gradient, width=width, height=height))
