@@ -80,8 +80,7 @@ def rasterization(
     if sh_degree is None and colors.ndim != 2:
         raise ValueError(f"colors of shape {colors.shape} came without sh_degree: pass sh_degree, or colors [N, D]")
     name = choose_backend(backend)  # here, so that a program is cached for what "auto" meant when it was made
-    antialiased = rasterize_mode == "antialiased"
-    how = _How(width, height, near_plane, far_plane, eps2d, antialiased, tile_size, name, deterministic)
+    how = _How(width, height, near_plane, far_plane, eps2d, rasterize_mode, tile_size, name, deterministic)
     colored = jnp.isfinite(colors).reshape(colors.shape[0], math.prod(colors.shape[1:])).all(axis=1)
     colors = jnp.where(colored.reshape(-1, *(1,) * (colors.ndim - 1)), colors, 0.0)
     gaussians, cameras = (means, quats, scales, jnp.where(colored, opacities, 0.0)), Camera(viewmats, Ks)
@@ -109,7 +108,7 @@ class _How(NamedTuple):
     near_plane: float
     far_plane: float
     eps_2d: float
-    antialiased: bool
+    rasterize_mode: str
     tile_size: int
     backend: str
     deterministic: bool
@@ -127,7 +126,7 @@ class _How(NamedTuple):
             near_plane=self.near_plane,
             far_plane=self.far_plane,
             eps_2d=self.eps_2d,
-            antialiased=self.antialiased,
+            antialiased=self.rasterize_mode == "antialiased",
         )
 
 

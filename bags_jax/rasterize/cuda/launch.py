@@ -26,6 +26,8 @@ from bags_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent
 LEAST_CAPABILITY = (8, 0)
+# What XLA, the driver or a compiler may answer; XLA's own errors are RuntimeErrors. The other route may still work.
+PROBLEMS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, NotImplementedError)
 
 
 class Route(NamedTuple):
@@ -138,7 +140,7 @@ def find_route() -> Route | None:
         try:
             prepare()
             _probe(route)
-        except Exception as error:  # whatever goes wrong in XLA, the driver or a compiler: the other route may work
+        except PROBLEMS as error:
             problems.append(f"{route.target}: {error}")
         else:
             return route
