@@ -62,7 +62,7 @@ def launch(
     grid: tuple[int, int],
     aliases: dict[int, int] | None = None,
     route: Route | None = None,
-) -> list[jax.Array]:
+) -> Sequence[jax.Array]:
     """Launches a kernel on operands and outputs, in this order.
 
     Args:
