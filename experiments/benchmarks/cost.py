@@ -25,6 +25,8 @@ from bags_jax.initialize import init_state
 from bags_jax.optimizer import Rates, make_optimizers
 from bags_jax.programs import count_pairs, room_for
 from bags_jax.rasterize import DEFAULT_TILE_SIZE
+from bags_jax.rasterize.image import choose_backend
+from bags_jax.rasterize.native import bin_pairs
 from bags_jax.rasterize.tiles import bin_tiles
 from bags_jax.render import View, project_gaussians, render, render_blurred
 from bags_jax.report.tables import markdown_table
@@ -95,7 +97,8 @@ def measure(num: int, width: int, height: int) -> dict:
     project = functools.partial(project_gaussians, camera=camera, view=view)
     projected = jax.jit(project)(state.gaussians, state.alive, state.filter_3d)
     size = {"width": width, "height": height, "tile_size": DEFAULT_TILE_SIZE}
-    bins = functools.partial(bin_tiles, **size, max_intersections=view.max_intersections)
+    binner = bin_pairs if choose_backend("auto") == "cpu" else bin_tiles
+    bins = functools.partial(binner, **size, max_intersections=view.max_intersections)
 
     def draw(gaussians):
         return render(gaussians, state.alive, state.filter_3d, camera, view=view).image

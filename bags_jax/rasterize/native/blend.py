@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,8 @@ def _blend_any(geometry, features: Float[Array, "N D"], bins: Bins, frame: Frame
     for first in range(0, max(features.shape[1], 1), CHANNELS[-1]):
         group = features[:, first : first + CHANNELS[-1]]
         padding = next(c for c in CHANNELS if c >= group.shape[1]) - group.shape[1]
-        colors, group_alphas = blend(*geometry, jnp.pad(group, ((0, 0), (0, padding))), bins, frame)
+        padded = jnp.pad(group, ((0, 0), (0, padding)))
+        colors, group_alphas = cast(tuple[Array, Array], blend(*geometry, padded, bins, frame))
         groups.append(colors[..., : group.shape[1]])
         alphas = group_alphas if first == 0 else alphas  # the same in every group
     return jnp.concatenate(groups, axis=-1) if len(groups) > 1 else groups[0], alphas
