@@ -15,12 +15,13 @@ import pathlib
 import subprocess
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from scipy.spatial import KDTree
 
 from bags_jax.errors import UserError
 from bags_jax.rasterize import rasterization
@@ -86,8 +87,6 @@ def invent(num: int, width: int, height: int) -> Scene:
 
 def garden(width: int, height: int) -> Scene:
     """The points of the garden, each with the distance to its neighbours as scale, and the first of its cameras."""
-    from scipy.spatial import cKDTree
-
     path = pathlib.Path(_GARDEN.value)
     if not path.is_file():
         raise UserError(
@@ -95,7 +94,7 @@ def garden(width: int, height: int) -> Scene:
         )
     data = np.load(path)
     points, rng = data["means3d"], np.random.default_rng(0)
-    apart = cKDTree(points).query(points, k=4)[0][:, 1:].mean(axis=1)
+    apart = KDTree(points).query(points, k=4)[0][:, 1:].mean(axis=1)
     scales = np.clip(apart, *np.quantile(apart, [0.01, 0.99]))[:, None] * np.exp(rng.normal(0.0, 0.3, points.shape))
     zoom = np.array([width / int(data["width"]), height / int(data["height"]), 1.0])
     colors, opacities = data["colors"] / 255.0, rng.uniform(0.1, 0.9, len(points))
@@ -117,17 +116,21 @@ def median_ms(run: Callable[[], None]) -> float:
 
 def measure_ours(scene: Scene, backend: str) -> Result:
     """`rasterization` under jit, with room for exactly the pairs that there are."""
-    size = {"width": scene.width, "height": scene.height}
-    options = {**size, "backend": backend.rstrip("!"), "deterministic": backend.endswith("!")}
+    options = {"backend": backend.rstrip("!"), "deterministic": backend.endswith("!")}
     arrays = tuple(jnp.asarray(x) for x in scene.arrays)
-    pairs = int(rasterization(*arrays, **options)[2]["num_intersections"].max())
-    draw = functools.partial(rasterization, **options, max_intersections=-(-pairs // 1024) * 1024)
+
+    def draw(*arrays, room=None):
+        inputs: tuple[Any, ...] = (*arrays, scene.width, scene.height)
+        return rasterization(*inputs, max_intersections=room, **options)
+
+    pairs = int(draw(*arrays)[2]["num_intersections"].max())
+    draw = functools.partial(draw, room=-(-pairs // 1024) * 1024)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(1, scene.height, scene.width, 3)), jnp.float32)
     forward = jax.jit(lambda *x: draw(*x)[0])
     both = jax.jit(jax.grad(lambda *x: jnp.sum(draw(*x)[0] * weights), argnums=tuple(range(6))))
     image = np.asarray(forward(*arrays))
-    times = [median_ms(lambda run=run: jax.block_until_ready(run(*arrays))) for run in (forward, both)]
-    return Result(image, *times, pairs)
+    forward_ms, both_ms = (median_ms(lambda run=run: jax.block_until_ready(run(*arrays))) for run in (forward, both))
+    return Result(image, forward_ms, both_ms, pairs)
 
 
 def measure_gsplat(scene: Scene) -> Result:
