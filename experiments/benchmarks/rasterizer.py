@@ -8,6 +8,7 @@ colours have gradients, the pose too. Times are medians, from the call to the re
 """
 
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -64,11 +65,12 @@ def make_scene(text: str) -> Scene:
     name, _, size = text.partition(":")
     try:
         width, height = (int(x) for x in size.split("x"))
-        return garden(width, height) if name == "garden" else invent(int(name), width, height)
+        num = 0 if name == "garden" else int(name)
     except ValueError as error:
         raise UserError(
             f"--scenes has {text!r}, expected a number of Gaussians or garden, then :WIDTHxHEIGHT"
         ) from error
+    return invent(num, width, height) if num else garden(width, height)
 
 
 def invent(num: int, width: int, height: int) -> Scene:
@@ -135,9 +137,8 @@ def measure_ours(scene: Scene, backend: str) -> Result:
 
 def measure_gsplat(scene: Scene) -> Result:
     """gsplat's `rasterization` on the same inputs."""
-    import gsplat  # type: ignore[reportMissingImports]
-    import torch  # type: ignore[reportMissingImports]
-
+    # By name: they are there or not, and no requirement of this package.
+    gsplat, torch = importlib.import_module("gsplat"), importlib.import_module("torch")
     tensors = [torch.tensor(x, device="cuda", requires_grad=i < 6) for i, x in enumerate(scene.arrays)]
     random = np.random.default_rng(1).normal(size=(1, scene.height, scene.width, 3))
     weights = torch.tensor(random.astype(np.float32), device="cuda")
