@@ -6,10 +6,10 @@ PYTEST_ARGS ?=
 SOURCES := bags_jax configs experiments tests
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/bags_jax/xla_tests
 
-.PHONY: help demo test check lint types format clean new-venv
+.PHONY: help demo test check gpu-check lint types format clean new-venv
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 demo: .venv/.installed  ## train on a small blurred scene, on a CPU, and write runs/demo
 	.venv/bin/python -m experiments.demo --workdir=runs/demo
@@ -18,6 +18,9 @@ test: .venv/.installed-dev  ## all tests, on the CPU as 2 devices (PYTEST_ARGS="
 	.venv/bin/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile --durations=10 $(PYTEST_ARGS)
 
 check: lint types test  ## what .ci/run checks: ruff, pyright, pytest
+
+gpu-check: .venv-gpu/.installed  ## compile the CUDA kernels for an H200 on a machine without one, in a .venv-gpu of its own
+	.venv-gpu/bin/python -m pytest -q -n 0 -rs tests/test_cuda_build.py tests/test_cuda_compile.py
 
 lint: .venv/.installed-dev  ## ruff: format and rules
 	.venv/bin/ruff format --check $(SOURCES)
@@ -46,6 +49,16 @@ CAN_PIP := 'import pip, sys; sys.exit(sys.version_info < (3, 11))'
 .venv/.installed-dev: .venv/.installed pyproject.toml
 	@echo "Installing the tools for tests into .venv"
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# The plugin without the GPU's libraries, which only running needs; ptxas and libdevice for XLA, nvdisasm for the counts.
+.venv-gpu/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -m venv --clear .venv-gpu
+	@echo "Installing the CUDA compilers into .venv-gpu (the first time: 2 GB on disk, some minutes)"
+	@.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@version=$$(.venv-gpu/bin/python -c 'import jax; print(jax.__version__)'); \
+	  .venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --no-deps jax-cuda13-plugin==$$version \
+	  jax-cuda13-pjrt==$$version nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-nvdisasm
 	@touch $@
 
 new-venv:

@@ -10,6 +10,7 @@ from bags_jax.structs import Camera, Projected
 
 LARGEST = 1e18  # of any number of a Gaussian: the square of a larger one overflows
 LARGEST_PX = 1e9  # of a standard deviation on the screen: the fourth power of a larger one overflows
+EXACT = jax.lax.Precision.HIGHEST  # of matrix products: a GPU's default is TF32, with 10 bits, and a TPU's bf16
 FOV_MARGIN = 0.3  # the projection is linearised at most this part of half the field of view beyond the image
 
 
@@ -26,7 +27,7 @@ def rotation_from_quat(quats: Float[Array, "*S 4"]) -> Float[Array, "*S 3 3"]:
 
 def camera_center(viewmat: Float[Array, "4 4"]) -> Float[Array, "3"]:
     """World position of a camera, from cam_from_world."""
-    return -viewmat[:3, :3].T @ viewmat[:3, 3]
+    return -jnp.matmul(viewmat[:3, :3].T, viewmat[:3, 3], precision=EXACT)
 
 
 def _screen_covariance(factor: Float[Array, "N 2 3"], eps_2d: float):
@@ -83,7 +84,7 @@ def project(
     means, quats, scales = (jnp.where(finite[:, None], x, 0.0) for x in (means, quats, scales))
     opacities = jnp.where(finite, opacities, 0.0)
     rotation, translation = camera.viewmat[:3, :3], camera.viewmat[:3, 3]
-    # A product written as a sum over the three columns: on CPU a [N,3] x [3,3] matmul is slower and less exact.
+    # Products written as sums: a [N,3] x [3,3] matmul is slower and less exact, and on a GPU not fused with the rest.
     columns = [means[:, k : k + 1] * rotation[None, :, k] for k in range(3)]
     means_cam = columns[0] + columns[1] + columns[2] + translation[None]
     depths = means_cam[:, 2]
@@ -95,7 +96,8 @@ def project(
     margin_x, margin_y = FOV_MARGIN * 0.5 * width / fx, FOV_MARGIN * 0.5 * height / fy
     x_lin = jnp.clip(x, -cx / fx - margin_x, (width - cx) / fx + margin_x)
     y_lin = jnp.clip(y, -cy / fy - margin_y, (height - cy) / fy + margin_y)
-    axes_cam = jnp.einsum("ij,njk->nik", rotation, rotation_from_quat(quats) * scales[:, None, :])
+    axes_world = rotation_from_quat(quats) * scales[:, None, :]
+    axes_cam = jnp.sum(rotation[None, :, :, None] * axes_world[:, None], axis=2)  # as above
     slope_x = axes_cam[:, 0] - x_lin[:, None] * axes_cam[:, 2]
     slope_y = axes_cam[:, 1] - y_lin[:, None] * axes_cam[:, 2]
     factor = jnp.stack([fx * slope_x + skew * slope_y, fy * slope_y], axis=1) / z[:, None, None]
@@ -160,7 +162,7 @@ def smoothing_filter(
 
     def nearest(best, view):
         camera, size = view
-        in_cam = means @ camera.viewmat[:3, :3].T + camera.viewmat[None, :3, 3]
+        in_cam = jnp.matmul(means, camera.viewmat[:3, :3].T, precision=EXACT) + camera.viewmat[None, :3, 3]
         z = jnp.maximum(in_cam[:, 2], near)
         uv = (in_cam[:, :2] / z[:, None]) * jnp.diagonal(camera.K)[None, :2] + camera.K[None, :2, 2]
         extent = size[None, ::-1].astype(means.dtype)

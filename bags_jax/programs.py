@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from bags_jax import parallel
 from bags_jax.density import densify_and_prune, reset_opacity
 from bags_jax.geometry import smoothing_filter
-from bags_jax.rasterize import DEFAULT_TILE_SIZE, bucket, count_intersections
+from bags_jax.rasterize import DEFAULT_TILE_SIZE, bucket
+from bags_jax.rasterize.image import BACKENDS, choose_backend
 from bags_jax.render import View, project_gaussians
 from bags_jax.step import Recipe, train_steps
 from bags_jax.structs import Dataset, TrainState
@@ -95,10 +96,12 @@ def _with_filter(state: TrainState, dataset: Dataset) -> TrainState:
 
 @functools.partial(jax.jit, static_argnames="view")
 def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
+    counter = BACKENDS[choose_backend(view.backend)].count
+
     def count(camera):
         projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
         size = {"width": view.width, "height": view.height}
-        return count_intersections(projected, **size, tile_size=DEFAULT_TILE_SIZE)
+        return counter(projected, **size, tile_size=DEFAULT_TILE_SIZE)
 
     return jnp.max(jax.lax.map(count, dataset.cameras))
 

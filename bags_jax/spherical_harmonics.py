@@ -1,5 +1,6 @@
 """View-dependent colour: real spherical harmonics of degree 0 to 3, in the order and sign of the 3DGS file format."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -71,5 +72,6 @@ def evaluate_sh(
       degree: the highest degree that is used.
     """
     basis = sh_basis(directions, degree=degree)
-    rgb = jnp.einsum("nl,nlc->nc", basis, coefficients[:, : num_coefficients(degree), :])
+    used = coefficients[:, : num_coefficients(degree), :]
+    rgb = jnp.einsum("nl,nlc->nc", basis, used, precision=jax.lax.Precision.HIGHEST)  # not in a GPU's TF32
     return jnp.maximum(rgb + 0.5, 0.0)

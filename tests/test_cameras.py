@@ -181,7 +181,7 @@ def wrong(**changes) -> Splats:
     [
         ({}, {"render_mode": "depth"}, "render_mode='depth' came, expected one of RGB"),
         ({}, {"rasterize_mode": "mip"}, "rasterize_mode='mip' came, expected one of classic"),
-        ({}, {"backend": "cuda"}, "backend='cuda' came, expected one of auto"),
+        ({}, {"backend": "metal"}, "backend='metal' came, expected one of auto"),
         ({}, {"eps2d": -0.1}, "eps_2d is -0.1"),
         ({}, {"tile_size": 0}, "tiles of 0 px"),
         ({}, {"max_intersections": 0}, "max_intersections=0 came"),

@@ -73,7 +73,7 @@ def test_a_wheel_has_code_tables_and_kernels(tmp_path):
     needed = {
         str(p.relative_to(ROOT))
         for p in SOURCES
-        if p.suffix in (".py", ".csv", ".ptx", ".cc", ".h") or p.name == "py.typed"
+        if p.suffix in (".py", ".csv", ".ptx", ".cu", ".cuh", ".cc", ".h") or p.name == "py.typed"
     }
     assert needed and not needed - packed
     assert {name.partition("/")[0] for name in packed} == {*PACKAGES, f"bags_jax-{wheel.name.split('-')[1]}.dist-info"}

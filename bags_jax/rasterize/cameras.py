@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from bags_jax.geometry import camera_center, project
 from bags_jax.numerics import safe_normalize
-from bags_jax.rasterize.image import DEFAULT_TILE_SIZE, capacity_for, choose_backend, rasterize
+from bags_jax.rasterize.image import BACKENDS, DEFAULT_TILE_SIZE, capacity_for, choose_backend, rasterize
 from bags_jax.spherical_harmonics import evaluate_sh, num_coefficients
 from bags_jax.structs import Camera, Projected
 
@@ -39,6 +39,7 @@ def rasterization(
     tile_size: int = DEFAULT_TILE_SIZE,
     max_intersections: int | None = None,
     backend: str = "auto",
+    deterministic: bool = False,
 ) -> tuple[Float[Array, "C H W E"], Float[Array, "C H W 1"], dict[str, Array]]:
     """Renders N Gaussians with C cameras; a pure function, differentiable in every array.
 
@@ -60,7 +61,7 @@ def rasterization(
       tile_size: px.
       max_intersections: room for pairs of tile and Gaussian in each image. None: outside jit it is counted, under jit
         it is a guess; meta["num_dropped"] says whether it was enough.
-      backend: see `rasterize`.
+      backend, deterministic: see `rasterize`.
     Returns:
       colors, alphas, and meta: means2d [C,N,2] px, radii [C,N,2] px (int, rounded up, 0 = culled), depths [C,N],
       conics [C,N,3], opacities [C,N], num_intersections [C], num_dropped [C].
@@ -79,7 +80,7 @@ def rasterization(
     if sh_degree is None and colors.ndim != 2:
         raise ValueError(f"colors of shape {colors.shape} came without sh_degree: pass sh_degree, or colors [N, D]")
     name = choose_backend(backend)  # here, so that a program is cached for what "auto" meant when it was made
-    how = _How(width, height, near_plane, far_plane, eps2d, rasterize_mode == "antialiased", tile_size, name)
+    how = _How(width, height, near_plane, far_plane, eps2d, rasterize_mode, tile_size, name, deterministic)
     colored = jnp.isfinite(colors).reshape(colors.shape[0], math.prod(colors.shape[1:])).all(axis=1)
     colors = jnp.where(colored.reshape(-1, *(1,) * (colors.ndim - 1)), colors, 0.0)
     gaussians, cameras = (means, quats, scales, jnp.where(colored, opacities, 0.0)), Camera(viewmats, Ks)
@@ -107,9 +108,10 @@ class _How(NamedTuple):
     near_plane: float
     far_plane: float
     eps_2d: float
-    antialiased: bool
+    rasterize_mode: str
     tile_size: int
     backend: str
+    deterministic: bool
 
     def project(self, gaussians, camera: Camera) -> Projected:
         means, quats, scales, opacities = gaussians
@@ -124,7 +126,7 @@ class _How(NamedTuple):
             near_plane=self.near_plane,
             far_plane=self.far_plane,
             eps_2d=self.eps_2d,
-            antialiased=self.antialiased,
+            antialiased=self.rasterize_mode == "antialiased",
         )
 
 
@@ -141,8 +143,11 @@ def _render(gaussians, colors, cameras: Camera, how: _How, sh_degree, render_mod
             tile_size=how.tile_size,
             max_intersections=max_intersections,
             backend=how.backend,
+            deterministic=how.deterministic,
         )
 
+    if BACKENDS[how.backend].together:
+        return jax.vmap(render_one)(cameras)
     # One camera after the other: under vmap every loop would run as long as the longest of all cameras.
     return jax.lax.map(render_one, cameras)
 

@@ -1,5 +1,6 @@
 """`rasterize`: N projected Gaussians with features become one image, by one of several backends."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from bags_jax.rasterize import cuda
 from bags_jax.rasterize.blend_xla import rasterize_xla
 from bags_jax.rasterize.native import count_pairs, is_available, rasterize_native, require
 from bags_jax.rasterize.tiles import count_intersections, grid_size
@@ -21,11 +23,16 @@ class Backend(NamedTuple):
 
     rasterize: Callable[..., RasterOutput]  # (projected, features, *, width, height, tile_size, max_intersections)
     count: Callable[..., Array]  # (projected, *, width, height, tile_size) -> pairs that it will make
+    together: bool = False  # vmap over cameras makes one batch of them; else they are better taken one after the other
+    in_fixed_order: Callable[..., RasterOutput] | None = None  # rasterize with deterministic gradients; None: it is so
 
 
 BACKENDS = {
     "xla": Backend(rasterize_xla, count_intersections),
     "cpu": Backend(rasterize_native, count_pairs),
+    "cuda": Backend(
+        cuda.rasterize_cuda, cuda.count_cuda, True, functools.partial(cuda.rasterize_cuda, deterministic=True)
+    ),
 }
 
 
@@ -39,8 +46,12 @@ def choose_backend(backend: str) -> str:
         raise ValueError(f"backend={backend!r} came, expected one of {', '.join(('auto', *BACKENDS))}")
     if backend == "cpu":
         require()
+    if backend == "cuda":
+        cuda.require()
     if backend != "auto":
         return backend
+    if jax.default_backend() == "gpu" and cuda.is_available():
+        return "cuda"
     return "cpu" if jax.default_backend() == "cpu" and is_available() else "xla"
 
 
@@ -59,6 +70,7 @@ def rasterize(
     tile_size: int = DEFAULT_TILE_SIZE,
     max_intersections: int | None = None,
     backend: str = "auto",
+    deterministic: bool = False,
 ) -> RasterOutput:
     """Blends Gaussians front to back (Kerbl et al. 2023, eq. 3), by tiles.
 
@@ -69,10 +81,12 @@ def rasterize(
       projected: N Gaussians on the screen of one camera, as `project` gives them.
       features: what is blended (colour, depth, ...), D channels.
       width, height: image size, px.
-      tile_size: side of a tile, px.
+      tile_size: side of a tile, px; "cuda" always has tiles of 16 px.
       max_intersections: room for pairs of tile and Gaussian. None: outside jit as many as there are, under jit a guess.
-      backend: "xla" runs everywhere; "cpu" is C++, built at first use by the system's compiler; "auto" takes the best
-        there is.
+      backend: "xla" runs everywhere; "cpu" is C++, built at first use by the system's compiler; "cuda" is
+        for NVIDIA GPUs of compute capability 8.0 and newer; "auto" takes the best there is.
+      deterministic: "cuda" adds gradients up in a fixed order, at the price of time and of 40 bytes and more a pair. A
+        CPU always does; XLA on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
     Returns:
       RasterOutput; num_dropped > 0 says that the room was too small and the image is wrong.
     Raises:
@@ -91,7 +105,8 @@ def rasterize(
     size = {"width": width, "height": height, "tile_size": tile_size}
     if max_intersections is None:
         max_intersections = capacity_for(projected, **size, backend=backend)
-    return BACKENDS[backend].rasterize(projected, features, **size, max_intersections=max_intersections)
+    draw = (deterministic and BACKENDS[backend].in_fixed_order) or BACKENDS[backend].rasterize
+    return draw(projected, features, **size, max_intersections=max_intersections)
 
 
 _counters = {

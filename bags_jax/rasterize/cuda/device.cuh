@@ -1,0 +1,18 @@
+// What both kernel files share. A CPU emulator (tests/emulator) compiles the same files with its own words for CUDA's.
+//
+// Compiled with -fmad=false: a multiplication and an addition are one instruction exactly where fmaf says so, in every
+// kernel alike, so that two kernels that count the same tiles cannot disagree in the last bit.
+// MIN_ALPHA, MAX_ALPHA and MIN_TRANSMITTANCE come from bags_jax/limits.py (see build.py).
+#pragma once
+
+#ifdef EMULATOR
+#define KERNEL static void
+#else
+#define KERNEL extern "C" __global__ void
+#endif
+
+constexpr int TILE = 16;  // side of a tile, px
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+__device__ __forceinline__ float clamp(float x, float low, float high) { return fminf(fmaxf(x, low), high); }

@@ -1,0 +1,107 @@
+// The documented way into an XLA program: an FFI handler that launches PTX through the CUDA driver. It takes the attributes
+// of XLA's own PTX call, so that both are made by one function (launch.py). No CUDA toolkit is needed to build it: the few
+// functions of the driver are declared here and looked up when the library is first used.
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+using Result = int;  // CUresult; 0 is success
+using Context = struct ContextTag*;
+using Module = struct ModuleTag*;
+using Function = struct FunctionTag*;
+using Stream = struct StreamTag*;
+
+struct Driver {
+  Result (*current)(Context*);
+  Result (*load)(Module*, const void*);
+  Result (*function)(Function*, Module, const char*);
+  Result (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**);
+  Result (*describe)(Result, const char**);
+  bool complete = false;
+};
+
+static Driver find_driver() {
+  Driver driver{};
+  void* library = dlopen("libcuda.so.1", RTLD_NOW);
+  if (!library) return driver;
+  const auto find = [&](auto& pointer, const char* name) {
+    pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(dlsym(library, name));
+    return pointer != nullptr;
+  };
+  driver.complete = find(driver.current, "cuCtxGetCurrent") && find(driver.load, "cuModuleLoadData") &&
+                    find(driver.function, "cuModuleGetFunction") && find(driver.launch, "cuLaunchKernel") &&
+                    find(driver.describe, "cuGetErrorString");
+  return driver;
+}
+
+static const Driver& driver() {
+  static const Driver found = find_driver();
+  return found;
+}
+
+static ffi::Error failure(const char* what, Result result) {
+  const char* text = nullptr;
+  driver().describe(result, &text);
+  return ffi::Error::Internal(std::string(what) + ": " + (text ? text : "unknown error"));
+}
+
+// The driver translates a text once for each context, that is for each GPU. The first line of a text is its fingerprint.
+static ffi::Error load(std::string_view ptx, std::string_view name, Function* function) {
+  static std::mutex mutex;
+  static std::map<std::tuple<Context, std::string, std::string>, Function> loaded;
+  const std::lock_guard lock(mutex);
+  Context context = nullptr;
+  if (const Result result = driver().current(&context)) return failure("cuCtxGetCurrent", result);
+  Function& found = loaded[{context, std::string(ptx.substr(0, ptx.find('\n'))), std::string(name)}];
+  if (!found) {
+    Module module = nullptr;
+    if (const Result result = driver().load(&module, std::string(ptx).c_str())) return failure("cuModuleLoadData", result);
+    const Result result = driver().function(&found, module, std::string(name).c_str());
+    if (result) return failure("cuModuleGetFunction", result);
+  }
+  *function = found;
+  return ffi::Error::Success();
+}
+
+static ffi::Error launch(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view name,
+                         std::string_view, std::string_view ptx, int32_t grid_x, int32_t grid_y, int32_t grid_z,
+                         int32_t block_x, int32_t block_y, int32_t block_z, int32_t shared_mem_bytes) {
+  if (!driver().complete) return ffi::Error::Internal("libcuda.so.1 cannot be loaded: is the NVIDIA driver installed?");
+  Function function = nullptr;
+  if (ffi::Error error = load(ptx, name, &function); error.failure()) return error;
+  std::vector<void*> buffers;
+  for (size_t i = 0; i < args.size(); ++i) buffers.push_back(args.get<ffi::AnyBuffer>(i)->untyped_data());
+  for (size_t i = 0; i < rets.size(); ++i) buffers.push_back((*rets.get<ffi::AnyBuffer>(i))->untyped_data());
+  std::vector<void*> parameters;
+  for (void*& buffer : buffers) parameters.push_back(&buffer);
+  const Result result = driver().launch(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_mem_bytes,
+                                        stream, parameters.data(), nullptr);
+  return result ? failure("cuLaunchKernel", result) : ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    LaunchPtx, launch,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::PlatformStream<Stream>>()
+        .RemainingArgs()
+        .RemainingRets()
+        .Attr<std::string_view>("name")
+        .Attr<std::string_view>("kernel_type")
+        .Attr<std::string_view>("kernel_data")
+        .Attr<int32_t>("grid_x")
+        .Attr<int32_t>("grid_y")
+        .Attr<int32_t>("grid_z")
+        .Attr<int32_t>("block_x")
+        .Attr<int32_t>("block_y")
+        .Attr<int32_t>("block_z")
+        .Attr<int32_t>("shared_mem_bytes"));

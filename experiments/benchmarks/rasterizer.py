@@ -1,0 +1,205 @@
+"""Times of `rasterization`, forward and forward + backward, beside gsplat's where torch and gsplat are importable.
+
+  python -m experiments.benchmarks.rasterizer --scenes=1000000:1296x840,garden:648x420 --backends=auto --beside=gsplat
+
+One JSON row a scene and backend, written as soon as it is known. A scene is a number of invented Gaussians or `garden`, the
+points of a Mip-NeRF 360 scene with invented scales (--garden=.../test_garden.npz), and the size of the image. All means and
+colours have gradients, the pose too. Times are medians, from the call to the result on the device.
+"""
+
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from scipy.spatial import KDTree
+
+from bags_jax.errors import UserError
+from bags_jax.rasterize import rasterization
+from bags_jax.rasterize.image import choose_backend
+from experiments.launch import launch
+
+SYNTHETIC = "100000:1296x840,500000:1296x840,1000000:1296x840,3000000:1296x840"
+_SCENES = flags.DEFINE_list("scenes", f"{SYNTHETIC},1000000:648x420,1000000:1920x1080", "NUMBER:WxH or garden:WxH.")
+_BACKENDS = flags.DEFINE_list("backends", "auto", "Backends of `rasterize`; 'cuda!' has deterministic gradients.")
+_BESIDE = flags.DEFINE_enum("beside", "", ["", "gsplat"], "Another rasterizer to time on the same inputs.")
+_GARDEN = flags.DEFINE_string("garden", "../shared/data/test_garden.npz", "The points of `garden` scenes.")
+_TIMED = flags.DEFINE_integer("timed", 50, "Timed runs, of which the median is taken.", lower_bound=1)
+_WARM_UP = flags.DEFINE_integer("warm_up", 10, "Runs before them.", lower_bound=1)
+_ROWS = flags.DEFINE_string("rows", "", "File to which the JSON rows are appended; default: none.")
+NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
+COVER = (
+    3.0  # how often invented Gaussians cover the image, one standard deviation to each side: some 25 blended a pixel
+)
+
+
+class Scene(NamedTuple):
+    """Inputs of one camera, in the order of `rasterization`."""
+
+    arrays: tuple[np.ndarray, ...]
+    width: int
+    height: int
+
+
+class Result(NamedTuple):
+    """What one rasterizer did with a scene."""
+
+    image: np.ndarray
+    forward_ms: float
+    both_ms: float
+    pairs: int
+
+
+def make_scene(text: str) -> Scene:
+    """Reads NUMBER:WxH or garden:WxH."""
+    name, _, size = text.partition(":")
+    try:
+        width, height = (int(x) for x in size.split("x"))
+        num = 0 if name == "garden" else int(name)
+    except ValueError as error:
+        raise UserError(
+            f"--scenes has {text!r}, expected a number of Gaussians or garden, then :WIDTHxHEIGHT"
+        ) from error
+    return invent(num, width, height) if num else garden(width, height)
+
+
+def invent(num: int, width: int, height: int) -> Scene:
+    """A cloud that covers the image equally often whatever its number and size."""
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(2.0, 6.0, num)
+    spread = rng.uniform(-0.6, 0.6, (num, 2)) * np.array([1.0, height / width])
+    focal = width / 1.2
+    sigma = np.sqrt(COVER * width * height / num) / 2.0 / focal * depth
+    scales = sigma[:, None] * np.exp(rng.normal(0.0, 0.3, (num, 3)))
+    means = np.concatenate([spread * depth[:, None], depth[:, None]], axis=-1)
+    K = np.array([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]])
+    arrays = means, rng.normal(size=(num, 4)), scales, rng.uniform(0.1, 0.9, num), rng.uniform(size=(num, 3))
+    return Scene(tuple(x.astype(np.float32) for x in (*arrays, np.eye(4)[None], K)), width, height)
+
+
+def garden(width: int, height: int) -> Scene:
+    """The points of the garden, each with the distance to its neighbours as scale, and the first of its cameras."""
+    path = pathlib.Path(_GARDEN.value)
+    if not path.is_file():
+        raise UserError(
+            f"no {path}: give the file of the garden's points with --garden, or leave garden out of --scenes"
+        )
+    data = np.load(path)
+    points, rng = data["means3d"], np.random.default_rng(0)
+    apart = KDTree(points).query(points, k=4)[0][:, 1:].mean(axis=1)
+    scales = np.clip(apart, *np.quantile(apart, [0.01, 0.99]))[:, None] * np.exp(rng.normal(0.0, 0.3, points.shape))
+    zoom = np.array([width / int(data["width"]), height / int(data["height"]), 1.0])
+    colors, opacities = data["colors"] / 255.0, rng.uniform(0.1, 0.9, len(points))
+    arrays = points, rng.normal(size=(len(points), 4)), scales, opacities, colors, data["viewmats"][:1]
+    return Scene(tuple(x.astype(np.float32) for x in (*arrays, data["Ks"][:1] * zoom[None, :, None])), width, height)
+
+
+def median_ms(run: Callable[[], None]) -> float:
+    """Median time of a call that returns when its result is there."""
+    for _ in range(_WARM_UP.value):
+        run()
+    times = []
+    for _ in range(_TIMED.value):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+def measure_ours(scene: Scene, backend: str) -> Result:
+    """`rasterization` under jit, with room for exactly the pairs that there are."""
+    options = {"backend": backend.rstrip("!"), "deterministic": backend.endswith("!")}
+    arrays = tuple(jnp.asarray(x) for x in scene.arrays)
+
+    def draw(*arrays, room=None):
+        inputs: tuple[Any, ...] = (*arrays, scene.width, scene.height)
+        return rasterization(*inputs, max_intersections=room, **options)
+
+    pairs = int(draw(*arrays)[2]["num_intersections"].max())
+    draw = functools.partial(draw, room=-(-pairs // 1024) * 1024)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(1, scene.height, scene.width, 3)), jnp.float32)
+    forward = jax.jit(lambda *x: draw(*x)[0])
+    both = jax.jit(jax.grad(lambda *x: jnp.sum(draw(*x)[0] * weights), argnums=tuple(range(6))))
+    image = np.asarray(forward(*arrays))
+    forward_ms, both_ms = (median_ms(lambda run=run: jax.block_until_ready(run(*arrays))) for run in (forward, both))
+    return Result(image, forward_ms, both_ms, pairs)
+
+
+def measure_gsplat(scene: Scene) -> Result:
+    """gsplat's `rasterization` on the same inputs."""
+    # By name: they are there or not, and no requirement of this package.
+    gsplat, torch = importlib.import_module("gsplat"), importlib.import_module("torch")
+    tensors = [torch.tensor(x, device="cuda", requires_grad=i < 6) for i, x in enumerate(scene.arrays)]
+    random = np.random.default_rng(1).normal(size=(1, scene.height, scene.width, 3))
+    weights = torch.tensor(random.astype(np.float32), device="cuda")
+
+    def draw():
+        return gsplat.rasterization(*tensors, scene.width, scene.height, packed=False)
+
+    def forward():
+        with torch.no_grad():
+            draw()
+        torch.cuda.synchronize()
+
+    def both():
+        for tensor in tensors:
+            tensor.grad = None
+        (draw()[0] * weights).sum().backward()
+        torch.cuda.synchronize()
+
+    image, _, meta = draw()
+    pairs = int(meta["flatten_ids"].numel())
+    return Result(image.detach().cpu().numpy(), median_ms(forward), median_ms(both), pairs)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two images, dB; 99 where they are equal."""
+    return min(99.0, -10.0 * float(np.log10(np.mean((a.astype(float) - b) ** 2) + 1e-30)))
+
+
+def report(text: str, scene: Scene, name: str, result: Result, other: Result | None) -> None:
+    """Prints a row and appends it to the file of rows."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    row = {"scene": text, "gaussians": len(scene.arrays[0]), "backend": name, "pairs": result.pairs}
+    row |= {"forward_ms": round(result.forward_ms, 3), "both_ms": round(result.both_ms, 3)}
+    if other:
+        row |= {
+            "psnr_to_gsplat": round(psnr(result.image, other.image), 1),
+            "gsplat_forward_over_ours": round(other.forward_ms / result.forward_ms, 2),
+            "gsplat_both_over_ours": round(other.both_ms / result.both_ms, 2),
+        }
+    row |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "commit": commit.strip()}
+    print(json.dumps(row), flush=True)
+    if _ROWS.value:
+        with open(_ROWS.value, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    """Measures every scene with every rasterizer."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX looks: torch wants memory too
+    backends = [(choose_backend(name.rstrip("!")) + "!" * name.endswith("!")) for name in _BACKENDS.value]
+    missing = [name for name in ("torch", "gsplat") if _BESIDE.value and not importlib.util.find_spec(name)]
+    if missing:
+        raise UserError(f"--beside=gsplat needs {' and '.join(missing)}: install them, or leave the flag out")
+    for text in _SCENES.value:
+        scene = make_scene(text)
+        other = measure_gsplat(scene) if _BESIDE.value else None
+        if other:
+            report(text, scene, "gsplat", other, None)
+        for backend in backends:
+            report(text, scene, backend, measure_ours(scene, backend), other)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,242 @@
+"""The CUDA kernels against the oracle: on an NVIDIA GPU as they are, elsewhere their source through the CPU emulator."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from emulated import emulated
+from splats import HEIGHT, KINDS, NUM, WIDTH, alphas_in_order, make_splats, on_cutoff, project_splats
+
+from bags_jax.rasterize import rasterization, rasterize
+from bags_jax.rasterize.cuda.binning import TILE, bin_views
+from bags_jax.rasterize.cuda.blend import channel_groups
+from bags_jax.rasterize.cuda.views import rasterize_cuda
+from bags_jax.rasterize.reference import rasterize_reference
+from bags_jax.rasterize.tiles import bin_tiles
+from bags_jax.structs import Projected
+
+SIZE = {"width": WIDTH, "height": HEIGHT}
+ROOM = 1024
+FORWARD, BACKWARD = 1e-5, 1e-4  # what is asked of the kernels; float32 itself leaves 1e-6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels():
+    with emulated():
+        yield
+
+
+class Scene:
+    """Gaussians on a screen with features, and cotangents that are 0 where rounding decides what is drawn."""
+
+    def __init__(self, projected: Projected, channels: int, width: int = WIDTH, height: int = HEIGHT):
+        rng = np.random.default_rng(channels)
+        self.projected, self.size = projected, {"width": width, "height": height}
+        self.features = jnp.asarray(rng.normal(size=(len(projected.depths), channels)), jnp.float32)
+        self.cut = on_cutoff(alphas_in_order(projected, **self.size))
+        weights = rng.normal(size=(height, width, channels + 1)) * ~self.cut[..., None]
+        self.cotangent = jnp.asarray(weights[..., :-1], jnp.float32), jnp.asarray(weights[..., -1], jnp.float32)
+
+
+def with_gradients(function, scene: Scene):
+    """Colours, alphas, and gradients of means, conics, opacities and features."""
+
+    def draw(means_px, conics, opacities, features):
+        output = function(
+            scene.projected.replace(means_px=means_px, conics=conics, opacities=opacities), features, **scene.size
+        )
+        return output.colors, output.alphas
+
+    p = scene.projected
+
+    @jax.jit
+    def both(inputs, cotangent):
+        image, pull = jax.vjp(draw, *inputs)
+        return image, pull(cotangent)
+
+    return both((p.means_px, p.conics, p.opacities, scene.features), scene.cotangent)
+
+
+def compare_with_oracle(scene: Scene, **options):
+    kernels = functools.partial(rasterize_cuda, tile_size=TILE, max_intersections=ROOM, **options)
+    (colors, alphas), gradients = with_gradients(kernels, scene)
+    (colors_dense, alphas_dense), gradients_dense = with_gradients(rasterize_reference, scene)
+    keep = ~scene.cut
+    assert keep.mean() > 0.98
+    np.testing.assert_allclose(colors[keep], colors_dense[keep], atol=FORWARD * max(1.0, abs(colors_dense).max()))
+    np.testing.assert_allclose(alphas[keep], alphas_dense[keep], atol=FORWARD)
+    for name, a, b in zip(("means", "conics", "opacities", "features"), gradients, gradients_dense, strict=True):
+        assert np.linalg.norm(a - b) <= BACKWARD * np.linalg.norm(b), name
+        np.testing.assert_allclose(a, b, rtol=BACKWARD, atol=BACKWARD * abs(b).max(), err_msg=name)
+    return colors, alphas, gradients
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_oracle(kind):
+    _, alphas, _ = compare_with_oracle(Scene(project_splats(make_splats(kind), 0), 4))
+    assert alphas.max() > 0.5
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 9])
+def test_any_number_of_channels(channels):
+    compare_with_oracle(Scene(project_splats(make_splats(), 1), channels), deterministic=channels == 9)
+
+
+def test_channels_are_cut_into_groups_that_have_kernels():
+    assert channel_groups(3) == [(0, 3, 3)] and channel_groups(0) == [(0, 0, 1)]
+    assert channel_groups(17) == [(0, 8, 8), (8, 16, 8), (16, 17, 1)]
+
+
+def flat(num: int, *, opacity: float, sigma: float, center=(20.0, 12.0)) -> Projected:
+    """Round Gaussians of one size, one behind the other, a little apart."""
+    rng = np.random.default_rng(num)
+    radius = sigma * np.sqrt(2 * np.log(255 * opacity))
+    shape = np.array([1.0, 0.0, 1.0]) * sigma**2
+    arrays = {
+        "means_px": rng.normal(size=(num, 2)) * 0.3 + center,
+        "covs_px": np.tile(shape, (num, 1)),
+        "conics": np.tile([1 / shape[0], 0.0, 1 / shape[0]], (num, 1)),
+        "depths": rng.permutation(num) + 1.0,
+        "opacities": np.full(num, opacity),
+        "radii_px": np.full((num, 2), radius),
+    }
+    return Projected(**{name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()})
+
+
+def test_lists_longer_than_a_batch():
+    compare_with_oracle(Scene(flat(150, opacity=0.03, sigma=4.0), 3))
+
+
+def test_pixels_stop_before_the_end_of_their_lists():
+    _, alphas, (_, _, opacities, _) = compare_with_oracle(Scene(flat(150, opacity=0.6, sigma=60.0), 3))
+    assert alphas.min() > 0.999 and (opacities == 0).sum() > 100  # the hindmost never show
+
+
+def test_clamped_alpha_has_no_gradient():
+    _, alphas, (means, _, _, _) = compare_with_oracle(Scene(flat(1, opacity=1.0, sigma=200.0), 1))
+    assert alphas.min() > 0.97 and alphas.max() == np.float32(0.999) and np.isfinite(means).all()
+
+
+def test_tiles_without_gaussians():
+    scene = Scene(flat(3, opacity=0.5, sigma=1.0, center=(33.0, 26.0)), 3)
+    colors, alphas, _ = compare_with_oracle(scene)
+    assert not colors[:16, :16].any() and alphas[20:].any()
+
+
+def test_one_gaussian_over_all_tiles():
+    _, alphas, _ = compare_with_oracle(Scene(flat(1, opacity=0.9, sigma=60.0), 4))
+    assert alphas.min() > 0.5
+
+
+def test_no_gaussian_is_seen():
+    scene = Scene(flat(4, opacity=0.5, sigma=1.0), 3)
+    scene.projected = scene.projected.replace(radii_px=jnp.zeros((4, 2)))
+    (colors, alphas), gradients = with_gradients(
+        functools.partial(rasterize_cuda, tile_size=TILE, max_intersections=ROOM), scene
+    )
+    assert not colors.any() and not alphas.any() and not any(g.any() for g in gradients)
+
+
+def test_no_gaussian_at_all():
+    splats = make_splats()
+    empty = splats._replace(**{name: getattr(splats, name)[:0] for name in splats._fields[:5]})
+    colors, alphas, meta = rasterization(*empty, **SIZE, backend="cuda")
+    assert colors.shape == (2, HEIGHT, WIDTH, 3) and not colors.any() and not alphas.any()
+    assert not meta["num_intersections"].any()
+
+
+def test_small_buffer_counts_what_it_drops():
+    projected, features = project_splats(make_splats("giants"), 0), jnp.ones((NUM, 3))
+    full = rasterize(projected, features, **SIZE, backend="cuda")
+    need = int(full.num_intersections)
+    assert full.num_dropped == 0
+    for room in (1, need - 1, need):
+        output = rasterize(projected, features, **SIZE, backend="cuda", max_intersections=room)
+        assert output.num_intersections == need and output.num_dropped == need - room
+    np.testing.assert_array_equal(output.colors, full.colors)
+
+
+def _loss(projected, features, deterministic):
+    output = rasterize_cuda(
+        projected, features, **SIZE, tile_size=TILE, max_intersections=ROOM, deterministic=deterministic
+    )
+    return jnp.sum(output.colors**2) + jnp.sum(output.alphas), output
+
+
+_draw = jax.jit(jax.value_and_grad(_loss, (0, 1), has_aux=True), static_argnums=2)
+
+
+def assert_trees_equal(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_vmap_over_cameras_is_each_alone(deterministic):
+    views = [project_splats(make_splats(kind), c) for kind, c in (("typical", 0), ("giants", 1), ("opaque", 0))]
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(NUM, 3)), jnp.float32)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *views)
+    together = jax.vmap(_draw, (0, None, None))(stacked, features, deterministic)
+    for camera, view in enumerate(views):
+        alone = _draw(view, features, deterministic)
+        assert_trees_equal(jax.tree.map(lambda x, c=camera: x[c], together), alone, rtol=1e-6, atol=1e-6)
+    # Two axes become one; and the gradient of a vmap is the vmap of the gradient.
+    pairs = jax.tree.map(lambda x: jnp.stack([x[:2], x[1:]]), stacked)
+    nested = jax.vmap(jax.vmap(_draw, (0, None, None)), (0, None, None))(pairs, features, deterministic)
+    assert_trees_equal(jax.tree.map(lambda x: x[1, 0], nested), jax.tree.map(lambda x: x[1], together), rtol=1e-6)
+
+    @jax.jit
+    def total(features):
+        return jnp.sum(jax.vmap(lambda p: _loss(p, features, deterministic)[0])(stacked))
+
+    np.testing.assert_allclose(jax.grad(total)(features), together[1][1].sum(0), rtol=1e-5, atol=1e-5)
+
+
+def test_cameras_of_one_call_are_each_alone():
+    splats = make_splats("opaque")
+    colors, alphas, meta = rasterization(*splats, **SIZE, render_mode="RGB+D", backend="cuda")
+    for camera in range(2):
+        alone = splats._replace(viewmats=splats.viewmats[camera][None], Ks=splats.Ks[camera][None])
+        colors_1, alphas_1, meta_1 = rasterization(*alone, **SIZE, render_mode="RGB+D", backend="xla")
+        np.testing.assert_allclose(colors[camera], colors_1[0], atol=1e-5)
+        np.testing.assert_allclose(alphas[camera], alphas_1[0], atol=1e-5)
+        np.testing.assert_allclose(meta["means2d"][camera], meta_1["means2d"][0], atol=1e-5)
+
+
+def test_fixed_order_is_bit_equal_to_itself_and_close_to_the_other():
+    projected = project_splats(make_splats("giants"), 0)
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(NUM, 5)), jnp.float32)
+    first, second, atomic = (_draw(projected, features, fixed) for fixed in (True, True, False))
+    assert_trees_equal(first, second, rtol=0, atol=0)
+    assert_trees_equal(first, atomic, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind, width, height, cameras",
+    [("giants", WIDTH, HEIGHT, 1), ("needles", WIDTH, HEIGHT, 2), ("giants", 300, 300, 2), ("needles", 4000, 2200, 2)],
+)
+def test_pairs_are_those_of_the_xla_backend(kind, width, height, cameras):
+    """From one tile to more than a warp has lanes, and to more than 2^16 keys."""
+    scale = width / WIDTH
+    views = [project_splats(make_splats(kind, num=40), c) for c in range(cameras)]
+    views = [
+        v.replace(means_px=v.means_px * scale, covs_px=v.covs_px * scale**2, radii_px=v.radii_px * scale) for v in views
+    ]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *views)
+    room = 2**18 if width > 1000 else 2**13
+    size = {"width": width, "height": height}
+    bin_all = jax.jit(functools.partial(bin_views, **size, room=room, with_slots=True))
+    pairs = bin_all(stacked.means_px, stacked.covs_px, stacked.radii_px, stacked.depths)
+    for c, view in enumerate(views):
+        tiles = jax.jit(functools.partial(bin_tiles, **size, tile_size=TILE, max_intersections=room))(view)
+        total = int(tiles.num_intersections)
+        assert tiles.num_dropped == 0 and total == pairs.num_intersections[c]
+        np.testing.assert_array_equal(pairs.starts[c], tiles.starts)
+        np.testing.assert_array_equal(pairs.ids[c, :total], tiles.gaussian_ids[:total])
+        assert pairs.slots is not None
+        begins, counts = np.asarray(pairs.begins[c]), np.asarray(pairs.counts[c])
+        slots, ids = np.asarray(pairs.slots[c, :total]), np.asarray(pairs.ids[c, :total])
+        assert sorted(slots) == list(range(total))
+        assert ((slots >= begins[ids]) & (slots < begins[ids] + counts[ids])).all()

@@ -1,0 +1,91 @@
+"""What is shipped of the CUDA kernels: PTX of the source beside it, no spills, loops as short as was agreed, a launcher."""
+
+import re
+import shutil
+
+import kernel_costs
+import pytest
+
+from bags_jax.rasterize.cuda import binning, blend, build, launch
+
+PROGRAMS = tuple(build.PROGRAMS)
+BLENDS = [name for name in PROGRAMS if build.PROGRAMS[name]]
+PIXELS, STRIPS = 4, 2  # of a lane; of a tile
+MOST_FORWARD = 28  # instructions of a warp per pixel of a lane and Gaussian
+MOST_BACKWARD = {1: 450, 3: 450, 4: 450, 8: 560}  # per Gaussian and tile where both strips are touched; by channels
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_shipped_ptx_is_from_this_source(program):
+    source, _ = build.stamps((build.FOLDER / f"{program}.ptx").read_text())
+    assert source == build.fingerprint(program), "the source has changed: python -m bags_jax.rasterize.cuda.build"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_compiling_again_gives_the_shipped_ptx(program):
+    shipped = (build.FOLDER / f"{program}.ptx").read_text()
+    _, version = build.stamps(shipped)
+    here = build.nvcc_version()
+    if here != version:
+        pytest.skip(f"the PTX is from nvcc {version}, here is {f'nvcc {here}' if here else 'none'}")
+    assert build.compile_ptx(program) == shipped, "python -m bags_jax.rasterize.cuda.build writes it anew"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_kernel_spills(program):
+    row = kernel_costs.table()["programs"][program]
+    assert row["source"] == build.fingerprint(program), "of another source: python tests/kernel_costs.py --write"
+    for name, costs in row["kernels"].items():
+        assert costs["spilled_bytes"] == 0 and costs["registers"] <= 128 and costs["shared_bytes"] < 48 * 1024, name
+
+
+@pytest.mark.parametrize("program", BLENDS)
+def test_main_loops_are_short(program):
+    kernels = kernel_costs.table()["programs"][program]["kernels"]
+    assert kernels["blend_forward"]["main_loop"] / PIXELS <= MOST_FORWARD
+    assert kernels["blend_backward"]["main_loop"] * STRIPS <= MOST_BACKWARD[build.PROGRAMS[program]]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_measuring_again_gives_the_table(program):
+    ptxas = kernel_costs.find_tool("ptxas")
+    if ptxas is None:
+        pytest.skip("no ptxas: registers and spills are not measured again (make gpu-check installs it)")
+    expected = kernel_costs.table()["programs"][program]["kernels"]
+    measured = kernel_costs.measure(build.FOLDER / f"{program}.ptx")
+    assert measured.keys() == expected.keys()
+    for name, costs in measured.items():
+        assert costs["spilled_bytes"] == 0, name
+        for key in costs:  # other releases of ptxas allocate and schedule a little differently
+            assert abs(costs[key] - expected[name][key]) <= 8 + 0.1 * expected[name][key], (name, key)
+
+
+def constant(file: str, name: str) -> int:
+    found = re.search(rf"constexpr int {name} = (\d+);", (build.FOLDER / file).read_text())
+    assert found, f"no {name} in {file}"
+    return int(found[1])
+
+
+def test_python_and_cuda_mean_the_same():
+    assert constant("device.cuh", "TILE") == binning.TILE
+    assert constant("binning.cu", "BLOCK") == binning.BLOCK
+    assert constant("binning.cu", "SCAN_BLOCK") == binning.SCAN_BLOCK
+    assert constant("blend.cu", "GEOMETRY") == blend.GEOMETRY
+    assert constant("blend.cu", "PIXELS") == PIXELS
+    assert blend.THREADS * PIXELS == binning.TILE**2 and STRIPS * 32 == blend.THREADS
+
+
+def test_launcher_builds_once(tmp_path):
+    if not shutil.which("g++"):
+        pytest.skip("no g++: the second way to launch kernels is not built")
+    library = launch.build_launcher(tmp_path)
+    written = library.stat().st_mtime_ns
+    assert launch.build_launcher(tmp_path).stat().st_mtime_ns == written
+    assert [p.name for p in tmp_path.iterdir()] == [library.name]
+
+
+def test_without_a_gpu_cuda_is_refused_in_words():
+    if launch.find_route():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+        launch.require()

@@ -1,0 +1,26 @@
+"""backend="cuda" compiles for an H200 on a machine without one, where the wheels for that are installed."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parent / "compile_for_h200.py"
+
+
+@pytest.mark.parametrize("cameras, deterministic", [(1, False), (2, True)])
+def test_compiles_for_an_h200(cameras, deterministic):
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        pytest.skip("no jax-cuda13-plugin: nothing is compiled for a GPU here (make gpu-check does it)")
+    command = [sys.executable, str(SCRIPT), str(cameras), str(int(deterministic))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = json.loads(done.stdout.splitlines()[-1])
+    print(row)
+    # count, sum, scan, expand, find, forward, backward; the sum over slots is one more
+    assert row["calls"]["__gpu$xla.gpu.ptx"] == 7 + deterministic
+    # Pairs and their sorted copies, images, gradients; in fixed order also 40 bytes a pair.
+    assert row["temporary_bytes"] < (1.5e9 if deterministic else 5e8)
