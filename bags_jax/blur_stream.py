@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from bags_jax.numerics import clip_with_return
 
+SAFE_BOUND = 30.0  # exp(-2 * bound) is still a number in float32
 CPU_BLOCK_BYTES = 4 << 20  # logits of one block: in the cache of a CPU core
 DEVICE_BLOCK_BYTES = 100 << 20  # on an accelerator: few launches
 
@@ -155,7 +156,7 @@ def _clip(logits, bound: float):
 
 def _peak(logits, bound: float):
     """What is subtracted before exp; a scan, because XLA's CPU code for a maximum over the leading axis is scalar."""
-    if bound:
+    if 0.0 < bound <= SAFE_BOUND:
         return jnp.full(logits.shape[1:], bound)
     return jax.lax.scan(lambda m, x: (jnp.maximum(m, x), None), logits[0], logits)[0]
 

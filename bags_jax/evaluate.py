@@ -31,7 +31,7 @@ from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
 from bags_jax.spherical_harmonics import degree_of
 from bags_jax.step import eval_step, network_name
 from bags_jax.structs import BlurField, Camera, Dataset, TrainState
-from bags_jax.train import Job, first_state, make_job
+from bags_jax.train import Job, check_views, first_state, make_job
 from bags_jax.workdir import read_config
 
 KERNEL_GRID = (6, 9)  # kernels shown of a view, rows and columns
@@ -77,6 +77,7 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     template = jax.eval_shape(lambda: first_state(job))
     with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
         state = checkpoints.restore(template, step)
+    check_views(state, job.scene)
     return Run(pathlib.Path(workdir).expanduser(), job, jax.tree.map(jnp.asarray, state))
 
 

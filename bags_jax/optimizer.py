@@ -28,7 +28,7 @@ class Rates:
     mask_gain: float
     poses: float = 0.0  # px at full image scale; 0: the poses of the capture are kept
     poses_final: float = 0.0
-    poses_start: float = 0.0  # part of training after which poses are refined: before, the scene is too young to tell
+    poses_start: int = 0  # step from which poses are refined: before, the scene is too young to tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,8 @@ def make_optimizers(rates: Rates, *, restart: int, num_steps: int) -> Optimizers
         return gain * hold_then_decay(rates.network, rates.network_final, rates.network_hold, progress(step))
 
     def poses_rate(step):
-        rate = exponential(rates.poses, rates.poses_final, progress(step)) if rates.poses else 0.0
-        return jnp.where(step < rates.poses_start * num_steps, 0.0, rate)
+        rate = exponential(rates.poses, rates.poses_final, step / num_steps) if rates.poses else 0.0
+        return jnp.where(step < rates.poses_start, 0.0, rate)
 
     constant = ("quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
     groups = {name: optax.scale_by_learning_rate(getattr(rates, name)) for name in constant}

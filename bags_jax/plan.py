@@ -71,6 +71,30 @@ COUNTS = ("num_steps", "max_gaussians", "init.num_random", "density.every")
 COUNTS += ("log_every", "checkpoint_every", "keep_checkpoints")
 
 
+POSITIVE = ("optim.means", "optim.means_final", "optim.network", "optim.network_final")
+NOT_NEGATIVE = ("optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps", "blur.logit_bound")
+NOT_NEGATIVE += ("loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
+
+
+def check_weights(config: Config) -> None:
+    """Raises UserError where a rate or a weight would run away or stand still, or where a run is older than its fields."""
+    for name in POSITIVE + NOT_NEGATIVE:
+        group, field = name.split(".")
+        if field not in config[group]:
+            raise UserError(
+                f"the configuration has no {name}: it is of an earlier version; train again in another --workdir"
+            )
+        value = config[group][field]
+        if value < 0 or (name in POSITIVE and value == 0):
+            raise UserError(f"config.{name} is {value}, expected {'more than' if name in POSITIVE else 'at least'} 0")
+    if config.optim.poses and not config.optim.poses_final:
+        raise UserError(
+            "config.optim.poses_final is 0, expected more: --config.optim.poses=0 keeps the poses as they are"
+        )
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"config.seed is {config.seed}, expected 0 to 2147483647")
+
+
 def check_counts(config: Config) -> None:
     """Raises UserError where a number that counts something is under 1, or the colours have a degree that is not there."""
     for name in COUNTS:
@@ -179,7 +203,8 @@ def make_rates(config: Config) -> Rates:
     rates = config.optim.to_dict()
     steps = rates.pop("means_steps")
     gain = math.sqrt(max(1.0, steps / config.num_steps))
-    return Rates(**{**rates, "means": gain * rates["means"], "means_final": gain * rates["means_final"]})
+    means = {name: gain * rates[name] for name in ("means", "means_final")}
+    return Rates(**{**rates, **means, "poses_start": steps_of(rates["poses_start"], config.num_steps)})
 
 
 def make_density_plan(config: Config, stages: tuple[Stage, ...]) -> DensityPlan:

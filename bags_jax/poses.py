@@ -10,35 +10,44 @@ those seven directions, so that the scene stays where the capture put it and hel
 says little of where its camera was, a sharp one much: the less blurred a view was found, the more it counts.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bags_jax.geometry import rotation_from_quat
+from bags_jax.geometry import EXACT, rotation_from_quat
 from bags_jax.structs import Camera, PoseFrame
 
+MAX_POINTS = 10_000  # that the median depth is taken of
 SHARP_PX = 0.25  # RMS width of blur under which one view's pose is as good as another's
 
 
 def make_pose_frame(
-    viewmats: Float[np.ndarray, "V 4 4"], Ks: Float[np.ndarray, "V 3 3"], points: Float[np.ndarray, "P 3"]
+    viewmats: Float[np.ndarray, "V 4 4"],
+    Ks: Float[np.ndarray, "V 3 3"],
+    points: Float[np.ndarray, "P 3"],
+    *,
+    depth: float = 1.0,
 ) -> PoseFrame:
     """The frame for the training cameras of a capture.
 
     Args:
       viewmats: cam_from_world, OpenCV axes.
       Ks: intrinsics at full image scale, px.
-      points: of the scene, world frame; their median depth says what a translation does on the screen. None: depth 1.
+      points: of the scene, world frame: their median depth says what a translation does on the screen.
+      depth: the same where no point lies before a camera, scene units.
     """
     focal = float(np.mean(Ks[:, 0, 0]))
-    depths = np.einsum("vj,pj->vp", viewmats[:, 2, :3], points) + viewmats[:, 2, 3:]
-    depth = float(np.median(depths[depths > 0])) if np.any(depths > 0) else 1.0
+    some = points[:: max(1, len(points) // MAX_POINTS)]
+    depths = np.einsum("vj,pj->vp", viewmats[:, 2, :3], some) + viewmats[:, 2, 3:]
+    depth = float(np.median(depths[depths > 0])) if np.any(depths > 0) else depth
     units = np.repeat([1.0 / focal, depth / focal], 3)
     motions = np.stack([_seven_motions(viewmat) for viewmat in viewmats]) / units[:, None]
-    directions, _ = np.linalg.qr(motions.reshape(-1, 7))
-    return PoseFrame(
-        units=jnp.asarray(units, jnp.float32), gauge=jnp.asarray(directions.reshape(-1, 6, 7), jnp.float32)
-    )
+    directions, sizes, _ = np.linalg.svd(motions.reshape(-1, 7), full_matrices=False)
+    # Cameras that share one centre cannot tell a scaling from a translation: fewer directions, the others stay 0.
+    gauge = np.zeros((6 * len(viewmats), 7))
+    gauge[:, : directions.shape[1]] = directions * (sizes > 1e-6 * sizes[0])
+    return PoseFrame(units=jnp.asarray(units, jnp.float32), gauge=jnp.asarray(gauge.reshape(-1, 6, 7), jnp.float32))
 
 
 def _seven_motions(viewmat: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "6 7"]:
@@ -57,12 +66,12 @@ def _seven_motions(viewmat: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "6 7"
 def corrected_camera(camera: Camera, correction_px: Float[Array, "6"], frame: PoseFrame) -> Camera:
     """The camera after its correction: turned about its centre, then shifted, in its own frame.
 
-    The rotation of a vector w is that of the quaternion (1, w / 2): exact to the third order, and smooth at 0.
+    The rotation of a vector w is that of the quaternion (1, w / 2): its angle is |w| to within |w|^3 / 12, and it is smooth at 0.
     """
     turn, shift = jnp.split(correction_px * frame.units, 2)
     rotation = rotation_from_quat(jnp.concatenate([jnp.ones(1), 0.5 * turn]))
     rigid = jnp.eye(4).at[:3, :3].set(rotation).at[:3, 3].set(shift)
-    return Camera(viewmat=rigid @ camera.viewmat, K=camera.K)
+    return Camera(viewmat=jnp.matmul(rigid, camera.viewmat, precision=EXACT), K=camera.K)
 
 
 def hold_gauge(
@@ -79,6 +88,8 @@ def hold_gauge(
     """
     weights = 1.0 / (blur_px**2 + SHARP_PX**2)
     weighted = weights[:, None, None] * frame.gauge
-    normal = jnp.einsum("vik,vil->kl", weighted, frame.gauge)
-    along = jnp.linalg.solve(normal, jnp.einsum("vik,vi->k", weighted, corrections_px))
-    return corrections_px - jnp.einsum("vik,k->vi", frame.gauge, along)
+    normal = jnp.einsum("vik,vil->kl", weighted, frame.gauge, precision=EXACT)
+    absent = jnp.where(jnp.diagonal(normal) > 0.0, 0.0, 1.0)
+    right = jnp.einsum("vik,vi->k", weighted, corrections_px, precision=EXACT)
+    along = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(normal + jnp.diag(absent)), right)
+    return corrections_px - jnp.einsum("vik,k->vi", frame.gauge, along, precision=EXACT)

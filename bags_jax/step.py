@@ -33,9 +33,7 @@ class Objective:
     mask: float = 1e-4
     centroid: float = 0.0  # mean over the image of mask times squared kernel centroid, per px^2
     poses: float = 0.0  # squared correction of the view's pose, per px^2
-    confidence: float = (
-        0.0  # views blurred by this many times the median count half for the scene; 0: all count the same
-    )
+    confidence: float = 0.0  # not a term: see view_confidence
     depth_tv: float = 0.0
     rgb_tv: float = 0.0
 
@@ -86,13 +84,15 @@ def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, 
     model gets wrong. The blur model itself learns from all views alike.
 
     Args:
-      blur_px: RMS width of each view's blur.
+      blur_px: RMS width of each view's blur; 0: not seen yet, taken to be the median.
       half_at: a view blurred by this many times the median counts half as much as a sharp one; 0: all count the same.
     """
     if not half_at:
         return jnp.ones_like(blur_px)
-    half = (half_at * jnp.median(blur_px)) ** 2 + 1e-6
-    weights = half / (half + blur_px**2)
+    seen = blur_px > 0.0
+    median = jnp.nan_to_num(jnp.nanmedian(jnp.where(seen, blur_px, jnp.nan)))
+    half = (half_at * median) ** 2 + 1e-6
+    weights = half / (half + jnp.where(seen, blur_px, median) ** 2)
     return weights / jnp.mean(weights)
 
 

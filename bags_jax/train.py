@@ -81,6 +81,7 @@ def make_job(config: plan.Config) -> Job:
     Raises:
       UserError: what the configuration asks for cannot be had.
     """
+    plan.check_weights(config)
     plan.check_counts(config)
     stages = plan.make_stages(config)
     num_devices = plan.count_devices(config)
@@ -103,13 +104,22 @@ def make_job(config: plan.Config) -> Job:
         density=plan.make_density_plan(config, stages),
         extent=extent,
         num_devices=num_devices,
-        pose_frame=_pose_frame(scene) if config.optim.poses else None,
+        pose_frame=_pose_frame(scene, extent) if config.optim.poses else None,
     )
 
 
-def _pose_frame(scene: Scene) -> PoseFrame:
+def _pose_frame(scene: Scene, extent: float) -> PoseFrame:
     ids = scene.train_ids
-    return make_pose_frame(scene.viewmats[ids], scene.Ks[ids], scene.points)
+    return make_pose_frame(scene.viewmats[ids], scene.Ks[ids], scene.points, depth=extent)
+
+
+def check_views(state: TrainState, scene: Scene) -> None:
+    """Raises UserError where a checkpoint is of another set of training views."""
+    if state.poses.shape[0] != len(scene.train_ids):
+        raise UserError(
+            f"the checkpoint knows {state.poses.shape[0]} training views, the capture has {len(scene.train_ids)} now: bring the "
+            "photographs back as they were, or train again in another --workdir"
+        )
 
 
 def num_random_points(config: plan.Config) -> int:
@@ -184,6 +194,7 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
         Progress(config.num_steps, job.scene.notes) as progress,
     ):
         state = checkpoints.restore(template) if checkpoints.steps() else first_state(job)
+        check_views(state, job.scene)
         state = parallel.replicate(jax.tree.map(jnp.asarray, state), job.num_devices)
         step, entered = int(state.step), None
         rooms = prepare_stages(job, programs, state)

@@ -133,7 +133,7 @@ def optim() -> dict:
         "mask_gain": 0.1,
         "poses": 0.01,  # of the training poses, px at full image scale; 0: those of the capture are kept
         "poses_final": 1e-3,
-        "poses_start": 0.3,  # part of training after which they are refined
+        "poses_start": 0.3,  # S: from here on they are refined
     }
 
 

@@ -86,9 +86,34 @@ def test_held_corrections_have_no_part_in_the_gauge_and_keep_the_rest():
     np.testing.assert_allclose(hold_gauge(moved, EVEN, FRAME), held, atol=1e-4)
 
 
-def test_no_points_no_depth_but_a_frame():
-    frame = make_pose_frame(np.asarray(CAMERAS.viewmat), np.asarray(CAMERAS.K), np.zeros((0, 3)))
-    np.testing.assert_allclose(frame.units, 1 / FOCAL, rtol=1e-6)
+def test_without_points_the_given_depth_counts():
+    frame = make_pose_frame(np.asarray(CAMERAS.viewmat), np.asarray(CAMERAS.K), np.zeros((0, 3)), depth=3.0)
+    np.testing.assert_allclose(frame.units, np.repeat([1 / FOCAL, 3 / FOCAL], 3), rtol=1e-6)
+
+
+def test_one_camera_is_all_gauge():
+    frame = make_pose_frame(np.asarray(CAMERAS.viewmat[:1]), np.asarray(CAMERAS.K[:1]), POINTS)
+    np.testing.assert_allclose(hold_gauge(jnp.arange(6.0)[None], jnp.ones(1), frame), 0.0, atol=1e-4)
+
+
+def test_cameras_of_one_centre_lose_no_freedom_to_rounding():
+    """A tripod: scaling and translation of the world are one and the same to it, so that there are six directions."""
+    viewmats = np.array(CAMERAS.viewmat)
+    viewmats[:, :3, 3] = -viewmats[:, :3, :3] @ np.array([0.3, -0.2, 0.5])
+    frame = make_pose_frame(viewmats, np.asarray(CAMERAS.K), POINTS)
+    norms = np.linalg.norm(np.asarray(frame.gauge).reshape(-1, 7), axis=0)
+    np.testing.assert_allclose(np.sort(norms), [0] + [1] * 6, atol=1e-5)
+    assert np.isfinite(hold_gauge(jnp.ones((NUM_VIEWS, 6)), EVEN, frame)).all()
+
+
+def test_no_rounding_to_fewer_bits_on_accelerators():
+    """A view matrix in TF32 or bf16 moves the picture by pixels: every matrix product asks for full precision."""
+    for function, args in (
+        (lambda c: corrected_camera(jax.tree.map(lambda x: x[0], CAMERAS), c, FRAME), (jnp.zeros(6),)),
+        (lambda c: hold_gauge(c, EVEN, FRAME), (jnp.zeros((NUM_VIEWS, 6)),)),
+    ):
+        products = [line for line in str(jax.make_jaxpr(function)(*args)).splitlines() if "dot_general" in line]
+        assert products and "HIGHEST" in str(jax.make_jaxpr(function)(*args))
 
 
 def test_gradient_is_finite_at_zero():

@@ -94,7 +94,7 @@ def test_other_seeds_draw_other_views(start):
 
 
 def test_sharper_views_count_more_and_one_on_average():
-    blur_px = jnp.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    blur_px = jnp.array([1e-3, 1.0, 2.0, 3.0, 4.0])
     weights = view_confidence(blur_px, 1.0)
     np.testing.assert_allclose(weights.mean(), 1.0, rtol=1e-6)
     np.testing.assert_allclose(weights[2] / weights[0], 0.5, rtol=1e-5)  # the median
@@ -102,6 +102,9 @@ def test_sharper_views_count_more_and_one_on_average():
     np.testing.assert_allclose(view_confidence(10.0 * blur_px, 1.0), weights, rtol=1e-4)  # no matter the resolution
     np.testing.assert_array_equal(view_confidence(blur_px, 0.0), jnp.ones(5))
     np.testing.assert_allclose(view_confidence(jnp.zeros(5), 1.0), 1.0)  # nothing known yet
+    np.testing.assert_allclose(
+        view_confidence(jnp.array([0.0, 2.0, 0.0]), 1.0), 1.0
+    )  # one seen: the others are taken to be as it is
 
 
 def test_steps_lower_the_loss(start, run):

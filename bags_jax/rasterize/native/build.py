@@ -70,7 +70,8 @@ def _compile(compiler: str, library: pathlib.Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
         if done.returncode:
-            raise UserError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise UserError(f"{' '.join(command)} failed: {next((x for x in lines if 'error' in x), lines[0])}")
         os.chmod(draft, 0o755)
         os.replace(draft, library)
     finally:
@@ -103,7 +104,7 @@ def _register() -> str | None:
     """Builds, loads and registers; what is wrong, or None."""
     try:
         loaded = ctypes.cdll.LoadLibrary(str(build()))
-    except (UserError, OSError) as error:
+    except (UserError, OSError, RuntimeError, ImportError) as error:  # RuntimeError: no home folder
         return str(error)
     for name in TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")

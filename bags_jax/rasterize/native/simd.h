@@ -55,19 +55,25 @@ inline Floats Exp2Minus(Floats x) {
   return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define BAGS_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // GCC before 12 has it by another name
+#define BAGS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+#endif
+
 // The sums over lanes of eight vectors, as one vector: three rounds that add neighbours.
 inline Floats SumEach(const Floats* v) {
   Floats a[4], b[2];
   for (int k = 0; k < 4; ++k) {
-    a[k] = __builtin_shufflevector(v[2 * k], v[2 * k + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
-           __builtin_shufflevector(v[2 * k], v[2 * k + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    a[k] = BAGS_SHUFFLE(v[2 * k], v[2 * k + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
+           BAGS_SHUFFLE(v[2 * k], v[2 * k + 1], 1, 9, 3, 11, 5, 13, 7, 15);
   }
   for (int k = 0; k < 2; ++k) {
-    b[k] = __builtin_shufflevector(a[2 * k], a[2 * k + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
-           __builtin_shufflevector(a[2 * k], a[2 * k + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+    b[k] = BAGS_SHUFFLE(a[2 * k], a[2 * k + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+           BAGS_SHUFFLE(a[2 * k], a[2 * k + 1], 2, 3, 10, 11, 6, 7, 14, 15);
   }
-  return __builtin_shufflevector(b[0], b[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-         __builtin_shufflevector(b[0], b[1], 4, 5, 6, 7, 12, 13, 14, 15);
+  return BAGS_SHUFFLE(b[0], b[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         BAGS_SHUFFLE(b[0], b[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 }  // namespace bags
