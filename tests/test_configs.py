@@ -137,6 +137,41 @@ def test_counts_are_at_least_one(field):
         plan.check_counts(config)
 
 
+@pytest.mark.parametrize("field", plan.POSITIVE + plan.NOT_NEGATIVE)
+def test_rates_and_weights_are_not_negative(field):
+    config = base.get_config()
+    plan.check_weights(config)
+    config.update_from_flattened_dict({field: type(config[field.split(".")[0]][field.split(".")[1]])(-1)})
+    with pytest.raises(UserError, match=rf"config\.{field} is -1"):
+        plan.check_weights(config)
+
+
+def test_poses_that_would_never_move_and_seeds_that_do_not_fit():
+    config = base.get_config()
+    config.optim.poses_final = 0.0
+    with pytest.raises(UserError, match="poses_final is 0, expected more"):
+        plan.check_weights(config)
+    config = base.get_config()
+    config.seed = 2**31
+    with pytest.raises(UserError, match="config.seed is 2147483648, expected 0 to"):
+        plan.check_weights(config)
+
+
+def test_a_run_of_an_earlier_version_is_told():
+    config = base.get_config()
+    with config.unlocked():
+        del config.optim["means_steps"]
+    with pytest.raises(UserError, match="no optim.means_steps: it is of an earlier version"):
+        plan.check_weights(config)
+
+
+def test_rates_of_the_means_belong_to_a_length():
+    config = base.get_config()
+    for num_steps, gain in ((7500, 2.0), (30_000, 1.0), (60_000, 1.0)):
+        config.num_steps = num_steps
+        assert plan.make_rates(config).means == pytest.approx(gain * config.optim.means)
+
+
 def test_images_too_small_for_a_stage():
     config = base.get_config()
     stages = plan.make_stages(config)
