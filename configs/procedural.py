@@ -4,7 +4,7 @@ python -m experiments.train --config=configs/procedural.py:motion --workdir=runs
 
 Words after the colon, in any order, each at most once: motion | defocus | mixed | none; still_life | corner | relief;
 hard | easy (half the blur); small | large (192 x 128), of which the first is the default; and published (BAGS as
-published, at as many steps, with a network rate of 5e-3 for so short a run: presets.at_equal_steps); smoke.
+published, at as many steps: presets.at_equal_steps); smoke.
 """
 
 from typing import Any

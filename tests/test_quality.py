@@ -40,7 +40,7 @@ def test_published_differs_in_the_blur_model_and_its_recipe_alone(words):
         *("loss.centroid", "loss.confidence", "loss.poses", "optim.poses"),  # our additions
     }
     assert "blur.kernel_sizes" not in changed and ours.keys() == theirs.keys()
-    assert theirs["optim.network"] == theirs["optim.network_final"] == 5e-3
+    assert theirs["optim.network"] == theirs["optim.network_final"] == 5e-4
     assert theirs["blur.strides"] == (1, 1, 1) and theirs["blur.conv_width"] == 64
 
 
@@ -59,8 +59,8 @@ def test_published_is_dropped_at_the_start_and_again_at_full_scale():
 
 
 def test_published_turns_any_configuration():
-    config = presets.at_equal_steps(base.get_config(), network_rate=5e-4)
-    assert config.optim.network == 5e-4 and plan.make_network(config, 3) is not None
+    config = presets.at_equal_steps(base.get_config(), network_rate=1e-3)
+    assert config.optim.network == 1e-3 and plan.make_network(config, 3) is not None
     assert plan.make_stages(procedural.get_config("motion,published,smoke"))[-1].stop == 12
 
 
