@@ -118,6 +118,7 @@ def capacity_for(
     projected: Projected, *, width: int, height: int, tile_size: int = DEFAULT_TILE_SIZE, backend: str = "auto"
 ) -> int:
     """Room that holds every pair of tile and Gaussian; under jit, where nothing can be counted, 16 for each Gaussian."""
+    grid_size(width, height, tile_size)  # raises where there is nothing to draw on
     projected = jax.lax.stop_gradient(projected)
     if isinstance(projected.means_px, Tracer):
         return bucket(16 * projected.depths.shape[0])

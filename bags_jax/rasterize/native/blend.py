@@ -62,6 +62,7 @@ def _screen(projected: Projected):
 
 def count_pairs(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
     """Number of pairs of tile and Gaussian that `bin_pairs` will list."""
+    grid_size(width, height, tile_size)  # raises where there is nothing to draw on
     return _call("bags_jax_count", Frame(width, height, tile_size), (_ints(1),), *_screen(projected))[0][0]
 
 
