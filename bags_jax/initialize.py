@@ -79,10 +79,10 @@ def init_state(
     optimizers: Optimizers,
     *,
     capacity: int,
+    num_views: int,
     sh_degree: int = 3,
     opacity: float = 0.1,
     num_networks: int = 1,
-    num_views: int = 0,
     seed: int = 0,
 ) -> TrainState:
     """A state at step 0.

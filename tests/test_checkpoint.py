@@ -28,7 +28,9 @@ def optimizers() -> Optimizers:
 
 def make_state(optimizers, *, capacity=16, step=0, network=None, sh_degree=1):
     points = np.random.default_rng(step).normal(size=(10, 3)).astype(np.float32)
-    state = init_state(points, np.abs(points) % 1, network, optimizers, capacity=capacity, sh_degree=sh_degree)
+    state = init_state(
+        points, np.abs(points) % 1, network, optimizers, capacity=capacity, num_views=2, sh_degree=sh_degree
+    )
     return dataclasses.replace(state, step=jnp.int32(step))
 
 

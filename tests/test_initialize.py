@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bags_jax import plan
 from bags_jax.errors import UserError
 from bags_jax.initialize import init_gaussians, init_state, neighbour_distance, scene_extent
-from bags_jax.optimizer import Rates, make_optimizers
+from bags_jax.optimizer import make_optimizers
 from configs import base
 
 
@@ -40,9 +41,9 @@ def test_gaussians_stand_on_the_points_with_their_colours():
 
 
 def test_more_points_than_rows_are_refused():
-    optimizers = make_optimizers(Rates(**base.optim()), restart=0, num_steps=10)
+    optimizers = make_optimizers(plan.make_rates(base.get_config()), restart=0, num_steps=10)
     points = np.zeros((5, 3), np.float32)
     with pytest.raises(UserError, match="max_gaussians"):
-        init_state(points, points, None, optimizers, capacity=4)
-    state = init_state(points, points, None, optimizers, capacity=8)
+        init_state(points, points, None, optimizers, capacity=4, num_views=2)
+    state = init_state(points, points, None, optimizers, capacity=8, num_views=2)
     assert int(jnp.sum(state.alive)) == 5 and int(state.step) == 0

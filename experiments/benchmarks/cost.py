@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bags_jax import losses
+from bags_jax import losses, plan
 from bags_jax.blur_network import BlurProposalNetwork, init_network
 from bags_jax.initialize import init_state
-from bags_jax.optimizer import Rates, make_optimizers
+from bags_jax.optimizer import make_optimizers
 from bags_jax.programs import count_pairs, room_for
 from bags_jax.rasterize import DEFAULT_TILE_SIZE
 from bags_jax.rasterize.image import choose_backend
@@ -63,13 +63,14 @@ def make_case(num: int, width: int, height: int):
     depth = rng.uniform(2.0, 6.0, num)
     spread = rng.uniform(-0.6, 0.6, (num, 2)) * np.array([1.0, height / width])
     points = np.concatenate([spread * depth[:, None], depth[:, None]], axis=-1).astype(np.float32)
-    optimizers = make_optimizers(Rates(**base.optim()), restart=0, num_steps=1000)
+    optimizers = make_optimizers(plan.make_rates(base.get_config()), restart=0, num_steps=1000)
     state = init_state(
         points,
         rng.uniform(size=(num, 3)).astype(np.float32),
         None,
         optimizers,
         capacity=num,
+        num_views=1,
         opacity=0.3,
     )
     focal = width / 1.2
