@@ -102,9 +102,8 @@ def test_sharper_views_count_more_and_one_on_average():
     np.testing.assert_allclose(view_confidence(10.0 * blur_px, 1.0), weights, rtol=1e-4)  # no matter the resolution
     np.testing.assert_array_equal(view_confidence(blur_px, 0.0), jnp.ones(5))
     np.testing.assert_allclose(view_confidence(jnp.zeros(5), 1.0), 1.0, rtol=1e-6)  # nothing known yet
-    np.testing.assert_allclose(
-        view_confidence(jnp.array([0.0, 2.0, 0.0]), 1.0), 1.0
-    )  # one seen: the others are taken to be as it is
+    one_seen = jnp.array([0.0, 2.0, 0.0])  # the others are taken to be as it is
+    np.testing.assert_allclose(view_confidence(one_seen, 1.0), 1.0, rtol=1e-6)
 
 
 def test_steps_lower_the_loss(start, run):
