@@ -81,7 +81,7 @@ def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, 
     """How much each training view counts for the scene, 1 on average: the sharper, the more.
 
     What a blurry photograph says of the scene's detail has passed the inverse of its blur, together with all that the blur
-    model gets wrong. The blur model itself learns from all views alike.
+    model gets wrong. The blur model itself learns from all views alike, and density control looks at them alike.
 
     Args:
       blur_px: RMS width of each view's blur; 0: not seen yet, taken to be the median.
@@ -89,6 +89,7 @@ def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, 
     """
     if not half_at:
         return jnp.ones_like(blur_px)
+    # Relative to the median, and not in px, so that it means the same at every image size.
     seen = blur_px > 0.0
     median = jnp.nan_to_num(jnp.nanmedian(jnp.where(seen, blur_px, jnp.nan)))
     half = (half_at * median) ** 2 + 1e-6
