@@ -1,5 +1,7 @@
 """Geometry of Gaussians and cameras: rotations, EWA projection, the 3D smoothing filter."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -11,18 +13,39 @@ from bags_jax.structs import Camera, Projected
 LARGEST = 1e18  # of any number of a Gaussian: the square of a larger one overflows
 LARGEST_PX = 1e9  # of a standard deviation on the screen: the fourth power of a larger one overflows
 EXACT = jax.lax.Precision.HIGHEST  # of matrix products: a GPU's default is TF32, with 10 bits, and a TPU's bf16
+IDENTITY = (1.0, 0.0, 1.0)  # covariance of what is culled: xx, xy, yy
 FOV_MARGIN = 0.3  # the projection is linearised at most this part of half the field of view beyond the image
 
 
-def rotation_from_quat(quats: Float[Array, "*S 4"]) -> Float[Array, "*S 3 3"]:
-    """Rotation matrices of quaternions wxyz of any norm; the zero quaternion gives the identity."""
-    w, x, y, z = jnp.moveaxis(safe_normalize(quats), -1, 0)
-    rows = [
+# The components of N vectors, each an array of its own: this is what XLA vectorises on a CPU; its code for [N, 3] and [N, 3, 3] is scalar.
+Numbers = list[Float[Array, "N"]]
+
+
+def _columns(x: Float[Array, "N D"]) -> Numbers:
+    return [x[:, i] for i in range(x.shape[1])]
+
+
+def _dot(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _cross(a, b):
+    return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
+
+
+def _rotation_rows(w, x, y, z):
+    """Rotation matrix of a unit quaternion."""
+    return [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def rotation_from_quat(quats: Float[Array, "*S 4"]) -> Float[Array, "*S 3 3"]:
+    """Rotation matrices of quaternions wxyz of any norm; the zero quaternion gives the identity."""
+    rotation = _rotation_rows(*jnp.moveaxis(safe_normalize(quats), -1, 0))
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rotation], axis=-2)
 
 
 def camera_center(viewmat: Float[Array, "4 4"]) -> Float[Array, "3"]:
@@ -30,18 +53,17 @@ def camera_center(viewmat: Float[Array, "4 4"]) -> Float[Array, "3"]:
     return -jnp.matmul(viewmat[:3, :3].T, viewmat[:3, 3], precision=EXACT)
 
 
-def _screen_covariance(factor: Float[Array, "N 2 3"], eps_2d: float):
-    """M M^T + eps I and its determinant, with the compensation of the opacity for eps.
+def _screen_covariance(row_x: Numbers, row_y: Numbers, eps_2d: float):
+    """xx, xy, yy of M M^T + eps I and its determinant, with the compensation of the opacity for eps; M by its two rows.
 
     det(M M^T) is the squared cross product of the rows of M (Cauchy-Binet): unlike xx yy - xy^2 it never cancels, so
     that needles and giants keep a positive determinant in float32.
     """
-    row_x, row_y = factor[:, 0], factor[:, 1]
-    xx, xy, yy = jnp.sum(row_x * row_x, -1), jnp.sum(row_x * row_y, -1), jnp.sum(row_y * row_y, -1)
-    det_before = jnp.sum(jnp.cross(row_x, row_y) ** 2, -1)
+    xx, xy, yy = _dot(row_x, row_x), _dot(row_x, row_y), _dot(row_y, row_y)
+    normal = _cross(row_x, row_y)
+    det_before = _dot(normal, normal)
     det = det_before + eps_2d * (xx + yy) + eps_2d * eps_2d
-    compensation = safe_sqrt(safe_div(det_before, det))
-    return jnp.stack([xx + eps_2d, xy, yy + eps_2d], -1), det, compensation
+    return [xx + eps_2d, xy, yy + eps_2d], det, safe_sqrt(safe_div(det_before, det))
 
 
 def project(
@@ -80,62 +102,74 @@ def project(
     """
     if eps_2d < 0:
         raise ValueError(f"eps_2d is {eps_2d} px^2, expected a variance >= 0: pass 0 to switch the 2D filter off")
-    finite = _finite_rows(means, quats, scales, opacities)
-    means, quats, scales = (jnp.where(finite[:, None], x, 0.0) for x in (means, quats, scales))
-    opacities = jnp.where(finite, opacities, 0.0)
-    rotation, translation = camera.viewmat[:3, :3], camera.viewmat[:3, 3]
-    # Products written as sums: a [N,3] x [3,3] matmul is slower and less exact, and on a GPU not fused with the rest.
-    columns = [means[:, k : k + 1] * rotation[None, :, k] for k in range(3)]
-    means_cam = columns[0] + columns[1] + columns[2] + translation[None]
-    depths = means_cam[:, 2]
-    in_range = finite & (depths > near_plane) & (depths < far_plane)
-    z = jnp.where(in_range, depths, 1.0)
-    x, y = means_cam[:, 0] / z, means_cam[:, 1] / z
+    numbers = _materialize([*_columns(means), *_columns(quats), *_columns(scales), opacities])
+    finite = _all_below(LARGEST, numbers)
+    numbers = [jnp.where(finite, x, 0.0) for x in numbers]
+    mean, quat, scale, opacity = numbers[:3], numbers[3:7], numbers[7:10], numbers[10]
+    turn, shift = camera.viewmat[:3, :3], camera.viewmat[:3, 3]
+    x_cam, y_cam, depth = (_dot(turn[k], mean) + shift[k] for k in range(3))
+    in_range = finite & (depth > near_plane) & (depth < far_plane)
+    z = jnp.where(in_range, depth, 1.0)
+    x, y = x_cam / z, y_cam / z
     fx, fy, skew, cx, cy = (camera.K[0, 0], camera.K[1, 1], camera.K[0, 1], camera.K[0, 2], camera.K[1, 2])
 
     margin_x, margin_y = FOV_MARGIN * 0.5 * width / fx, FOV_MARGIN * 0.5 * height / fy
     x_lin = jnp.clip(x, -cx / fx - margin_x, (width - cx) / fx + margin_x)
     y_lin = jnp.clip(y, -cy / fy - margin_y, (height - cy) / fy + margin_y)
-    axes_world = rotation_from_quat(quats) * scales[:, None, :]
-    axes_cam = jnp.sum(rotation[None, :, :, None] * axes_world[:, None], axis=2)  # as above
-    slope_x = axes_cam[:, 0] - x_lin[:, None] * axes_cam[:, 2]
-    slope_y = axes_cam[:, 1] - y_lin[:, None] * axes_cam[:, 2]
-    factor = jnp.stack([fx * slope_x + skew * slope_y, fy * slope_y], axis=1) / z[:, None, None]
-    drawable = in_range & (jnp.abs(factor) < LARGEST_PX).all((1, 2))
-    factor = jnp.where(drawable[:, None, None], factor, 0.0)  # before its fourth power overflows into the gradients
-    covs, det, compensation = _screen_covariance(factor, eps_2d)
+    norm = safe_sqrt(sum(q * q for q in quat))
+    own_axes = zip(*_rotation_rows(*(safe_div(q, norm) for q in quat)), strict=True)  # of the Gaussian, world frame
+    row_x, row_y = [], []  # of J W R S: what each own axis, as long as its scale, becomes on the screen
+    for length, axis in zip(scale, own_axes, strict=True):
+        right, down, ahead = (_dot(turn[k], axis) * length for k in range(3))
+        slope_x, slope_y = right - x_lin * ahead, down - y_lin * ahead
+        row_x.append((fx * slope_x + skew * slope_y) / z)
+        row_y.append(fy * slope_y / z)
+    drawable = in_range & _all_below(LARGEST_PX, row_x + row_y)
+    # Before their fourth power overflows into the gradients.
+    row_x, row_y = ([jnp.where(drawable, v, 0.0) for v in row] for row in (row_x, row_y))
+    cov, det, compensation = _screen_covariance(row_x, row_y, eps_2d)
 
-    means_px = jnp.stack([fx * x + skew * y + cx, fy * y + cy], axis=-1)
-    opacities = opacities * compensation if antialiased else opacities
-    conics = jnp.stack([covs[:, 2], -covs[:, 1], covs[:, 0]], -1) / jnp.where(det > 0, det, 1.0)[:, None]
-    radii = _radii(means_px, covs, opacities, drawable & (det > 0), width=width, height=height)
-    visible = radii[:, 0] > 0
+    mean_px = [fx * x + skew * y + cx, fy * y + cy]
+    opacity = opacity * compensation if antialiased else opacity
+    inverse = 1.0 / jnp.where(det > 0, det, 1.0)
+    conic = [cov[2] * inverse, -cov[1] * inverse, cov[0] * inverse]
+    radius = _radii(mean_px, cov, opacity, drawable & (det > 0), width=width, height=height)
+    hidden = [0.0, 0.0, *IDENTITY, *IDENTITY, 0.0, 0.0]
+    numbers = [*mean_px, *cov, *conic, depth, opacity]
+    numbers = [jnp.where(radius[0] > 0, x, other) for x, other in zip(numbers, hidden, strict=True)]
+    numbers = _materialize(numbers + radius)
+    join = functools.partial(jnp.stack, axis=-1)
     return Projected(
-        means_px=jnp.where(visible[:, None], means_px, 0.0),
-        covs_px=jnp.where(visible[:, None], covs, jnp.array([[1.0, 0.0, 1.0]])),
-        conics=jnp.where(visible[:, None], conics, jnp.array([[1.0, 0.0, 1.0]])),
-        depths=jnp.where(visible, depths, 0.0),
-        opacities=jnp.where(visible, opacities, 0.0),
-        radii_px=radii,
+        means_px=join(numbers[:2]),
+        covs_px=join(numbers[2:5]),
+        conics=join(numbers[5:8]),
+        depths=numbers[8],
+        opacities=numbers[9],
+        radii_px=join(numbers[10:]),
     )
 
 
-def _finite_rows(*arrays) -> Bool[Array, "N"]:
-    """Rows without NaN, infinity or what overflows when squared: in a gradient, 0 * NaN and 0 * infinity are NaN."""
-    return jnp.stack([(jnp.abs(x) < LARGEST).all(tuple(range(1, x.ndim))) for x in arrays]).all(0)
+def _materialize(numbers: Numbers) -> Numbers:
+    """The same numbers, computed once: XLA's CPU compiler else computes all that leads to them anew for each use of each."""
+    return list(jax.lax.optimization_barrier(numbers))
 
 
-def _radii(means_px, covs, opacities, valid: Bool[Array, "N"], *, width: int, height: int) -> Float[Array, "N 2"]:
+def _all_below(limit: float, numbers: Numbers) -> Bool[Array, "N"]:
+    """Where all are finite and small enough: in a gradient, 0 * NaN and 0 * infinity are NaN."""
+    return functools.reduce(jnp.logical_and, [jnp.abs(x) < limit for x in numbers])
+
+
+def _radii(mean_px: Numbers, cov: Numbers, opacity, valid: Bool[Array, "N"], *, width: int, height: int) -> Numbers:
     """Half extents of the region where alpha >= 1/255, 0 for what the image cannot show or what is not finite."""
-    means_px, covs, opacities = jax.lax.stop_gradient((means_px, covs, opacities))
-    log_ratio = jnp.log(jnp.maximum(opacities / MIN_ALPHA, 1e-6))
-    diagonal = covs[:, ::2]
-    radii = jnp.sqrt(jnp.maximum(2.0 * log_ratio, 0.0))[:, None] * jnp.sqrt(jnp.maximum(diagonal, 0.0))
-    finite = _finite_rows(means_px, covs, opacities)
-    size = jnp.array([[width, height]], means_px.dtype)
-    on_screen = ((means_px + radii > 0) & (means_px - radii < size)).all(-1)
+    mean_px, cov, opacity = jax.lax.stop_gradient((mean_px, cov, opacity))
+    log_ratio = jnp.log(jnp.maximum(opacity / MIN_ALPHA, 1e-6))
+    deviations = jnp.sqrt(jnp.maximum(2.0 * log_ratio, 0.0))
+    radii = [deviations * jnp.sqrt(jnp.maximum(variance, 0.0)) for variance in cov[::2]]
     # A radius of 0 would read as culled: a Gaussian that touches the threshold at its centre alone is nowhere visible.
-    return jnp.where((valid & finite & on_screen & (log_ratio > 0))[:, None], radii, 0.0)
+    seen = valid & _all_below(LARGEST, [*mean_px, *cov, opacity]) & (log_ratio > 0)
+    for x, radius, side in zip(mean_px, radii, (width, height), strict=True):
+        seen &= (x + radius > 0) & (x - radius < side)
+    return [jnp.where(seen, radius, 0.0) for radius in radii]
 
 
 def smoothing_filter(
