@@ -274,6 +274,6 @@ def capacity_plan(num_points: int, max_gaussians: int) -> int:
     return min(max_gaussians, max(2 * num_points, 16_384))
 
 
-def next_capacity(capacity: int, alive: int, max_gaussians: int) -> int:
-    """Rows for the steps to come: half as many more once four fifths are in use."""
-    return min(max_gaussians, math.ceil(1.5 * capacity)) if alive > 0.8 * capacity else capacity
+def next_capacity(capacity: int, alive: int, max_gaussians: int, *, full: float = 0.8) -> int:
+    """Rows for the steps to come: half as many more once a part `full` of them is in use."""
+    return min(max_gaussians, math.ceil(1.5 * capacity)) if alive > full * capacity else capacity

@@ -45,18 +45,23 @@ class Programs:
     def step(self, recipe: Recipe, state: TrainState, dataset: Dataset, num_steps: int):
         """Takes up to num_steps steps: (state, metrics). The state is donated.
 
-        A program that nobody prepared is compiled at once: it must not wait behind those of later stages.
+        A program that nobody has begun to compile is compiled at once: it must not wait behind those of later stages.
         """
         key = _key(recipe, state, dataset)
-        if key not in self._futures:
+        if key not in self._futures or self._futures[key].cancel():
             self._futures[key] = concurrent.futures.Future()
             self._futures[key].set_result(self._compile(recipe, *jax.tree.map(_shape, (state, dataset))))
         compiled = self._futures[key].result()
-        # Training never goes back to a program, and each holds hundreds of memory maps on a CPU.
         if self._in_use not in (None, key):
-            self._futures.pop(self._in_use, None)
+            self._forget(self._in_use, capacity=state.alive.shape[0])
         self._in_use = key
         return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(num_steps))
+
+    def _forget(self, left, *, capacity: int) -> None:
+        """Drops the program that was left and those of smaller capacities: training never goes back, and each holds
+        hundreds of memory maps on a CPU."""
+        for key in [key for key in self._futures if key == left or key[1] < capacity]:
+            self._futures.pop(key).cancel()
 
     def _compile(self, recipe: Recipe, state, dataset):
         mapped = parallel.parallelize(
@@ -109,6 +114,13 @@ def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
 def count_pairs(state: TrainState, dataset: Dataset, view: View) -> int:
     """Pairs of tile and Gaussian of the most demanding view of a dataset."""
     return int(_largest_count(state, dataset, view=view))
+
+
+def more_room(room: int, pairs: int = 0) -> int:
+    """The room that takes the place of one that is or will be too small, for at least so many pairs."""
+    while (room := bucket(int(HEADROOM * room) + 1)) < pairs:
+        pass
+    return room
 
 
 def room_for(pairs: int, *, headroom: float = HEADROOM) -> int:

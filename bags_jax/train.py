@@ -23,17 +23,20 @@ from bags_jax.programs import (
     control_density,
     count_pairs,
     lower_opacity,
+    more_room,
     refresh_filter,
     room_for,
 )
 from bags_jax.progress import Progress
-from bags_jax.rasterize import bucket
 from bags_jax.render import View
 from bags_jax.schedules import Stage, stage_at
 from bags_jax.step import Recipe, network_name
 from bags_jax.structs import Dataset, PoseFrame, TrainState
 from bags_jax.workdir import claim_workdir, noted_views_per_step
 from bags_jax.writers import Writers
+
+GROWS_SOON = 0.6  # part of the rows in use from which the program of the next capacity is made
+ROOM_ENDS_SOON = 0.9  # the same for the room for pairs of tile and Gaussian
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,12 +214,13 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
             state, metrics = programs.step(recipe, state, dataset, stop - step)
             step = int(state.step)
             if metrics["num_dropped"] > 0:
-                rooms[stage] = max(room_for(int(metrics["num_intersections"])), bucket(rooms[stage] + 1))
+                rooms[stage] = more_room(rooms[stage], int(metrics["num_intersections"]))
             elif not metrics["ok"]:
                 raise_not_finite(metrics, step, stage, checkpoints)
             if step < stop:
                 continue
             state = after_step(job, state, step, dataset)
+            prepare_growth(job, programs, state, stage, rooms, int(metrics["num_intersections"]))
             progress.update(step, stage, metrics, state)
             if step % config.log_every == 0 or step == config.num_steps:
                 writers.write(step, progress.scalars())
@@ -235,6 +239,29 @@ def prepare_stages(job: Job, programs: Programs, state: TrainState) -> dict[Stag
             rooms[stage] = room_for(pairs, headroom=HEADROOM_AHEAD)
             programs.prepare(job.recipe(stage, dataset, rooms[stage]), state, dataset)
     return rooms
+
+
+def prepare_growth(
+    job: Job, programs: Programs, state: TrainState, stage: Stage, rooms: dict[Stage, int], pairs: int
+) -> None:
+    """Starts to compile what a growing scene needs next: steps with more rows, in this stage and the next, or with more room.
+
+    Args:
+      pairs: of tile and Gaussian, in the steps just done.
+    """
+    capacity, step = state.alive.shape[0], int(state.step)
+    grown = plan.next_capacity(capacity, int(jnp.sum(state.alive)), job.config.max_gaussians, full=GROWS_SOON)
+    states = [state]
+    if grown > capacity and job.density.start <= step < job.density.stop:
+        shapes = jax.eval_shape(lambda: grow(state, grown))
+        states.append(jax.tree.map(lambda x, now: x.update(sharding=now.sharding), shapes, state))
+        for soon in [s for s in job.stages if s.stop > step][:2]:
+            dataset = job.dataset(soon.scale)
+            programs.prepare(job.recipe(soon, dataset, rooms[soon]), states[-1], dataset)
+    if pairs > ROOM_ENDS_SOON * rooms[stage]:
+        dataset = job.dataset(stage.scale)
+        for each in states:
+            programs.prepare(job.recipe(stage, dataset, more_room(rooms[stage])), each, dataset)
 
 
 def next_event(config: plan.Config, stage: Stage, step: int) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.procedural import make_scene
 from bags_jax.errors import UserError
 from bags_jax.plan import steps_of
+from bags_jax.rasterize import bucket
 from configs import deblur_nerf, procedural
 
 train = importlib.import_module("bags_jax.train")  # the module: bags_jax.train is the function
@@ -116,6 +118,34 @@ def test_finished_run_stays_as_it_is(straight, capsys):
     before = (workdir / "metrics.jsonl").read_text()
     assert_same(train.train(make_config(), workdir), state)
     assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_growth_is_compiled_ahead(straight, tmp_path, monkeypatch):
+    """No step waits for the compiler because the scene grew or the stage changed: all is compiled in the background."""
+    compiled = []
+    compile_, prepare = train.Programs._compile, train.Programs.prepare
+
+    def compile_and_note(self, recipe, state, dataset):
+        compiled.append((threading.current_thread() is threading.main_thread(), state.alive.shape[0], recipe.stage))
+        return compile_(self, recipe, state, dataset)
+
+    def prepare_and_wait(self, *args):  # else it would be a race who begins to compile
+        prepare(self, *args)
+        for future in self._futures.values():
+            future.result()
+
+    monkeypatch.setattr(train.Programs, "_compile", compile_and_note)
+    monkeypatch.setattr(train.Programs, "prepare", prepare_and_wait)
+    assert_same(train.train(make_config(), tmp_path), straight[1])
+    assert not any(is_main for is_main, _, _ in compiled)
+    assert {rows for _, rows, stage in compiled if stage.start == 6} >= {ROWS, ROWS + ROWS // 2}
+
+
+@pytest.mark.parametrize("room,pairs", [(4, 0), (1024, 1025), (5120, 100_000), (1 << 20, 0)])
+def test_more_room_is_more(room, pairs):
+    found = train.more_room(room, pairs)
+    assert found > room and found >= pairs and found == bucket(found)
+    assert found == train.more_room(room, found)  # what was prepared without knowing the pairs serves them
 
 
 def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeypatch):
