@@ -1,6 +1,7 @@
 """Evaluation: from a working directory to scores, pictures and the blur that was found. Needs no device in particular."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from bags_jax import metrics
 from bags_jax.atomic import write_atomic
-from bags_jax.blur import blur, kernel_side, kernels_at, pixel_statistics, repeat_blocks, view_statistics
+from bags_jax.blur import kernel_side, kernels_at, pixel_statistics, repeat_blocks, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.camera_path import focus_point, spiral
 from bags_jax.checkpoint import Checkpoints
@@ -39,12 +40,21 @@ KERNEL_GRID = (6, 9)  # kernels shown of a view, rows and columns
 
 @struct.dataclass
 class FoundBlur:
-    """The blur of one training view, to be looked at."""
+    """The blur of one training view."""
 
     mask: Float[Array, "h w"]
     rms_width: Float[Array, ""]  # mean over pixels, px
     direction: Float[Array, ""]  # of the view's mean kernel, degrees
     samples: Float[Array, "gh gw K K"]  # kernels of a regular grid of pixels
+
+
+@struct.dataclass
+class Look:
+    """One training view as the scene and the blur model have it."""
+
+    sharp: Float[Array, "H W 3"]
+    blurred: Float[Array, "H W 3"]  # what the photograph should look like; without a blur model the sharp picture
+    blur: FoundBlur | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +94,15 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
 _render = jax.jit(eval_step, static_argnames="view")
 
 
-def render_views(run: Run, viewmats, Ks, *, width: int, height: int) -> list[Rendered]:
-    """Sharp pictures of cameras that share an image size; viewmats cam_from_world, Ks px."""
+def render_views(run: Run, viewmats, Ks, *, width: int, height: int) -> Iterator[Rendered]:
+    """Sharp pictures of cameras that share an image size, one at a time; viewmats cam_from_world, Ks px."""
     cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
     view = View(width, height, 0, run.scene.background)
     sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
     pairs = count_pairs(run.state, Dataset(images=None, sizes=sizes, cameras=cameras, extent=jnp.float32(1)), view)
     view = dataclasses.replace(view, max_intersections=bucket(pairs))
-    return [_render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view) for i in range(len(viewmats))]
+    for i in range(len(viewmats)):
+        yield _render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view)
 
 
 def refined_viewmats(run: Run) -> Float[np.ndarray, "V 4 4"]:
@@ -105,14 +116,42 @@ def refined_viewmats(run: Run) -> Float[np.ndarray, "V 4 4"]:
     return viewmats
 
 
-def render_scene_views(run: Run, ids) -> list[Rendered]:
-    """Sharp pictures of views of the scene, each at the size of its photograph and, in training views, its refined pose."""
-    rendered, viewmats = {}, refined_viewmats(run)
-    for size in {run.scene.images[i].shape[:2] for i in ids}:
-        same = [i for i in ids if run.scene.images[i].shape[:2] == size]
-        pictures = render_views(run, viewmats[same], run.scene.Ks[same], width=size[1], height=size[0])
-        rendered |= dict(zip(same, pictures, strict=True))
-    return [rendered[i] for i in ids]
+def render_scene_views(run: Run, ids) -> Iterator[Rendered]:
+    """Sharp pictures of views of the scene, each at the size of its photograph and, in training views, its refined pose.
+
+    One at a time: all pictures of a capture at full resolution may be more than a device holds.
+    """
+    viewmats, sizes = refined_viewmats(run), [run.scene.images[i].shape[:2] for i in ids]
+    pictures = {}
+    for height, width in set(sizes):
+        same = [i for i, size in zip(ids, sizes, strict=True) if size == (height, width)]
+        pictures[height, width] = render_views(run, viewmats[same], run.scene.Ks[same], width=width, height=height)
+    return (next(pictures[size]) for size in sizes)
+
+
+def look_at_training_views(run: Run) -> Iterator[Look]:
+    """Every training view, one at a time, by the blur model of the last stage."""
+    network, stage = run.job.network, run.job.stages[-1]
+    rendered_views = render_scene_views(run, run.scene.train_ids)
+    if network is None:
+        yield from (Look(rendered.image, rendered.image, None) for rendered in rendered_views)
+        return
+    params = run.state.network[network_name(stage.network)]
+    for index, rendered in enumerate(rendered_views):
+        yield _look(params, jnp.int32(index), rendered, network=network, head=stage.head)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "head"))
+def _look(params, index, rendered: Rendered, *, network: BlurProposalNetwork, head: int) -> Look:
+    field = propose_blur(network, params, index, rendered, head=head)
+    blurred, moments = render_blurred(network, params, index, rendered, head=head)
+    found = FoundBlur(
+        mask=field.mask,
+        rms_width=jnp.mean(pixel_statistics(moments).rms_width),
+        direction=view_statistics(moments).direction,
+        samples=sample_kernels(field),
+    )
+    return Look(rendered.image, blurred, found)
 
 
 def score_view(picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]) -> dict:
@@ -158,20 +197,19 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
       UserError: see open_run.
     """
     run = open_run(workdir, step=step, data_root=data_root)
-    names = [run.scene.names[i] for i in run.scene.test_ids]
-    pictures = [np.asarray(r.image) for r in render_scene_views(run, run.scene.test_ids)]
-    truths = [run.scene.images[i] for i in run.scene.test_ids]
-    per_view = {n: score_view(p, t) for n, p, t in zip(names, pictures, truths, strict=True)}
+    scene = run.scene
+    held_out = {scene.names[i]: scene.images[i] for i in scene.test_ids}
+    rendered = render_scene_views(run, scene.test_ids)
+    pictures = {name: np.asarray(r.image) for name, r in zip(held_out, rendered, strict=True)}
+    per_view = {name: score_view(pictures[name], truth) for name, truth in held_out.items()}
     results = {
         "step": int(run.state.step),
         **mean_scores(per_view),
         "num_gaussians": int(jnp.sum(run.state.alive)),
-        "no_truth": judge_without_truth(run, dict(zip(names, pictures, strict=True))),
+        "no_truth": judge_without_truth(run, pictures),
         "per_view": per_view,
     }
-    write_held_out(run, names, pictures, truths)
-    if run.job.network is not None:
-        write_blur(run, run.job.network)
+    write_held_out(run.workdir, pictures, held_out)
     if run.job.pose_frame is not None:
         write_poses(run)
     write_atomic(run.workdir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
@@ -179,86 +217,50 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
 
 
 def judge_without_truth(run: Run, held_out: dict[str, Float[np.ndarray, "_H _W 3"]]) -> dict:
-    """What can be said without sharp photographs: bags_jax/report/no_truth.py.
+    """What can be said without sharp photographs (report/no_truth.py); writes the blur that was found on the way.
 
     Args:
       held_out: sharp renders of the held-out views, by name.
     """
     scene, stage = run.scene, run.job.stages[-1]
     photos = dict(zip(scene.names, scene.images, strict=True))
-    sharp = render_scene_views(run, scene.train_ids)
-    blurred = reblur(run, sharp)
-    names = [scene.names[i] for i in scene.train_ids]
-    training = {
-        name: no_truth.training_view(np.asarray(s.image), np.asarray(b), photos[name])
-        for name, s, b in zip(names, sharp, blurred, strict=True)
-    }
+    training, blurs = {}, {}
+    for i, look in zip(scene.train_ids, look_at_training_views(run), strict=True):
+        name = scene.names[i]
+        training[name] = no_truth.training_view(np.asarray(look.sharp), np.asarray(look.blurred), photos[name])
+        if look.blur is not None:
+            blurs[name] = write_blur(run, name, look.blur, *photos[name].shape[:2])
+    if blurs:
+        write_blur_json(run.workdir / "blur" / "blur.json", blurs)
     side = stage.kernel_size or run.job.config.blur.kernel_sizes[-1]
     fitted = {name: no_truth.held_out_view(picture, photos[name], side=side) for name, picture in held_out.items()}
     return no_truth.summarize(training, fitted, has_blur_model=run.job.network is not None)
 
 
-def reblur(run: Run, sharp: list[Rendered]) -> list[Float[Array, "_H _W 3"]]:
-    """Sharp renders of all training views, blurred as the blur model of the last stage has it; as they are without one."""
-    network, stage = run.job.network, run.job.stages[-1]
-    if network is None:
-        return [rendered.image for rendered in sharp]
-    params, head = run.state.network[network_name(stage.network)], stage.head
-    draw = jax.jit(lambda index, rendered: render_blurred(network, params, index, rendered, head=head)[0])
-    return [draw(jnp.int32(index), rendered) for index, rendered in enumerate(sharp)]
-
-
-def write_held_out(run: Run, names, pictures, truths) -> None:
+def write_held_out(workdir: pathlib.Path, pictures: dict, truths: dict) -> None:
     """Pictures of the held-out views, alone and beside the photograph."""
-    folder = run.workdir / "eval"
-    for name, picture, truth in zip(names, pictures, truths, strict=True):
-        write_png(folder / f"{_stem(name)}.png", picture)
-        sheet = contact_sheet([[to_uint8(picture), truth]], column_titles=("render", "held-out photograph"))
-        write_png(folder / f"{_stem(name)}_beside.png", sheet)
+    for name, truth in truths.items():
+        write_png(workdir / "eval" / f"{_stem(name)}.png", pictures[name])
+        sheet = contact_sheet([[to_uint8(pictures[name]), truth]], column_titles=("render", "held-out photograph"))
+        write_png(workdir / "eval" / f"{_stem(name)}_beside.png", sheet)
 
 
 def _stem(name: str) -> str:
     return str(pathlib.PurePath(name).with_suffix("")).replace("/", "_")
 
 
-def blur_fields(run: Run, network: BlurProposalNetwork) -> Iterator[FoundBlur]:
-    """What the network proposes for each training view at the last stage."""
-    stage = run.job.stages[-1]
-    params, head = run.state.network[network_name(stage.network)], stage.head
-
-    @jax.jit
-    def look(index, rendered) -> FoundBlur:
-        field = propose_blur(network, params, index, rendered, head=head)
-        moments = blur(rendered.image, field, stride=network.stride(head))[1]
-        return FoundBlur(
-            mask=field.mask,
-            rms_width=jnp.mean(pixel_statistics(moments).rms_width),
-            direction=view_statistics(moments).direction,
-            samples=sample_kernels(field),
-        )
-
-    for index, rendered in enumerate(render_scene_views(run, run.scene.train_ids)):
-        yield look(jnp.int32(index), rendered)
-
-
-def write_blur(run: Run, network: BlurProposalNetwork) -> None:
-    """Mask and kernels of every training view as pictures, and blur.json with its figures, blurriest view first."""
-    stride = network.stride(run.job.stages[-1].head)
-    statistics = {}
-    for i, found in zip(run.scene.train_ids, blur_fields(run, network), strict=True):
-        name = run.scene.names[i]
-        statistics[name] = {
-            "mean_mask": float(jnp.mean(found.mask)),
-            "rms_width_px": float(found.rms_width),
-            "direction_deg": float(found.direction),
-        }
-        height, width = run.scene.images[i].shape[:2]
-        write_png(
-            run.workdir / "blur" / f"{_stem(name)}_mask.png",
-            mask_picture(np.asarray(repeat_blocks(found.mask, stride, height, width))),
-        )
-        write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(np.asarray(found.samples)))
-    write_blur_json(run.workdir / "blur" / "blur.json", statistics)
+def write_blur(run: Run, name: str, found: FoundBlur, height: int, width: int) -> dict[str, float]:
+    """Mask and kernels of one training view as pictures; returns its figures."""
+    assert run.job.network is not None
+    stride = run.job.network.stride(run.job.stages[-1].head)
+    mask = np.asarray(repeat_blocks(found.mask, stride, height, width))
+    write_png(run.workdir / "blur" / f"{_stem(name)}_mask.png", mask_picture(mask))
+    write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(np.asarray(found.samples)))
+    return {
+        "mean_mask": float(jnp.mean(found.mask)),
+        "rms_width_px": float(found.rms_width),
+        "direction_deg": float(found.direction),
+    }
 
 
 def write_poses(run: Run) -> None:
@@ -326,7 +328,7 @@ def check_export(run: Run, path: str | pathlib.Path) -> str:
     count, _ = export(run.workdir, path, step=int(run.state.step))
     independent = len(cast(Any, trimesh.load(path)).vertices)
     saved, scene, first = read_ply(path), run.scene, run.scene.test_ids[0]
-    ours = np.asarray(render_scene_views(run, [first])[0].image)
+    ours = np.asarray(next(render_scene_views(run, [first])).image)
     height, width = ours.shape[:2]
     colors = jnp.concatenate([saved.sh_dc, saved.sh_rest], axis=1)
     found = []

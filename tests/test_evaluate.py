@@ -152,7 +152,7 @@ def test_exported_splat_is_the_scene(run, tmp_path):
     saved = read_ply(path)
     assert count == len(saved.means) == int(jnp.sum(run.state.alive)) < run.state.alive.shape[0]
     first = run.scene.train_ids[0]
-    ours = np.asarray(render_scene_views(run, [first])[0].image)
+    ours = np.asarray(next(render_scene_views(run, [first])).image)
     height, width = ours.shape[:2]
     images, _, _ = rasterization(
         saved.means,
