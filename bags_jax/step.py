@@ -19,7 +19,7 @@ from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.optimizer import Optimizers
 from bags_jax.parallel import pmax, psum
-from bags_jax.poses import corrected_camera, hold_gauge
+from bags_jax.poses import SHARP_PX, corrected_camera, hold_gauge
 from bags_jax.render import Rendered, View, render, render_blurred
 from bags_jax.schedules import Stage
 from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, TrainState
@@ -89,10 +89,11 @@ def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, 
     """
     if not half_at:
         return jnp.ones_like(blur_px)
-    # Relative to the median, and not in px, so that it means the same at every image size.
+    # Relative to the median, so that it means the same at every image size, down to what no photograph shows: noise in the
+    # kernels of sharp photographs must not make some of them count more.
     seen = blur_px > 0.0
     median = jnp.nan_to_num(jnp.nanmedian(jnp.where(seen, blur_px, jnp.nan)))
-    half = (half_at * median) ** 2 + 1e-6
+    half = (half_at * median) ** 2 + SHARP_PX**2
     weights = half / (half + jnp.where(seen, blur_px, median) ** 2)
     return weights / jnp.mean(weights)
 

@@ -98,7 +98,8 @@ def blur() -> dict:
         "hand_over": True,  # kernels go on from stage to stage
         "centre_logit": 6.0,  # how far above the others the centre tap starts (0: uniform kernels)
         "mask_logit": 3.0,  # where the mask starts (0: one half)
-        "logit_bound": 5.0,  # kernels and masks do not saturate beyond it; 0: none
+        "kernel_bound": 8.0,  # logits of kernels do not saturate beyond it; 0: none
+        "mask_bound": 5.0,  # the same for masks: they stay between 0.007 and 0.993
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
+from bags_jax.poses import SHARP_PX
 from bags_jax.programs import count_pairs, refresh_filter, room_for
 from bags_jax.step import draw_views, eval_step, train_steps, view_confidence
 from bags_jax.train import first_state, make_job
@@ -97,9 +98,13 @@ def test_sharper_views_count_more_and_one_on_average():
     blur_px = jnp.array([1e-3, 1.0, 2.0, 3.0, 4.0])
     weights = view_confidence(blur_px, 1.0)
     np.testing.assert_allclose(weights.mean(), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(weights[2] / weights[0], 0.5, rtol=1e-5)  # the median
+    half = 2.0**2 + SHARP_PX**2  # the median counts half, next to nothing aside
+    np.testing.assert_allclose(weights[2] / weights[0], half / (half + 2.0**2), rtol=1e-5)
     assert (jnp.diff(weights) < 0).all()
-    np.testing.assert_allclose(view_confidence(10.0 * blur_px, 1.0), weights, rtol=1e-4)  # no matter the resolution
+    far = [view_confidence(scale * blur_px, 1.0) for scale in (100.0, 1000.0)]
+    np.testing.assert_allclose(*far, rtol=1e-4)  # no matter the resolution
+    barely = view_confidence(jnp.array([0.01, 0.05, 0.1]), 1.0)  # what no photograph shows makes no difference
+    np.testing.assert_allclose(barely, 1.0, atol=0.1)
     np.testing.assert_array_equal(view_confidence(blur_px, 0.0), jnp.ones(5))
     np.testing.assert_allclose(view_confidence(jnp.zeros(5), 1.0), 1.0, rtol=1e-6)  # nothing known yet
     one_seen = jnp.array([0.0, 2.0, 0.0])  # the others are taken to be as it is
