@@ -17,7 +17,8 @@ IDENTITY = (1.0, 0.0, 1.0)  # covariance of what is culled: xx, xy, yy
 FOV_MARGIN = 0.3  # the projection is linearised at most this part of half the field of view beyond the image
 
 
-# The components of N vectors, each an array of its own: this is what XLA vectorises on a CPU; its code for [N, 3] and [N, 3, 3] is scalar.
+# The components of N vectors, each an array of its own. XLA's CPU code for [N, 3] and [N, 3, 3] is scalar, for these it is vectorised;
+# on a GPU all of `project` becomes three kernels, and its gradient three more.
 Numbers = list[Float[Array, "N"]]
 
 
@@ -150,8 +151,8 @@ def project(
 
 
 def _materialize(numbers: Numbers) -> Numbers:
-    """The same numbers, computed once: XLA's CPU compiler else computes all that leads to them anew for each use of each."""
-    return list(jax.lax.optimization_barrier(numbers))
+    """The same numbers, on a CPU computed once: XLA's compiler for it else computes all that leads to them anew for each use."""
+    return list(jax.lax.optimization_barrier(numbers)) if jax.default_backend() == "cpu" else numbers
 
 
 def _all_below(limit: float, numbers: Numbers) -> Bool[Array, "N"]:
