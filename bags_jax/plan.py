@@ -85,8 +85,11 @@ def check_weights(config: Config) -> None:
                 f"the configuration has no {name}: it is of an earlier version; train again in another --workdir"
             )
         value = config[group][field]
-        if value < 0 or (name in POSITIVE and value == 0):
+        if not 0 <= value < math.inf or (name in POSITIVE and value == 0):
             raise UserError(f"config.{name} is {value}, expected {'more than' if name in POSITIVE else 'at least'} 0")
+    for name, value in config.optim.items():
+        if not math.isfinite(value):
+            raise UserError(f"config.optim.{name} is {value}, expected a finite number")
     if config.optim.poses and not config.optim.poses_final:
         raise UserError(
             "config.optim.poses_final is 0, expected more: --config.optim.poses=0 keeps the poses as they are"

@@ -17,6 +17,7 @@ from bags_jax import losses
 from bags_jax.blur import mean_squared_centroid, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
+from bags_jax.geometry import LARGEST
 from bags_jax.optimizer import Optimizers
 from bags_jax.parallel import pmax, psum
 from bags_jax.poses import SHARP_PX, corrected_camera, hold_gauge
@@ -245,15 +246,19 @@ def train_step(
         blur_px=blur_px,
         density=add_stats(state.density, stats),
     )
-    ok = (largest["num_dropped"] == 0) & jnp.isfinite(terms["total"]) & _is_finite(advanced)
+    # Of what goes into the update, not of what comes out of it: else Adam would pass over memory twice.
+    ok = (largest["num_dropped"] == 0) & jnp.isfinite(terms["total"]) & _is_finite((grads, _parameters(state)))
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
     return state, {**terms, **largest, "ok": ok.astype(jnp.int32)}
 
 
-def _is_finite(state: TrainState) -> Bool[Array, ""]:
-    """Whether all parameters are: a Gaussian that is not finite is culled, so that the loss would not show it."""
-    leaves = jax.tree.leaves((state.gaussians, state.network, state.poses))
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+def _parameters(state: TrainState):
+    return state.gaussians, state.network, state.poses
+
+
+def _is_finite(tree) -> Bool[Array, ""]:
+    """Whether all numbers are, and their squares: a Gaussian that is not finite is culled, so that the loss would not show it."""
+    return jnp.all(jnp.stack([jnp.all(jnp.abs(x) < LARGEST) for x in jax.tree.leaves(tree)]))
 
 
 def train_steps(

@@ -157,6 +157,16 @@ def test_poses_that_would_never_move_and_seeds_that_do_not_fit():
         plan.check_weights(config)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["optim.means", "optim.sh_rest", "optim.poses"])
+def test_rates_are_finite(field, value):
+    """A step looks at gradients and parameters before the update: no rate may make it something else."""
+    config = base.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=rf"config\.{field} is {value}, expected"):
+        plan.check_weights(config)
+
+
 def test_a_run_of_an_earlier_version_is_told():
     config = base.get_config()
     with config.unlocked():
