@@ -16,7 +16,6 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from bags_jax.blur_stream import kernel_side, stream_blur, tap_moments
-from bags_jax.limits import SHARP_PX
 from bags_jax.numerics import clip_with_return, safe_sqrt
 from bags_jax.structs import BlurField, BlurMoments
 
@@ -184,16 +183,6 @@ def view_statistics(moments: BlurMoments) -> KernelStatistics:
 def mean_squared_centroid(moments: BlurMoments) -> Float[Array, ""]:
     """Mean over pixels of mask times squared kernel centroid, px^2: drift between kernels and scene, pixel by pixel."""
     return jnp.mean(moments.mask * jnp.sum(moments.centroid**2, axis=0))
-
-
-def mean_log_width(moments: BlurMoments) -> Float[Array, ""]:
-    """Mean over pixels of log(1 + mask times squared kernel width / SHARP_PX^2): what is charged for blur.
-
-    The narrowest blur pays most for its next bit of width, so that it is given up where it explains next to nothing; for blur of a pixel and
-    more the price hardly depends on the width.
-    """
-    squared = moments.second[0] + moments.second[2]
-    return jnp.mean(jnp.log1p(moments.mask * squared / SHARP_PX**2))
 
 
 def _statistics(centroid: Float[Array, "*S 2"], second: Float[Array, "*S 3"]) -> KernelStatistics:

@@ -73,8 +73,7 @@ COUNTS += ("log_every", "checkpoint_every", "keep_checkpoints")
 
 POSITIVE = ("optim.means", "optim.means_final", "optim.network", "optim.network_final")
 NOT_NEGATIVE = ("optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps")
-NOT_NEGATIVE += ("blur.kernel_bound", "blur.mask_bound", "loss.mask", "loss.centroid", "loss.width")
-NOT_NEGATIVE += ("loss.width_start", "loss.confidence", "loss.poses")
+NOT_NEGATIVE += ("blur.kernel_bound", "blur.mask_bound", "loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
 
 
 def check_weights(config: Config) -> None:
@@ -197,8 +196,7 @@ def make_network(config: Config, num_views: int) -> BlurProposalNetwork | None:
 
 def make_objective(config: Config) -> Objective:
     """Weights of the loss."""
-    weights = config.loss.to_dict()
-    return Objective(**{**weights, "width_start": steps_of(weights["width_start"], config.num_steps)})
+    return Objective(**config.loss.to_dict())
 
 
 def make_rates(config: Config) -> Rates:

@@ -14,14 +14,13 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur import mean_log_width, mean_squared_centroid, view_statistics
+from bags_jax.blur import mean_squared_centroid, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.geometry import LARGEST
-from bags_jax.limits import SHARP_PX
 from bags_jax.optimizer import Optimizers
 from bags_jax.parallel import pmax, psum
-from bags_jax.poses import corrected_camera, hold_gauge
+from bags_jax.poses import SHARP_PX, corrected_camera, hold_gauge
 from bags_jax.render import Rendered, View, render, render_blurred
 from bags_jax.schedules import Stage
 from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, TrainState
@@ -34,8 +33,6 @@ class Objective:
     ssim: float = 0.2  # of 1 - SSIM, against 1 minus this for L1
     mask: float = 1e-4
     centroid: float = 0.0  # mean over the image of mask times squared kernel centroid, per px^2
-    width: float = 0.0  # mean over the image of log(1 + mask times squared kernel width / SHARP_PX^2)
-    width_start: int = 0  # step from which width is charged for: before, it would keep kernels from opening
     poses: float = 0.0  # squared correction of the view's pose, per px^2
     confidence: float = 0.0  # not a term: see view_confidence
     depth_tv: float = 0.0
@@ -135,12 +132,11 @@ def loss_fn(
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        price = jnp.where(state.step < recipe.objective.width_start, 0.0, mean_log_width(found))
-        extra = {"mask": jnp.mean(found.mask), "centroid": mean_squared_centroid(found), "width": price}
+        extra = {"mask": jnp.mean(found.mask), "centroid": mean_squared_centroid(found)}
         blur_px = view_statistics(found).rms_width / recipe.stage.scale
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
     terms |= extra
-    weights |= {name: getattr(recipe.objective, name) for name in extra}
+    weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}
     if dataset.pose_frame is not None:
         terms["poses"], weights["poses"] = jnp.sum(poses[index] ** 2), recipe.objective.poses
     total = sum(weights[name] * term for name, term in terms.items() if weights[name])

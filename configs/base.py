@@ -109,8 +109,6 @@ def loss() -> dict:
         "ssim": 0.2,  # of 1 - SSIM, against 1 minus this for L1
         "mask": 1e-4,  # mean mask
         "centroid": 0.01,  # mean over the image of mask times squared kernel centroid, per px^2
-        "width": 3e-3,  # mean over the image of log(1 + mask times squared kernel width / (0.25 px)^2)
-        "width_start": 0.5,  # S: from here on, when the kernels have opened
         "confidence": 1.0,  # views blurred by this many times the median count half for the scene; 0: all count the same
         "poses": 2e-3,  # squared correction of the view's pose, per px^2
         "depth_tv": 0.0,

@@ -50,7 +50,7 @@ def at_equal_steps(config: Any, *, network_rate: float = 5e-4) -> Any:
 
 def without_additions(config: Any) -> Any:
     """What this project adds to the papers, switched off. The rates of the Gaussians stay: they are the same for all methods."""
-    config.loss.centroid = config.loss.width = config.loss.confidence = config.loss.poses = 0.0
+    config.loss.centroid = config.loss.confidence = config.loss.poses = 0.0
     config.blur.linear_light = False
     config.optim.poses = 0.0
     return config

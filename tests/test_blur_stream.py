@@ -11,7 +11,6 @@ from bags_jax.blur import (
     apply_kernels,
     kernel_statistics,
     mean_kernel,
-    mean_log_width,
     mean_squared_centroid,
     pixel_statistics,
     view_statistics,
@@ -100,8 +99,6 @@ def test_moments_say_what_the_kernels_would():
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     squared = jnp.mean(mask * jnp.sum(each.centroid**2, axis=-1))
     np.testing.assert_allclose(mean_squared_centroid(found), squared, rtol=1e-4)
-    widths = jnp.sum(each.centroid**2, axis=-1) + each.rms_width**2  # about the pixel
-    np.testing.assert_allclose(mean_log_width(found), jnp.mean(jnp.log1p(mask * widths / 0.0625)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("height, block_bytes, rows", [(100, 1, 1), (100, 40 * 4 * 90, 34), (100, 1 << 30, 100)])

@@ -9,7 +9,7 @@ import pytest
 
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
-from bags_jax.limits import SHARP_PX
+from bags_jax.poses import SHARP_PX
 from bags_jax.programs import count_pairs, refresh_filter, room_for
 from bags_jax.step import draw_views, eval_step, train_steps, view_confidence
 from bags_jax.train import first_state, make_job
