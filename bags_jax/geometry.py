@@ -117,7 +117,7 @@ def project(
     margin_x, margin_y = FOV_MARGIN * 0.5 * width / fx, FOV_MARGIN * 0.5 * height / fy
     x_lin = jnp.clip(x, -cx / fx - margin_x, (width - cx) / fx + margin_x)
     y_lin = jnp.clip(y, -cy / fy - margin_y, (height - cy) / fy + margin_y)
-    norm = safe_sqrt(sum(q * q for q in quat))
+    norm = safe_sqrt(quat[0] * quat[0] + _dot(quat[1:], quat[1:]))
     own_axes = zip(*_rotation_rows(*(safe_div(q, norm) for q in quat)), strict=True)  # of the Gaussian, world frame
     row_x, row_y = [], []  # of J W R S: what each own axis, as long as its scale, becomes on the screen
     for length, axis in zip(scale, own_axes, strict=True):

@@ -3,7 +3,7 @@
   python -m experiments.benchmarks.training_step --images=132x236,266x473 --counts=10000,50000
 
 A step is render, L1 and SSIM, gradients, Adam on every group, with SH degree 3. CPU seconds are those of all threads of
-the process: on a machine that others use too, they say more than wall time.
+the process: on a machine that others use too, they say more than wall time. compile_s is tracing and compilation of the step.
 """
 
 import dataclasses
@@ -60,12 +60,14 @@ def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict
     blended = round(blended_per_pixel(state, dataset, recipe), 1)
     pairs = count_pairs(state, dataset, recipe.view)
     size = {"gaussians": num, "width": width, "height": height, "pairs": pairs, "blended": blended}
-    states, steps, times = {}, {}, {name: [] for name in backends}
+    states, steps, times, compile_s = {}, {}, {name: [] for name in backends}, {}
     for name in backends:
         own = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, backend=name))
         take = jax.jit(functools.partial(train_steps, recipe=own), donate_argnums=1)
         states[name] = jax.tree.map(jnp.copy, state)
+        start = time.perf_counter()
         steps[name] = take.lower(jnp.int32(0), state, dataset, jnp.int32(1)).compile()
+        compile_s[name] = round(time.perf_counter() - start, 1)
     for turn in range(_TURNS.value + 1):
         for name in backends:
             wall, cpu = time.perf_counter(), time.process_time()
@@ -75,7 +77,13 @@ def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     seconds = {name: np.median(rows, axis=0) / _STEPS.value for name, rows in times.items()}
     return [
-        {**size, "backend": name, "wall_s": round(float(wall), 5), "cpu_s": round(float(cpu), 5)}
+        {
+            **size,
+            "backend": name,
+            "wall_s": round(float(wall), 5),
+            "cpu_s": round(float(cpu), 5),
+            "compile_s": compile_s[name],
+        }
         for name, (wall, cpu) in seconds.items()
     ]
 
