@@ -54,6 +54,24 @@ def camera_center(viewmat: Float[Array, "4 4"]) -> Float[Array, "3"]:
     return -jnp.matmul(viewmat[:3, :3].T, viewmat[:3, 3], precision=EXACT)
 
 
+def _own_axes(quat: Numbers, scale: Numbers) -> list[Numbers]:
+    """The axes of each Gaussian in the world frame, as long as its scales: the columns of R S."""
+    norm = safe_sqrt(quat[0] * quat[0] + _dot(quat[1:], quat[1:]))
+    turns = zip(*_rotation_rows(*(safe_div(q, norm) for q in quat)), strict=True)
+    return [[x * length for x in axis] for axis, length in zip(turns, scale, strict=True)]
+
+
+def _screen_factor(axes: list[Numbers], turn, K, x_lin, y_lin, z) -> tuple[Numbers, Numbers]:
+    """The two rows of M = J W R S: what each axis becomes on the screen, px."""
+    row_x, row_y = [], []
+    for axis in axes:
+        right, down, ahead = (_dot(turn[k], axis) for k in range(3))
+        slope_x, slope_y = right - x_lin * ahead, down - y_lin * ahead
+        row_x.append((K[0, 0] * slope_x + K[0, 1] * slope_y) / z)
+        row_y.append(K[1, 1] * slope_y / z)
+    return row_x, row_y
+
+
 def _screen_covariance(row_x: Numbers, row_y: Numbers, eps_2d: float):
     """xx, xy, yy of M M^T + eps I and its determinant, with the compensation of the opacity for eps; M by its two rows.
 
@@ -117,14 +135,7 @@ def project(
     margin_x, margin_y = FOV_MARGIN * 0.5 * width / fx, FOV_MARGIN * 0.5 * height / fy
     x_lin = jnp.clip(x, -cx / fx - margin_x, (width - cx) / fx + margin_x)
     y_lin = jnp.clip(y, -cy / fy - margin_y, (height - cy) / fy + margin_y)
-    norm = safe_sqrt(quat[0] * quat[0] + _dot(quat[1:], quat[1:]))
-    own_axes = zip(*_rotation_rows(*(safe_div(q, norm) for q in quat)), strict=True)  # of the Gaussian, world frame
-    row_x, row_y = [], []  # of J W R S: what each own axis, as long as its scale, becomes on the screen
-    for length, axis in zip(scale, own_axes, strict=True):
-        right, down, ahead = (_dot(turn[k], axis) * length for k in range(3))
-        slope_x, slope_y = right - x_lin * ahead, down - y_lin * ahead
-        row_x.append((fx * slope_x + skew * slope_y) / z)
-        row_y.append(fy * slope_y / z)
+    row_x, row_y = _screen_factor(_own_axes(quat, scale), turn, camera.K, x_lin, y_lin, z)
     drawable = in_range & _all_below(LARGEST_PX, row_x + row_y)
     # Before their fourth power overflows into the gradients.
     row_x, row_y = ([jnp.where(drawable, v, 0.0) for v in row] for row in (row_x, row_y))

@@ -254,6 +254,21 @@ def test_mistaken_benchmark(call, tmp_path, arguments, said):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "name,argument,said",
+    [
+        ("training_step", "--images=abc", "--images has 'abc', expected WIDTHxHEIGHT"),
+        ("training_step", "--counts=0", "--counts has '0', expected whole numbers"),
+        ("training_step", "--backend=best", "--backend: backend='best' came, expected one of auto"),
+        ("memory", "--kernel=4", "--kernel is 4, expected an odd number"),
+        ("memory", "--strides=1,-2", "--strides has '-2', expected whole numbers"),
+        ("cost", "--sizes=0x3", "--sizes has '0x3', expected WIDTHxHEIGHT"),
+    ],
+)
+def test_mistaken_cost_benchmark(call, name, argument, said):
+    assert_refused(call(f"benchmarks.{name}", argument), said)
+
+
 def test_dry_benchmark_leaves_no_trace(call, tmp_path):
     arguments = ("--dry_run", "--cases=corner-none", "--seeds=2", f"--workdir={tmp_path / 'quality'}")
     code, out, _ = call("benchmarks.quality", *arguments)

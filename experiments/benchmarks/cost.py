@@ -11,7 +11,6 @@ import functools
 import json
 import pathlib
 import platform
-import subprocess
 import time
 
 import jax
@@ -34,6 +33,8 @@ from bags_jax.schedules import Stage
 from bags_jax.step import Objective, Recipe, train_step
 from bags_jax.structs import Camera, Dataset
 from configs import base
+from experiments.benchmarks.arguments import counts, sizes
+from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
 
 _GAUSSIANS = flags.DEFINE_list("gaussians", "1000,3000,10000,30000,100000", "Numbers of Gaussians, at 320 x 240.")
@@ -143,15 +144,11 @@ def measure_blur(state, camera: Camera, view: View) -> float:
 
 def main() -> None:
     """Measures every case and prints the tables."""
-    sizes = [tuple(int(x) for x in size.split("x")) for size in _SIZES.value]
-    cases = [(int(n), 320, 240) for n in _GAUSSIANS.value] + [(10_000, *size) for size in sizes]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    cases = [(num, 320, 240) for num in counts(_GAUSSIANS)] + [(10_000, *size) for size in sizes(_SIZES)]
     rows, lines = [], []
     for case in cases:
-        row = measure(*case) | {"commit": commit, "device": jax.devices()[0].device_kind, "machine": platform.machine()}
-        rows.append({**row, "jax": jax.__version__})
+        row = measure(*case)
+        rows.append({**row, **provenance(), "machine": platform.machine()})
         ms = row["ms"]
         shares = [f"{100 * ms[part] / sum(ms[p] for p in PARTS):.0f} %" for part in PARTS]
         lines.append(

@@ -10,7 +10,6 @@ are medians of calls taken in turn, for programs that fit --time_below.
 import functools
 import json
 import pathlib
-import subprocess
 import time
 
 import jax
@@ -20,8 +19,11 @@ from absl import flags
 
 from bags_jax.blur import apply_kernels
 from bags_jax.blur_stream import stream_blur
+from bags_jax.errors import UserError
 from bags_jax.numerics import clip_with_return
 from bags_jax.report.tables import markdown_table
+from experiments.benchmarks.arguments import counts, sizes
+from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
 
 _SIZES = flags.DEFINE_list("sizes", "600x400,1200x800,2400x1600", "Image sizes.")
@@ -86,18 +88,16 @@ def measure(width: int, height: int, stride: int) -> dict:
 
 def main() -> None:
     """Measures every case and prints the table."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    if _KERNEL.value % 2 == 0:
+        raise UserError(f"--kernel is {_KERNEL.value}, expected an odd number: the centre of a kernel is a pixel")
     rows, lines = [], []
-    for size in _SIZES.value:
-        for stride in _STRIDES.value:
-            width, height = map(int, size.split("x"))
-            row = measure(width, height, int(stride))
-            rows.append({**row, "commit": commit, "device": jax.devices()[0].device_kind, "jax": jax.__version__})
+    for width, height in sizes(_SIZES):
+        for stride in counts(_STRIDES):
+            row = measure(width, height, stride)
+            rows.append({**row, **provenance()})
             mib = [f"{x / 2**20:.0f}" for x in (*row["bytes"].values(), row["features_bytes"])]
             took = [f"{row['seconds'][name]:.2f}" if name in row["seconds"] else "" for name in ("naive", "streamed")]
-            lines.append([size.replace("x", " x "), stride, *mib, *took])
+            lines.append([f"{width} x {height}", str(stride), *mib, *took])
             print(lines[-1], flush=True)
     header = [
         "image",

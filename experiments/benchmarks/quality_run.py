@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
 import time
 
 import jax
@@ -19,6 +18,7 @@ from absl import flags
 
 from bags_jax.atomic import write_atomic
 from experiments.benchmarks import quality_runs, suites
+from experiments.benchmarks.provenance import commit
 from experiments.launch import launch, use_compilation_cache
 
 _SUITE = flags.DEFINE_enum("suite", "procedural", suites.SUITES, "Suite of the case.")
@@ -31,17 +31,6 @@ _DATA = flags.DEFINE_string("data", "", "Folder of the photographs, for blurball
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the benchmark.", required=True)
 
 SESSIONS_FILE = "sessions.json"
-
-
-def commit() -> str:
-    """The commit of this code, with `-dirty` where files differ from it; BAGS_COMMIT says it where there is no git."""
-    folder = pathlib.Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=9"]
-    try:
-        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        said = ""
-    return said or os.environ.get("BAGS_COMMIT", "") or "unknown"
 
 
 def cpu_model() -> str:

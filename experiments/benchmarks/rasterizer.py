@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from scipy.spatial import KDTree
 from bags_jax.errors import UserError
 from bags_jax.rasterize import rasterization
 from bags_jax.rasterize.image import choose_backend
+from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
 
 SYNTHETIC = "100000:1296x840,500000:1296x840,1000000:1296x840,3000000:1296x840"
@@ -169,7 +169,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def report(text: str, scene: Scene, name: str, result: Result, other: Result | None) -> None:
     """Prints a row and appends it to the file of rows."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     row = {"scene": text, "gaussians": len(scene.arrays[0]), "backend": name, "pairs": result.pairs}
     row |= {"forward_ms": round(result.forward_ms, 3), "both_ms": round(result.both_ms, 3)}
     if other:
@@ -178,7 +177,7 @@ def report(text: str, scene: Scene, name: str, result: Result, other: Result | N
             "gsplat_forward_over_ours": round(other.forward_ms / result.forward_ms, 2),
             "gsplat_both_over_ours": round(other.both_ms / result.both_ms, 2),
         }
-    row |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "commit": commit.strip()}
+    row |= provenance()
     print(json.dumps(row), flush=True)
     if _ROWS.value:
         with open(_ROWS.value, "a") as file:

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import pathlib
-import subprocess
 import time
 
 import jax
@@ -19,12 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from bags_jax.errors import UserError
 from bags_jax.programs import count_pairs
 from bags_jax.rasterize import rasterize
+from bags_jax.rasterize.image import choose_backend
 from bags_jax.render import project_gaussians
 from bags_jax.step import Recipe, train_steps
 from bags_jax.structs import Dataset, TrainState
+from experiments.benchmarks.arguments import counts, sizes
 from experiments.benchmarks.cost import make_case
+from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
 
 _GAUSSIANS = flags.DEFINE_list("counts", "10000,50000", "Numbers of Gaussians.")
@@ -88,16 +91,25 @@ def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict
     ]
 
 
+def backends_of(names: list[str]) -> list[str]:
+    """What the names stand for on this machine.
+
+    Raises:
+      UserError: an unknown name, or a rasterizer that this machine lacks.
+    """
+    try:
+        return [choose_backend(name) for name in names]
+    except ValueError as error:
+        raise UserError(f"--backend: {error}") from error
+
+
 def main() -> None:
     """Measures every case and prints its rows."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    machine = {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
-    for size in _SIZES.value:
-        for num in _GAUSSIANS.value:
-            width, height = map(int, size.split("x"))
-            for row in measure(int(num), width, height, _BACKEND.value):
-                line = json.dumps({**row, "commit": commit, **machine})
+    machine = {**provenance(), "cores": len(os.sched_getaffinity(0))}
+    for width, height in sizes(_SIZES):
+        for num in counts(_GAUSSIANS):
+            for row in measure(num, width, height, backends_of(_BACKEND.value)):
+                line = json.dumps({**row, **machine})
                 print(line, flush=True)
                 if _ROWS.value:
                     with pathlib.Path(_ROWS.value).open("a") as file:
