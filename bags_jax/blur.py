@@ -15,8 +15,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from bags_jax.blur_stream import kernel_side, stream_blur, tap_moments
-from bags_jax.numerics import clip_with_return, safe_sqrt
+from bags_jax.blur_stream import kernel_side, kernels_of, stream_blur, tap_moments
+from bags_jax.numerics import safe_sqrt
 from bags_jax.structs import BlurField, BlurMoments
 
 
@@ -58,10 +58,7 @@ def kernels_at(
 ) -> Float[Array, "*S KK"]:
     """The kernels of single pixels of the field."""
     logits = jnp.dot(field.features[rows, columns], field.weight)
-    logits = logits + field.bias.reshape((1,) * (logits.ndim - 1) + (-1,))
-    if field.bound:
-        logits = jnp.asarray(clip_with_return(logits, field.bound))
-    return jax.nn.softmax(logits, axis=-1)
+    return kernels_of(logits + field.bias.reshape((1,) * (logits.ndim - 1) + (-1,)), field.bound)
 
 
 def every_kernel(field: BlurField) -> Float[Array, "KK h w"]:

@@ -91,11 +91,9 @@ class BlurProposalNetwork(nn.Module):
     hand_over: bool = True  # later trunk layers start as the identity, so that heads can be copied (hand_over below)
     centre_logit: float = 6.0  # start of the centre tap above the others; the paper's 0 is a uniform kernel
     mask_logit: float = 3.0  # start of the mask; the paper's 0 is a mask of one half
-    # A young scene is blurrier than the photographs, which drives kernels to deltas and masks to 0. Without bounds on their logits
-    # they saturate there and never come back when there is blur to explain. The kernels' bound is the wider one: at 5 the
-    # taps around a delta add up to 1 % of the light, and that is 5 % in the values of a dark pixel. 0: none (the paper).
-    kernel_bound: float = 8.0
-    mask_bound: float = 5.0
+    # A young scene is blurrier than the photographs, which drives kernels to deltas and masks to 0. Unbounded, they saturate there
+    # and never come back when there is blur to explain. 0: no bound (the paper).
+    logit_bound: float = 5.0
     linear_light: bool = True  # exposures add up light, not sRGB values; False: the paper
     strides: tuple[int, ...] = ()  # of each stage: side of the blocks that share a kernel, px; (): 1
 
@@ -139,7 +137,7 @@ class BlurProposalNetwork(nn.Module):
         weight, bias = self.kernel_heads[head]()
         if self.use_table:
             bias = bias + self.table[head](view)
-        return BlurField(features=features, weight=weight, bias=bias, mask=mask, bound=self.kernel_bound)
+        return BlurField(features=features, weight=weight, bias=bias, mask=mask, bound=self.logit_bound)
 
     def _trunk_rows(self, view, rgbd, head: int) -> tuple[Float[Array, "h w F"], Float[Array, "h w"]]:
         """Features and mask. What the first layer makes of view, row and column is added up, not laid out for every pixel."""
@@ -171,10 +169,10 @@ class BlurProposalNetwork(nn.Module):
         It then reads the trunk without teaching it, by features of unit length, so that a step of Adam moves the logit by little
         more than the rate however large the features are.
         """
-        if not self.mask_bound:
+        if not self.logit_bound:
             return jax.nn.sigmoid((features @ weight)[:, 0] + bias)
         logits = (safe_normalize(jax.lax.stop_gradient(features)) @ weight)[:, 0] + bias
-        return jax.nn.sigmoid(clip_with_return(logits, self.mask_bound))
+        return jax.nn.sigmoid(clip_with_return(logits, self.logit_bound))
 
     def every_head(self, view: Int[Array, ""], rgbd: Float[Array, "H W 4"]) -> list[BlurField]:
         """All stages at once: what `init` calls, so that every parameter exists from the start."""

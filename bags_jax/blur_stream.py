@@ -1,6 +1,10 @@
 """Per-pixel kernels that never exist as a whole: last layer, softmax and weighted sum of shifted pixels in one operation.
 
-  logits = clip(features @ weight + bias),  h = softmax(logits),  filtered(x) = sum_k h_k(x) C(x + k)
+  logits = clip(features @ weight + bias),  h = softmax(logits) less its floor,  filtered(x) = sum_k h_k(x) C(x + k)
+
+Logits that are clipped keep gradients alive, but would leave e^(-2 bound) in every tap, and hundreds of taps make a glare of it that
+shows in the dark parts of sharp photographs. So 99 % of the least weight a tap can have is taken off every tap, and the rest normalised:
+a tap at the lower bound is next to nothing, and opens as readily as ever.
 
 This is local attention with one key for each offset. It runs over blocks of rows that fit a budget of memory and keeps its
 inputs and outputs alone; the backward pass makes the logits of a block again and uses, as Rabe & Staats (2021) and Dao et
@@ -18,7 +22,7 @@ from jaxtyping import Array, Float
 
 from bags_jax.numerics import clip_with_return
 
-SAFE_BOUND = 30.0  # exp(-2 * bound) is still a number in float32
+FLOOR = 0.99  # part of the weight of a tap at the lower bound that is taken off every tap
 CPU_BLOCK_BYTES = 4 << 20  # logits of one block: in the cache of a CPU core
 DEVICE_BLOCK_BYTES = 100 << 20  # on an accelerator: few launches
 
@@ -73,7 +77,7 @@ def stream_blur(
     bound: float,
     block_bytes: int = 0,
 ) -> tuple[Float[Array, "D H W"], Float[Array, "5 h w"]]:
-    """Applies the kernels softmax(clip(features @ weight + bias)) and measures them on the way.
+    """Applies the kernels `kernels_of(features @ weight + bias)` and measures them on the way.
 
     Args:
       planes: the image; borders are continued by their last pixel.
@@ -154,9 +158,22 @@ def _clip(logits, bound: float):
     return jnp.asarray(clip_with_return(logits, bound)) if bound else logits
 
 
+def _floor(bound: float) -> float:
+    """What is taken off exp(logit - bound) of every tap."""
+    return FLOOR * math.exp(-2.0 * bound) if bound else 0.0
+
+
+def kernels_of(logits: Float[Array, "*S KK"], bound: float) -> Float[Array, "*S KK"]:
+    """Kernels whose logits are at hand: softmax of the clipped logits, less its floor."""
+    if not bound:
+        return jax.nn.softmax(logits, axis=-1)
+    taps = jnp.exp(_clip(logits, bound) - bound) - _floor(bound)
+    return taps / jnp.sum(taps, axis=-1, keepdims=True)
+
+
 def _peak(logits, bound: float):
     """What is subtracted before exp; a scan, because XLA's CPU code for a maximum over the leading axis is scalar."""
-    if 0.0 < bound <= SAFE_BOUND:
+    if bound:
         return jnp.full(logits.shape[1:], bound)
     return jax.lax.scan(lambda m, x: (jnp.maximum(m, x), None), logits[0], logits)[0]
 
@@ -172,7 +189,7 @@ def _forward(split, features, weight, bias, plan: _Plan):
         block = _Block(index, h, w, channels, plan)
         logits = _clip(_logits(block, features, weight, bias)[1], plan.bound)
         peak = _peak(logits, plan.bound)
-        weights = jnp.exp(logits - peak[None])
+        weights = jnp.exp(logits - peak[None]) - _floor(plan.bound)
         sums = jnp.dot(basis, weights, precision=jax.lax.Precision.HIGHEST)
         slab = block.slab(split)
 
@@ -216,6 +233,7 @@ def _stream_bwd(plan: _Plan, residuals, cotangents):
         block = _Block(index, h, w, channels, plan)
         x, logits = _logits(block, features, weight, bias)
         log_sum = block.take(normalizer, 0, plan.rows)
+        floor = _floor(bound) * jnp.exp(bound - log_sum)
         slab = block.slab(split)
         rows = plan.rows * plan.stride
         g = block.take(cotangents[0], 2, rows, plan.stride).reshape(block.by_row) * block.fresh.reshape(1, 1, -1, 1, 1)
@@ -227,10 +245,11 @@ def _stream_bwd(plan: _Plan, residuals, cotangents):
         def tap_gradients(d_slab, tap):
             (start, moment), raw = tap
             logit, pull = jax.vjp(lambda x: _clip(x, bound), raw.reshape(block.coarse))
-            kernel = jnp.exp(logit - log_sum)
+            slope = jnp.exp(logit - log_sum)
+            kernel = slope - floor
             d_kernel = _dot(g, block.read_tap(slab, start).reshape(block.by_row)) - inner
             d_kernel += sum(moment[i] * g_found[i] for i in range(5))
-            (d_logit,) = pull(kernel * d_kernel)
+            (d_logit,) = pull(slope * d_kernel)
             phase, dy, column = start
             added = block.read_tap(d_slab, start) + (kernel[None, None, :, None] * g).reshape(block.fine)
             return jax.lax.dynamic_update_slice(d_slab, added, (phase, 0, dy, column)), d_logit.reshape(-1)

@@ -73,7 +73,7 @@ COUNTS += ("log_every", "checkpoint_every", "keep_checkpoints")
 
 POSITIVE = ("optim.means", "optim.means_final", "optim.network", "optim.network_final")
 NOT_NEGATIVE = ("optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps")
-NOT_NEGATIVE += ("blur.kernel_bound", "blur.mask_bound", "loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
+NOT_NEGATIVE += ("blur.logit_bound", "loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
 
 
 def check_weights(config: Config) -> None:
@@ -188,8 +188,7 @@ def make_network(config: Config, num_views: int) -> BlurProposalNetwork | None:
         linear_light=blur.linear_light,
         centre_logit=blur.centre_logit,
         mask_logit=blur.mask_logit,
-        kernel_bound=blur.kernel_bound,
-        mask_bound=blur.mask_bound,
+        logit_bound=blur.logit_bound,
         strides=tuple(blur.strides),
     )
 

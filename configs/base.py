@@ -92,14 +92,13 @@ def blur() -> dict:
         "conv_width": 8,  # of the convolutions on the render
         "feature_width": 16,
         "embedding_width": 32,  # of a view
-        "use_rgbd": True,  # the network sees render and depth
+        "use_rgbd": False,  # the network sees render and depth (the paper): it then hides edges that splats miss, and gains nothing
         "use_table": True,  # kernel logits of each view beside the network
         "linear_light": True,  # blur light, not sRGB values
         "hand_over": True,  # kernels go on from stage to stage
         "centre_logit": 6.0,  # how far above the others the centre tap starts (0: uniform kernels)
         "mask_logit": 3.0,  # where the mask starts (0: one half)
-        "kernel_bound": 8.0,  # logits of kernels do not saturate beyond it; 0: none
-        "mask_bound": 5.0,  # the same for masks: they stay between 0.007 and 0.993
+        "logit_bound": 5.0,  # kernels and masks do not saturate beyond it; 0: none
     }
 
 

@@ -63,7 +63,7 @@ def _published_blur(config: Any) -> None:
     blur.enabled = True
     blur.width, blur.conv_width, blur.feature_width, blur.embedding_width = 64, 64, 32, 32
     blur.use_table, blur.hand_over, blur.centre_logit, blur.mask_logit = False, False, 0.0, 0.0
-    blur.kernel_bound = blur.mask_bound = 0.0
+    blur.logit_bound = 0.0
     config.loss.mask = 1e-3
     config.optim.mask_gain = 1.0
 

@@ -15,7 +15,7 @@ from bags_jax.blur import (
     pixel_statistics,
     view_statistics,
 )
-from bags_jax.blur_stream import kernel_side, rows_per_block, stream_blur, tap_moments
+from bags_jax.blur_stream import kernel_side, kernels_of, rows_per_block, stream_blur, tap_moments
 from bags_jax.numerics import clip_with_return
 from bags_jax.structs import BlurField, BlurMoments
 
@@ -37,7 +37,11 @@ def layer(height, width, *, side, stride, seed=0):
 
 def naive(planes, features, weight, bias, *, stride, bound):
     logits = features @ weight + bias[None, None]
-    kernels = jax.nn.softmax(clip_with_return(logits, bound) if bound else logits, axis=-1)
+    logits = clip_with_return(logits, bound) if bound else logits
+    kernels = jax.nn.softmax(logits, axis=-1)
+    if bound:  # a tap at the lower bound keeps a hundredth
+        floor = 0.99 * jnp.exp(-bound - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+        kernels = (kernels - floor) / (1.0 - kernels.shape[-1] * floor)
     moments = jnp.moveaxis(kernels @ tap_moments(kernel_side(bias.shape[0])).T, -1, 0)
     return apply_kernels(planes, jnp.moveaxis(kernels, -1, 0), stride), moments
 
@@ -92,7 +96,7 @@ def test_moments_say_what_the_kernels_would():
     field = BlurField(features, weight, bias, mask, bound=2.0)
     moments = stream_blur(planes, features, weight, bias, stride=1, bound=2.0)[1]
     found = BlurMoments(mask, moments[:2], moments[2:])
-    kernels = jax.nn.softmax(jnp.clip(features @ weight + bias[None, None], -2.0, 2.0), axis=-1)
+    kernels = kernels_of(features @ weight + bias[None, None], 2.0)
     each, whole = kernel_statistics(kernels), kernel_statistics(mean_kernel(field))
     for ours, expected in ((pixel_statistics(found), each), (view_statistics(found), whole)):
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):

@@ -17,7 +17,7 @@ def mean_masks(config, workdir) -> dict[float, list[float]]:
     return {scale: [r["train/mask"] for r in rows if r["image_scale"] == scale] for scale in config.stages.scales}
 
 
-def make_config(scales: tuple[float, ...], mask_bound: float):
+def make_config(scales: tuple[float, ...], logit_bound: float):
     """The embedded scene with camera motion, small, with a blur model from the first step on.
 
     Its mask is pulled towards 0 a thousand times harder than by default, and at the full rate of the network: this does in a hundred
@@ -29,14 +29,14 @@ def make_config(scales: tuple[float, ...], mask_bound: float):
     config.stages.scales = scales
     config.stages.stops = tuple((i + 1) / len(scales) for i in range(len(scales)))
     config.blur.kernel_sizes, config.blur.strides = (3,) * len(scales), (1,) * len(scales)
-    config.blur.warmup, config.blur.mask_bound = 0.0, mask_bound
+    config.blur.warmup, config.blur.logit_bound = 0.0, logit_bound
     config.density.every, config.log_every, config.checkpoint_every = 70, 20, config.num_steps
     config.loss.mask, config.optim.mask_gain = 0.1, 1.0
     return config
 
 
 def test_mask_stays_open_at_every_scale(tmp_path):
-    bound = base.get_config().blur.mask_bound
+    bound = base.get_config().blur.logit_bound
     for scale, values in mean_masks(make_config((0.25, 0.5, 1.0), bound), tmp_path).items():
         assert len(values) >= 6
         # Logits stay within the bound, so that a mask can be no smaller than this, and a gradient leads back from there.
@@ -47,5 +47,5 @@ def test_without_the_bound_it_closes(tmp_path):
     """What the test above is there for: without the bound, as published, the mask goes on falling under the same pull."""
     (values,) = mean_masks(make_config((1.0,), 0.0), tmp_path).values()
     # Below what the bound would allow (the limit of the test above), and still falling.
-    assert values[-1] < 0.9 / (1.0 + math.exp(base.get_config().blur.mask_bound)), values
+    assert values[-1] < 0.9 / (1.0 + math.exp(base.get_config().blur.logit_bound)), values
     assert values[-1] == min(values), values
