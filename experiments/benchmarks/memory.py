@@ -18,9 +18,8 @@ import numpy as np
 from absl import flags
 
 from bags_jax.blur import apply_kernels
-from bags_jax.blur_stream import stream_blur
+from bags_jax.blur_stream import kernels_of, stream_blur
 from bags_jax.errors import UserError
-from bags_jax.numerics import clip_with_return
 from bags_jax.report.tables import markdown_table
 from experiments.benchmarks.arguments import counts, sizes
 from experiments.benchmarks.provenance import provenance
@@ -38,8 +37,8 @@ FEATURES, BOUND = 32, 5.0
 
 def naive(planes, features, weight, bias, *, stride: int):
     """Kernels as an array, then their weighted sum."""
-    logits = jnp.asarray(clip_with_return(features @ weight + bias[None, None], BOUND))
-    return apply_kernels(planes, jnp.moveaxis(jax.nn.softmax(logits, axis=-1), -1, 0), stride)
+    kernels = kernels_of(features @ weight + bias[None, None], BOUND)
+    return apply_kernels(planes, jnp.moveaxis(kernels, -1, 0), stride)
 
 
 def streamed(planes, features, weight, bias, *, stride: int):
