@@ -25,7 +25,7 @@ from bags_jax.export.ply import read_ply, write_ply
 from bags_jax.poses import corrected_camera
 from bags_jax.programs import count_pairs
 from bags_jax.rasterize import bucket, rasterization
-from bags_jax.render import Rendered, View, propose_blur, render_blurred
+from bags_jax.render import Rendered, View, apply_blur, propose_blur
 from bags_jax.report import no_truth
 from bags_jax.report.blur_pictures import kernel_grid, mask_picture, write_blur_json
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
@@ -144,7 +144,7 @@ def look_at_training_views(run: Run) -> Iterator[Look]:
 @functools.partial(jax.jit, static_argnames=("network", "head"))
 def _look(params, index, rendered: Rendered, *, network: BlurProposalNetwork, head: int) -> Look:
     field = propose_blur(network, params, index, rendered, head=head)
-    blurred, moments = render_blurred(network, params, index, rendered, head=head)
+    blurred, moments = apply_blur(network, field, rendered, head=head)
     found = FoundBlur(
         mask=field.mask,
         rms_width=jnp.mean(pixel_statistics(moments).rms_width),

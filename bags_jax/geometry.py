@@ -18,7 +18,7 @@ FOV_MARGIN = 0.3  # the projection is linearised at most this part of half the f
 
 
 # The components of N vectors, each an array of its own. XLA's CPU code for [N, 3] and [N, 3, 3] is scalar, for these it is vectorised;
-# on a GPU all of `project` becomes three kernels, and its gradient three more.
+# on a GPU `project` and its gradient become six kernels in all.
 Numbers = list[Float[Array, "N"]]
 
 
@@ -146,8 +146,12 @@ def project(
     inverse = 1.0 / jnp.where(det > 0, det, 1.0)
     conic = [cov[2] * inverse, -cov[1] * inverse, cov[0] * inverse]
     radius = _radii(mean_px, cov, opacity, drawable & (det > 0), width=width, height=height)
+    return _projected([*mean_px, *cov, *conic, depth, opacity], radius)
+
+
+def _projected(numbers: Numbers, radius: Numbers) -> Projected:
+    """Mean (2), covariance (3), conic (3), depth and opacity, in this order, and radius (2): joined, and hidden where the radius is 0."""
     hidden = [0.0, 0.0, *IDENTITY, *IDENTITY, 0.0, 0.0]
-    numbers = [*mean_px, *cov, *conic, depth, opacity]
     numbers = [jnp.where(radius[0] > 0, x, other) for x, other in zip(numbers, hidden, strict=True)]
     numbers = _materialize(numbers + radius)
     join = functools.partial(jnp.stack, axis=-1)

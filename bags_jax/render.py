@@ -135,7 +135,13 @@ def render_blurred(
     network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
 ) -> tuple[Float[Array, "H W 3"], BlurMoments]:
     """What the photograph should look like: the sharp render, blurred by what the network proposes; and what blur that is."""
-    field = propose_blur(network, params, view_index, rendered, head=head)
+    return apply_blur(network, propose_blur(network, params, view_index, rendered, head=head), rendered, head=head)
+
+
+def apply_blur(
+    network: BlurProposalNetwork, field: BlurField, rendered: Rendered, *, head: int
+) -> tuple[Float[Array, "H W 3"], BlurMoments]:
+    """A sharp render, sRGB, blurred by a field in linear light or as it is; and what blur that is."""
     if not network.linear_light:
         return blur(rendered.image, field, stride=network.stride(head))
     light, moments = blur(srgb_to_linear(rendered.image), field, stride=network.stride(head))

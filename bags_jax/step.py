@@ -1,7 +1,7 @@
 """One step of training: render, blur, compare, differentiate, update. Pure and un-mapped: parallel.py maps it.
 
 A step is a function of the state alone: the views that it looks at follow from `state.step`, and a step that cannot be
-trusted (the tile buffer was too small, or the loss or the update is not finite) returns the state as it came. Whoever runs it may
+trusted (the tile buffer was too small, or loss, gradients or parameters are not finite) returns the state as it came. Whoever runs it may
 therefore look at the metrics later, enlarge the buffer, and run again: nothing is lost and nothing is done twice.
 """
 

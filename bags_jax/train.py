@@ -247,7 +247,7 @@ def prepare_growth(
     """Starts to compile what a growing scene needs next: steps with more rows, in this stage and the next, or with more room.
 
     Args:
-      pairs: of tile and Gaussian, in the steps just done.
+      pairs: of tile and Gaussian, in the largest view of the last step.
     """
     capacity, step = state.alive.shape[0], int(state.step)
     grown = plan.next_capacity(capacity, int(jnp.sum(state.alive)), job.config.max_gaussians, full=GROWS_SOON)

@@ -92,7 +92,7 @@ def blur() -> dict:
         "conv_width": 8,  # of the convolutions on the render
         "feature_width": 16,
         "embedding_width": 32,  # of a view
-        "use_rgbd": False,  # the network sees render and depth (the paper): it then hides edges that splats miss, and gains nothing
+        "use_rgbd": False,  # the network sees render and depth, as in the paper: more harm to sharp photographs (experiments/LOG.md)
         "use_table": True,  # kernel logits of each view beside the network
         "linear_light": True,  # blur light, not sRGB values
         "hand_over": True,  # kernels go on from stage to stage

@@ -80,4 +80,5 @@ def test_training_in_tf32_ends_as_sharp(tmp_path, rounded):
     seen = rounded(10)
     train(config, tmp_path / "tf32")
     assert len(seen) > 10
+    # Two runs that differ in rounding alone end 0.1 to 0.3 dB apart (experiments/LOG.md).
     assert evaluate(tmp_path / "tf32")["deblur_nerf"]["PSNR"] > exact - 0.3, exact
