@@ -106,9 +106,10 @@ def backends_of(names: list[str]) -> list[str]:
 def main() -> None:
     """Measures every case and prints its rows."""
     machine = {**provenance(), "cores": len(os.sched_getaffinity(0))}
+    backends = backends_of(_BACKEND.value)
     for width, height in sizes(_SIZES):
         for num in counts(_GAUSSIANS):
-            for row in measure(num, width, height, backends_of(_BACKEND.value)):
+            for row in measure(num, width, height, backends):
                 line = json.dumps({**row, **machine})
                 print(line, flush=True)
                 if _ROWS.value:
