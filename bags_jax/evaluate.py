@@ -202,11 +202,14 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     rendered = render_scene_views(run, scene.test_ids)
     pictures = {name: np.asarray(r.image) for name, r in zip(held_out, rendered, strict=True)}
     per_view = {name: score_view(pictures[name], truth) for name, truth in held_out.items()}
+    side = run.job.stages[-1].kernel_size or run.job.config.blur.kernel_sizes[-1]
+    fitted = {name: no_truth.held_out_view(pictures[name], truth, side=side) for name, truth in held_out.items()}
+    training = report_training_views(run)
     results = {
         "step": int(run.state.step),
         **mean_scores(per_view),
         "num_gaussians": int(jnp.sum(run.state.alive)),
-        "no_truth": judge_without_truth(run, pictures),
+        "no_truth": no_truth.summarize(training, fitted, has_blur_model=run.job.network is not None),
         "per_view": per_view,
     }
     write_held_out(run.workdir, pictures, held_out)
@@ -216,25 +219,18 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     return results
 
 
-def judge_without_truth(run: Run, held_out: dict[str, Float[np.ndarray, "_H _W 3"]]) -> dict:
-    """What can be said without sharp photographs (report/no_truth.py); writes the blur that was found on the way.
-
-    Args:
-      held_out: sharp renders of the held-out views, by name.
-    """
-    scene, stage = run.scene, run.job.stages[-1]
-    photos = dict(zip(scene.names, scene.images, strict=True))
+def report_training_views(run: Run) -> dict[str, dict]:
+    """Writes the blur that was found into blur/, and returns what no_truth.training_view says of each training view."""
+    scene = run.scene
     training, blurs = {}, {}
     for i, look in zip(scene.train_ids, look_at_training_views(run), strict=True):
-        name = scene.names[i]
-        training[name] = no_truth.training_view(np.asarray(look.sharp), np.asarray(look.blurred), photos[name])
+        name, photo = scene.names[i], scene.images[i]
+        training[name] = no_truth.training_view(np.asarray(look.sharp), np.asarray(look.blurred), photo)
         if look.blur is not None:
-            blurs[name] = write_blur(run, name, look.blur, *photos[name].shape[:2])
+            blurs[name] = write_blur(run, name, look.blur, *photo.shape[:2])
     if blurs:
         write_blur_json(run.workdir / "blur" / "blur.json", blurs)
-    side = stage.kernel_size or run.job.config.blur.kernel_sizes[-1]
-    fitted = {name: no_truth.held_out_view(picture, photos[name], side=side) for name, picture in held_out.items()}
-    return no_truth.summarize(training, fitted, has_blur_model=run.job.network is not None)
+    return training
 
 
 def write_held_out(workdir: pathlib.Path, pictures: dict, truths: dict) -> None:
