@@ -13,6 +13,7 @@ BLENDS = [name for name in PROGRAMS if build.PROGRAMS[name]]
 PIXELS, STRIPS = 4, 2  # of a lane; of a tile
 MOST_FORWARD = 28  # instructions of a warp per pixel of a lane and Gaussian
 MOST_BACKWARD = {1: 450, 3: 450, 4: 450, 8: 560}  # per Gaussian and tile where both strips are touched; by channels
+FETCH_AND_SCATTER = 25  # of them outside of the main loop, by estimate
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -43,7 +44,7 @@ def test_no_kernel_spills(program):
 def test_main_loops_are_short(program):
     kernels = kernel_costs.table()["programs"][program]["kernels"]
     assert kernels["blend_forward"]["main_loop"] / PIXELS <= MOST_FORWARD
-    assert kernels["blend_backward"]["main_loop"] * STRIPS <= MOST_BACKWARD[build.PROGRAMS[program]]
+    assert kernels["blend_backward"]["main_loop"] * STRIPS + FETCH_AND_SCATTER <= MOST_BACKWARD[build.PROGRAMS[program]]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

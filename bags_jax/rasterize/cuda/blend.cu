@@ -6,7 +6,8 @@
 // nothing for what touches only the other strip.
 //
 // The gradient walks front to back once more, with the light still to come as a running remainder (blend_xla.py):
-//   dL/dalpha_i = T_i (c_i . g) - (sum over j > i of w_j c_j . g) / (1 - alpha_i),    w_i = T_i alpha_i
+//   dL/dalpha_i = T_i (c_i . g) - (sum over j > i of w_j c_j . g) / (1 - alpha_i),    w_i = T_i alpha_i,
+//   dL/dsigma_i = -alpha_i dL/dalpha_i = w_i ((sum over j > i of w_j c_j . g) / T_(i+1) - c_i . g).
 // Nothing was kept for each pixel but the image itself.
 #include "device.cuh"
 
@@ -144,14 +145,14 @@ struct Column {
   }
 };
 
-// Takes a Gaussian's part of the light of one pixel; false if the pixel has stopped. It stops before the Gaussian that would
-// take its light to MIN_TRANSMITTANCE, and for good: the sign says so, the magnitude stays.
-__device__ __forceinline__ bool absorb(float alpha, float& light, float& weight) {
+// Takes a Gaussian's part of the light of one pixel, its weight; 0 if the pixel has stopped. It stops before the Gaussian that
+// would take its light to MIN_TRANSMITTANCE, and for good: the sign says so, the magnitude stays.
+__device__ __forceinline__ float absorb(float alpha, float& light) {
   const float behind = fmaf(-alpha, light, light);
   const bool goes_on = behind > MIN_TRANSMITTANCE;
-  weight = goes_on ? alpha * light : 0.0f;
+  const float weight = goes_on ? alpha * light : 0.0f;
   light = goes_on ? behind : -fabsf(light);
-  return goes_on;
+  return weight;
 }
 
 __device__ __forceinline__ bool any_positive(const float (&values)[PIXELS]) {
@@ -190,8 +191,7 @@ KERNEL __launch_bounds__(THREADS) blend_forward(
         const Column column(splat, place, splat.x - (place.x + 0.5f));
 #pragma unroll
         for (int p = 0; p < PIXELS; ++p) {
-          float weight;
-          absorb(fminf(column.falloff(p), MAX_ALPHA), light[p], weight);
+          const float weight = absorb(fminf(column.falloff(p), MAX_ALPHA), light[p]);
 #pragma unroll
           for (int c = 0; c < CHANNELS; ++c) sums[p][c] = fmaf(weight, splat.features[c], sums[p][c]);
         }
@@ -264,15 +264,13 @@ __device__ __forceinline__ Ray start_ray(
 // One Gaussian at one pixel: dL/dsigma, and the weight by which its features are drawn. Opacity is blended as one more
 // channel whose feature is 1.
 __device__ __forceinline__ float trace(Ray& ray, const Splat& splat, float raw, float& weight) {
-  const float alpha = fminf(raw, MAX_ALPHA);
-  const bool goes_on = absorb(alpha, ray.light, weight);
+  weight = absorb(fminf(raw, MAX_ALPHA), ray.light);
   float toward = ray.of_alpha;
 #pragma unroll
   for (int c = 0; c < CHANNELS; ++c) toward = fmaf(splat.features[c], ray.of_color[c], toward);
-  const float drawn = weight * toward;
-  ray.remainder -= drawn;
-  const float slope = fmaf(alpha * reciprocal_approx(1.0f - alpha), ray.remainder, -drawn);
-  return goes_on && raw < MAX_ALPHA ? slope : 0.0f;  // none where stopped or clamped
+  ray.remainder = fmaf(-weight, toward, ray.remainder);
+  const float slope = weight * fmaf(ray.remainder, reciprocal_approx(ray.light), -toward);
+  return raw < MAX_ALPHA ? slope : 0.0f;  // none where clamped; where stopped the weight is 0
 }
 
 // What all pixels of a lane add to the gradient of one Gaussian: moments of dL/dsigma about its mean, and its features.
