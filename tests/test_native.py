@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -170,6 +171,24 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="failed: error: out of luck"):
         choose_backend("cpu")
     assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@pytest.mark.usefixtures("fresh_build")
+def test_a_compiler_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setenv("CXX", "no_such_cache g++")
+    with pytest.raises(UserError, match="CXX is 'no_such_cache g\\+\\+', and no_such_cache is not in PATH"):
+        choose_backend("cpu")
+
+
+@needs_native
+def test_compiler_may_have_words_before_and_after_it(monkeypatch, tmp_path):
+    wrapper = tmp_path / "cache"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{wrapper} {shutil.which('c++') or 'g++'} -DWORD")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build.build().is_file()
+    assert "-DWORD -O3" in (tmp_path / "calls").read_text()
 
 
 @needs_native

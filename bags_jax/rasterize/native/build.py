@@ -35,14 +35,19 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax" / "native"
 
 
-def _compiler() -> str:
-    found = [path for path in map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS)) if path]
-    if not found:
-        raise UserError(
-            f"no C++ compiler ({', '.join(COMPILERS)}) in PATH: install one (Debian: apt install g++, macOS: xcode-select"
-            " --install), or set CXX"
-        )
-    return found[0]
+def _compiler() -> list[str]:
+    """The words of the command that CXX says, which may have several (ccache g++), else the first compiler there is."""
+    wished = os.environ.get("CXX", "")
+    commands = [[wished], wished.split()] if wished.strip() else [[name] for name in COMPILERS]
+    found = [[path, *options] for program, *options in commands if (path := shutil.which(program))]
+    if found:
+        return found[0]
+    if wished.strip():
+        raise UserError(f"CXX is {wished!r}, and {wished.split()[0]} is not in PATH: set it to a C++ compiler, or unset it")
+    raise UserError(
+        f"no C++ compiler ({', '.join(COMPILERS)}) in PATH: install one (Debian: apt install g++, macOS: xcode-select"
+        " --install), or set CXX"
+    )
 
 
 def _cpu() -> str:
@@ -54,19 +59,19 @@ def _cpu() -> str:
     return "\n".join([platform.machine(), platform.processor(), platform.system(), *seen])
 
 
-def _fingerprint(compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+def _fingerprint(compiler: list[str]) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     sources = [p.name.encode() + p.read_bytes() for p in sorted(SOURCES.iterdir()) if p.suffix in (".cc", ".h")]
-    texts = [importlib.metadata.version("jaxlib"), " ".join(FLAGS), compiler, version, _cpu()]
+    texts = [importlib.metadata.version("jaxlib"), " ".join(FLAGS), " ".join(compiler), version, _cpu()]
     return hashlib.sha256(b"\0".join([*sources, *map(str.encode, texts)])).hexdigest()[:24]
 
 
-def _compile(compiler: str, library: pathlib.Path) -> None:
+def _compile(compiler: list[str], library: pathlib.Path) -> None:
     """Writes the library under another name and renames it: whoever builds at the same time finds all of it or nothing."""
     library.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=library.parent, prefix=".building_", suffix=".so")
     os.close(handle)
-    command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / "rasterize.cc"), "-o", draft]
+    command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / "rasterize.cc"), "-o", draft]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
         if done.returncode:
@@ -95,7 +100,7 @@ def build() -> pathlib.Path:
             f"cannot write {library.parent} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{compiler} took more than {SECONDS} s: build on a machine less busy") from error
+        raise UserError(f"{' '.join(compiler)} took more than {SECONDS} s: build on a machine less busy") from error
     return library
 
 
