@@ -20,6 +20,9 @@ from bags_jax.numerics import safe_sqrt
 from bags_jax.structs import BlurField, BlurMoments
 
 
+LEAST_WIDTH = 0.1  # px; differences far below it are as good as none
+
+
 @struct.dataclass
 class KernelStatistics:
     """What moments say of kernels, px of the image that they are applied to; a leading shape S of the kernels is kept."""
@@ -175,6 +178,11 @@ def view_statistics(moments: BlurMoments) -> KernelStatistics:
     """kernel_statistics of the mean kernel of a view: the unmasked rest is at the centre, where it adds to no moment."""
     masked = [jnp.mean(moments.mask[None] * x, axis=(1, 2)) for x in (moments.centroid, moments.second)]
     return _statistics(*masked)
+
+
+def masked_widths(moments: BlurMoments) -> Float[Array, "h w"]:
+    """RMS distance, px, that each pixel's blur reaches from the pixel itself, the unmasked part included; never quite 0."""
+    return jnp.sqrt(moments.mask * (moments.second[0] + moments.second[2]) + LEAST_WIDTH**2)
 
 
 def mean_squared_centroid(moments: BlurMoments) -> Float[Array, ""]:

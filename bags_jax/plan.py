@@ -74,6 +74,7 @@ COUNTS += ("log_every", "checkpoint_every", "keep_checkpoints")
 POSITIVE = ("optim.means", "optim.means_final", "optim.network", "optim.network_final")
 NOT_NEGATIVE = ("optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps")
 NOT_NEGATIVE += ("blur.logit_bound", "loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
+NOT_NEGATIVE += ("loss.width_tv", "loss.sharp", "loss.sharp_start")
 
 
 def check_weights(config: Config) -> None:
@@ -195,7 +196,8 @@ def make_network(config: Config, num_views: int) -> BlurProposalNetwork | None:
 
 def make_objective(config: Config) -> Objective:
     """Weights of the loss."""
-    return Objective(**config.loss.to_dict())
+    loss = config.loss.to_dict()
+    return Objective(**{**loss, "sharp_start": steps_of(loss["sharp_start"], config.num_steps)})
 
 
 def make_rates(config: Config) -> Rates:

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bags_jax.geometry import EXACT, rotation_from_quat
+from bags_jax.sharpness import SHARP_PX
 from bags_jax.structs import Camera, PoseFrame
 
 MAX_POINTS = 10_000  # that the median depth is taken of
-SHARP_PX = 0.25  # RMS width of blur under which one view is as good as another
 
 
 def make_pose_frame(

@@ -14,16 +14,17 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur import mean_squared_centroid, view_statistics
+from bags_jax.blur import masked_widths, mean_squared_centroid, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.geometry import LARGEST
 from bags_jax.optimizer import Optimizers
 from bags_jax.parallel import pmax, psum
-from bags_jax.poses import SHARP_PX, corrected_camera, hold_gauge
+from bags_jax.poses import corrected_camera, hold_gauge
 from bags_jax.render import Rendered, View, render, render_blurred
 from bags_jax.schedules import Stage
-from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, TrainState
+from bags_jax.sharpness import blur_price, looks_sharp, view_confidence
+from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussians, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Objective:
     ssim: float = 0.2  # of 1 - SSIM, against 1 minus this for L1
     mask: float = 1e-4
     centroid: float = 0.0  # mean over the image of mask times squared kernel centroid, per px^2
+    width_tv: float = 0.0  # total variation of the kernels' widths over the image
+    sharp: float = 0.0  # blur of a view, where the capture looks sharp
+    sharp_start: int = 0  # from this step on: before, nobody knows
     poses: float = 0.0  # squared correction of the view's pose, per px^2
     confidence: float = 0.0  # not a term: see view_confidence
     depth_tv: float = 0.0
@@ -78,27 +82,6 @@ def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Arr
     return camera if dataset.pose_frame is None else corrected_camera(camera, poses[index], dataset.pose_frame)
 
 
-def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, "V"]:
-    """How much each training view counts for the scene, 1 on average: the sharper, the more.
-
-    What a blurry photograph says of the scene's detail has passed the inverse of its blur, together with all that the blur
-    model gets wrong. The blur model itself learns from all views alike, and density control looks at them alike.
-
-    Args:
-      blur_px: RMS width of each view's blur; 0: not seen yet, taken to be the median.
-      half_at: a view blurred by this many times the median counts half as much as a sharp one; 0: all count the same.
-    """
-    if not half_at:
-        return jnp.ones_like(blur_px)
-    # Relative to the median, so that it means the same at every image size, down to what no photograph shows: noise in the
-    # kernels of sharp photographs must not make some of them count more.
-    seen = blur_px > 0.0
-    median = jnp.nan_to_num(jnp.nanmedian(jnp.where(seen, blur_px, jnp.nan)))
-    half = (half_at * median) ** 2 + SHARP_PX**2
-    weights = half / (half + jnp.where(seen, blur_px, median) ** 2)
-    return weights / jnp.mean(weights)
-
-
 def loss_fn(
     trained: tuple[Gaussians, dict, Float[Array, "V 6"], Float[Array, "N 2"]],
     state: TrainState,
@@ -128,21 +111,35 @@ def loss_fn(
     photo = dataset.images[index].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
     valid = (jnp.arange(recipe.view.height) < height)[:, None] & (jnp.arange(recipe.view.width) < width)[None, :]
-    image, extra, blur_px = rendered.image, {}, jnp.zeros(())
+    image, blurred, blur_px = rendered.image, {}, jnp.zeros(())
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        extra = {"mask": jnp.mean(found.mask), "centroid": mean_squared_centroid(found)}
+        blurred = _blur_terms(found, state, recipe)
         blur_px = view_statistics(found).rms_width / recipe.stage.scale
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
-    terms |= extra
-    weights |= {"mask": recipe.objective.mask, "centroid": recipe.objective.centroid}
+    terms |= blurred
+    weights |= {name: getattr(recipe.objective, name) for name in blurred}
     if dataset.pose_frame is not None:
         terms["poses"], weights["poses"] = jnp.sum(poses[index] ** 2), recipe.objective.poses
     total = sum(weights[name] * term for name, term in terms.items() if weights[name])
     terms["blur_px"] = blur_px
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
     return total, ({"total": total, **terms}, rendered)
+
+
+def _blur_terms(found: BlurMoments, state: TrainState, recipe: Recipe) -> dict:
+    """Terms of the blur model; their names are those of their weights."""
+    stage, whole = recipe.stage, jnp.ones(found.mask.shape, bool)
+    stride = recipe.network.stride(stage.head) if recipe.network else 1
+    widths = masked_widths(found)
+    closes = looks_sharp(state.blur_px) & (state.step >= recipe.objective.sharp_start)
+    return {
+        "mask": jnp.mean(found.mask),
+        "centroid": mean_squared_centroid(found),
+        "width_tv": losses.total_variation(widths[..., None], whole) / stride,
+        "sharp": jnp.where(closes, blur_price(jnp.mean(widths**2) / stage.scale**2), 0.0),
+    }
 
 
 def _terms(image, photo, valid, rendered: Rendered, objective: Objective) -> tuple[dict, dict]:

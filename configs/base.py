@@ -92,7 +92,7 @@ def blur() -> dict:
         "conv_width": 8,  # of the convolutions on the render
         "feature_width": 16,
         "embedding_width": 32,  # of a view
-        "use_rgbd": False,  # the network sees render and depth, as in the paper: more harm to sharp photographs (experiments/LOG.md)
+        "use_rgbd": True,  # the network sees render and depth
         "use_table": True,  # kernel logits of each view beside the network
         "linear_light": True,  # blur light, not sRGB values
         "hand_over": True,  # kernels go on from stage to stage
@@ -108,6 +108,9 @@ def loss() -> dict:
         "ssim": 0.2,  # of 1 - SSIM, against 1 minus this for L1
         "mask": 1e-4,  # mean mask
         "centroid": 0.01,  # mean over the image of mask times squared kernel centroid, per px^2
+        "width_tv": 0.02,  # total variation of the kernels' widths, px per px: kernels must not hide edges that splats miss
+        "sharp": 2e-3,  # blur of a view (0 to 1), where nine of ten views are blurred by less than half a pixel
+        "sharp_start": 0.3,  # S: from here on
         "confidence": 1.0,  # views blurred by this many times the median count half for the scene; 0: all count the same
         "poses": 2e-3,  # squared correction of the view's pose, per px^2
         "depth_tv": 0.0,

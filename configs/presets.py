@@ -41,7 +41,7 @@ def at_equal_steps(config: Any, *, network_rate: float = 5e-4) -> Any:
     """
     _published_blur(config)
     config.blur.strides = (1,) * len(config.stages.scales)
-    config.blur.second_network, config.blur.use_rgbd = False, True
+    config.blur.second_network = False
     config.blur.warmup, config.blur.warmup_at_restart = 250 / 46_000, True
     config.stages.restart = config.stages.stops[-2] if len(config.stages.stops) > 1 else 0.0
     config.optim.network = config.optim.network_final = network_rate
@@ -51,6 +51,7 @@ def at_equal_steps(config: Any, *, network_rate: float = 5e-4) -> Any:
 def without_additions(config: Any) -> Any:
     """What this project adds to the papers, switched off. The rates of the Gaussians stay: they are the same for all methods."""
     config.loss.centroid = config.loss.confidence = config.loss.poses = 0.0
+    config.loss.width_tv = config.loss.sharp = 0.0
     config.blur.linear_light = False
     config.optim.poses = 0.0
     return config

@@ -13,11 +13,13 @@ from bags_jax.blur import (
     every_kernel,
     kernel_side,
     kernel_statistics,
+    masked_widths,
     mean_blocks,
     mean_kernel,
     resize_taps,
 )
-from bags_jax.structs import BlurField
+from bags_jax.blur_stream import tap_moments
+from bags_jax.structs import BlurField, BlurMoments
 
 H, W = 13, 10
 
@@ -110,6 +112,14 @@ def test_statistics_of_known_kernels():
     np.testing.assert_allclose(found.rms_width, [7 / np.sqrt(3), 0, 5 / np.sqrt(2)], atol=0.4)
     assert found.anisotropy[0] > 0.9 and found.anisotropy[2] < 1e-3
     assert np.isfinite(jax.grad(lambda k: kernel_statistics(k).rms_width.sum())(jnp.asarray(kernels[1]))).all()
+
+
+def test_masked_widths_reach_from_the_pixel_itself():
+    kernels = jnp.zeros((9, 1, 2)).at[4, 0, 0].set(1.0).at[5, 0, 1].set(1.0)  # a delta, and a shift by (1, 0)
+    moments = jnp.einsum("mk,khw->mhw", tap_moments(3), kernels)
+    found = BlurMoments(mask=jnp.full((1, 2), 0.25), centroid=moments[:2], second=moments[2:])
+    np.testing.assert_allclose(masked_widths(found), [[0.1, np.hypot(0.5, 0.1)]], rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda m: masked_widths(m).sum())(found).second).all()
 
 
 def test_mean_kernel_counts_the_mask():

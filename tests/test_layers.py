@@ -13,7 +13,7 @@ PACKAGE = [p for p in FILES if p.parts[0] == "bags_jax"]
 # From the lowest up; a folder stands for all its files. errors.py is below everything: whoever meets bad input raises.
 LAYERS = (
     ("errors",),
-    ("atomic", "structs", "numerics", "tone", "limits", "schedules", "parallel"),
+    ("atomic", "structs", "numerics", "tone", "limits", "schedules", "sharpness", "parallel"),
     ("blur_stream", "convolution"),
     ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "camera_path", "data"),
     ("rasterize", "blur_network", "density", "optimizer", "poses"),

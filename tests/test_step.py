@@ -9,9 +9,8 @@ import pytest
 
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
-from bags_jax.poses import SHARP_PX
 from bags_jax.programs import count_pairs, refresh_filter, room_for
-from bags_jax.step import draw_views, eval_step, train_steps, view_confidence
+from bags_jax.step import draw_views, eval_step, train_steps
 from bags_jax.train import first_state, make_job
 from configs import procedural
 
@@ -94,23 +93,6 @@ def test_other_seeds_draw_other_views(start):
     assert orders[0] != orders[1]
 
 
-def test_sharper_views_count_more_and_one_on_average():
-    blur_px = jnp.array([1e-3, 1.0, 2.0, 3.0, 4.0])
-    weights = view_confidence(blur_px, 1.0)
-    np.testing.assert_allclose(weights.mean(), 1.0, rtol=1e-6)
-    half = 2.0**2 + SHARP_PX**2  # the median counts half, next to nothing aside
-    np.testing.assert_allclose(weights[2] / weights[0], half / (half + 2.0**2), rtol=1e-5)
-    assert (jnp.diff(weights) < 0).all()
-    far = [view_confidence(scale * blur_px, 1.0) for scale in (100.0, 1000.0)]
-    np.testing.assert_allclose(*far, rtol=1e-4)  # no matter the resolution
-    barely = view_confidence(jnp.array([0.01, 0.05, 0.1]), 1.0)  # what no photograph shows makes no difference
-    np.testing.assert_allclose(barely, 1.0, atol=0.1)
-    np.testing.assert_array_equal(view_confidence(blur_px, 0.0), jnp.ones(5))
-    np.testing.assert_allclose(view_confidence(jnp.zeros(5), 1.0), 1.0, rtol=1e-6)  # nothing known yet
-    one_seen = jnp.array([0.0, 2.0, 0.0])  # the others are taken to be as it is
-    np.testing.assert_allclose(view_confidence(one_seen, 1.0), 1.0, rtol=1e-6)
-
-
 def test_steps_lower_the_loss(start, run):
     state, _, recipe = start
     _, before = run(state, 1, recipe)
@@ -127,12 +109,23 @@ def test_total_is_the_weighted_sum_of_the_terms(start, run):
     _, metrics = run(state, 1, recipe)
     objective = recipe.objective
     expected = (
-        (1 - objective.ssim) * metrics["l1"] + objective.ssim * metrics["dssim"] + objective.mask * metrics["mask"]
+        (1 - objective.ssim) * metrics["l1"]
+        + objective.ssim * metrics["dssim"]
+        + sum(getattr(objective, name) * metrics[name] for name in ("mask", "centroid", "width_tv", "sharp"))
     )
     np.testing.assert_allclose(metrics["total"], expected, rtol=1e-6)
-    assert 0 < float(metrics["mask"]) < 1
+    assert 0 < float(metrics["mask"]) < 1 and objective.width_tv > 0 < float(metrics["width_tv"])
     for name in ("l1", "dssim", "mask", "total"):
         np.testing.assert_allclose(metrics["mean"][name], metrics[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("seen_px, step, priced", [(0.3, 5, True), (0.3, 4, False), (0.7, 5, False), (0.0, 5, False)])
+def test_blur_of_a_sharp_capture_has_a_price_once_it_is_known(start, run, seen_px, step, priced):
+    state, _, recipe = start
+    recipe = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, sharp=1e-3, sharp_start=5))
+    state = dataclasses.replace(state, step=jnp.int32(step), blur_px=jnp.full_like(state.blur_px, seen_px))
+    _, metrics = run(state, 1, recipe)
+    assert (0 < float(metrics["sharp"]) < 1) == priced and (float(metrics["sharp"]) == 0.0) != priced
 
 
 def test_dispatches_do_not_matter(start, run):

@@ -1,0 +1,53 @@
+"""What the training views' blur, as far as it is known, says of a capture: whom to believe, and whether it is sharp at all.
+
+Blur is an RMS width of kernels, px at full image scale, one number a view: what the step last saw. 0: not seen yet.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+SHARP_PX = 0.25  # blur under which one view is as good as another
+SHARP_CAPTURE_PX = 0.5  # about what a pixel itself averages over: a box of 1 x 1 px has an RMS width of 0.41 px
+MOST = 0.9  # of the views
+
+
+def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, "V"]:
+    """How much each training view counts for the scene, 1 on average: the sharper, the more.
+
+    What a blurry photograph says of the scene's detail has passed the inverse of its blur, together with all that the blur
+    model gets wrong. The blur model itself learns from all views alike, and density control looks at them alike.
+
+    Args:
+      blur_px: a view not seen yet is taken to be the median.
+      half_at: a view blurred by this many times the median counts half as much as a sharp one; 0: all count the same.
+    """
+    if not half_at:
+        return jnp.ones_like(blur_px)
+    # Relative to the median, so that it means the same at every image size, down to what no photograph shows: noise in the
+    # kernels of sharp photographs must not make some of them count more.
+    seen = blur_px > 0.0
+    median = jnp.nan_to_num(jnp.nanmedian(_known(blur_px)))
+    half = (half_at * median) ** 2 + SHARP_PX**2
+    weights = half / (half + jnp.where(seen, blur_px, median) ** 2)
+    return weights / jnp.mean(weights)
+
+
+def looks_sharp(blur_px: Float[Array, "V"]) -> Bool[Array, ""]:
+    """Whether nearly all views are blurred by less than a pixel itself blurs: then kernels fit what splats get wrong, not blur.
+
+    Views not seen yet do not count; while none has been seen, no.
+    """
+    return jnp.nanquantile(_known(blur_px), MOST) < SHARP_CAPTURE_PX  # NaN is not less than anything
+
+
+def blur_price(variance: Float[Array, ""]) -> Float[Array, ""]:
+    """Rises from 0 for a delta to 1 for wide kernels, half way at SHARP_PX: it closes small kernels, and leaves real blur alone.
+
+    Args:
+      variance: mean squared width of the kernels of a view, px^2 at full image scale.
+    """
+    return variance / (variance + SHARP_PX**2)
+
+
+def _known(blur_px: Float[Array, "V"]) -> Float[Array, "V"]:
+    return jnp.where(blur_px > 0.0, blur_px, jnp.nan)

@@ -1,0 +1,50 @@
+"""What blur says of a capture: whom to believe, whether it is sharp, and what closes small kernels alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bags_jax.sharpness import SHARP_CAPTURE_PX, SHARP_PX, blur_price, looks_sharp, view_confidence
+
+
+def test_sharper_views_count_more_and_one_on_average():
+    blur_px = jnp.array([1e-3, 1.0, 2.0, 3.0, 4.0])
+    weights = view_confidence(blur_px, 1.0)
+    np.testing.assert_allclose(weights.mean(), 1.0, rtol=1e-6)
+    half = 2.0**2 + SHARP_PX**2  # the median counts half, next to nothing aside
+    np.testing.assert_allclose(weights[2] / weights[0], half / (half + 2.0**2), rtol=1e-5)
+    assert (jnp.diff(weights) < 0).all()
+    far = [view_confidence(scale * blur_px, 1.0) for scale in (100.0, 1000.0)]
+    np.testing.assert_allclose(*far, rtol=1e-4)  # no matter the resolution
+    barely = view_confidence(jnp.array([0.01, 0.05, 0.1]), 1.0)  # what no photograph shows makes no difference
+    np.testing.assert_allclose(barely, 1.0, atol=0.1)
+    np.testing.assert_array_equal(view_confidence(blur_px, 0.0), jnp.ones(5))
+    np.testing.assert_allclose(view_confidence(jnp.zeros(5), 1.0), 1.0, rtol=1e-6)  # nothing known yet
+    one_seen = jnp.array([0.0, 2.0, 0.0])  # the others are taken to be as it is
+    np.testing.assert_allclose(view_confidence(one_seen, 1.0), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("blur_px", "sharp"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], True),
+        ([0.1] * 19 + [5.0], True),  # one that is out of line does not make a blurry capture
+        ([0.1] * 8 + [2.0] * 2, False),
+        ([0.6] * 10, False),
+        ([0.0] * 10, False),  # none seen
+        ([0.0] * 6 + [0.2] * 4, True),
+        ([0.0] * 6 + [0.6] * 4, False),
+    ],
+)
+def test_a_capture_looks_sharp_when_nearly_all_of_it_does(blur_px, sharp):
+    assert bool(jax.jit(looks_sharp)(jnp.array(blur_px))) == sharp
+    assert bool(looks_sharp(jnp.array(blur_px[::-1]))) == sharp
+
+
+def test_the_price_of_blur_closes_small_kernels_and_leaves_wide_ones_alone():
+    assert blur_price(jnp.float32(0.0)) == 0.0
+    np.testing.assert_allclose(blur_price(jnp.float32(SHARP_PX**2)), 0.5)
+    slope = jax.grad(blur_price)
+    assert slope(4.0) < 0.01 * slope(SHARP_CAPTURE_PX**2) * 4.0 < slope(SHARP_CAPTURE_PX**2)
+    assert blur_price(jnp.float32(1e6)) <= 1.0
