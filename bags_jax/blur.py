@@ -19,7 +19,6 @@ from bags_jax.blur_stream import kernel_side, kernels_of, stream_blur, tap_momen
 from bags_jax.numerics import safe_sqrt
 from bags_jax.structs import BlurField, BlurMoments
 
-
 LEAST_WIDTH = 0.1  # px; differences far below it are as good as none
 
 

@@ -115,7 +115,7 @@ def loss_fn(
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        blurred = _blur_terms(found, state, recipe)
+        blurred = _blur_terms(found, recipe.network.stride(recipe.stage.head), state, recipe)
         blur_px = view_statistics(found).rms_width / recipe.stage.scale
     terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
     terms |= blurred
@@ -128,17 +128,16 @@ def loss_fn(
     return total, ({"total": total, **terms}, rendered)
 
 
-def _blur_terms(found: BlurMoments, state: TrainState, recipe: Recipe) -> dict:
-    """Terms of the blur model; their names are those of their weights."""
-    stage, whole = recipe.stage, jnp.ones(found.mask.shape, bool)
-    stride = recipe.network.stride(stage.head) if recipe.network else 1
-    widths = masked_widths(found)
+def _blur_terms(found: BlurMoments, stride: int, state: TrainState, recipe: Recipe) -> dict:
+    """Terms of the blur model, by the names of their weights."""
+    widths, every_block = masked_widths(found), jnp.ones(found.mask.shape, bool)
     closes = looks_sharp(state.blur_px) & (state.step >= recipe.objective.sharp_start)
+    variance = jnp.mean(widths**2) / recipe.stage.scale**2
     return {
         "mask": jnp.mean(found.mask),
         "centroid": mean_squared_centroid(found),
-        "width_tv": losses.total_variation(widths[..., None], whole) / stride,
-        "sharp": jnp.where(closes, blur_price(jnp.mean(widths**2) / stage.scale**2), 0.0),
+        "width_tv": losses.total_variation(widths[..., None], every_block) / stride,
+        "sharp": jnp.where(closes, blur_price(variance), 0.0),
     }
 
 

@@ -43,7 +43,9 @@ def _compiler() -> list[str]:
     if found:
         return found[0]
     if wished.strip():
-        raise UserError(f"CXX is {wished!r}, and {wished.split()[0]} is not in PATH: set it to a C++ compiler, or unset it")
+        raise UserError(
+            f"CXX is {wished!r}, and {wished.split()[0]} is not in PATH: set it to a C++ compiler, or unset it"
+        )
     raise UserError(
         f"no C++ compiler ({', '.join(COMPILERS)}) in PATH: install one (Debian: apt install g++, macOS: xcode-select"
         " --install), or set CXX"
