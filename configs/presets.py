@@ -41,7 +41,7 @@ def at_equal_steps(config: Any, *, network_rate: float = 5e-4) -> Any:
     """
     _published_blur(config)
     config.blur.strides = (1,) * len(config.stages.scales)
-    config.blur.second_network = False
+    config.blur.second_network, config.blur.use_rgbd = False, True
     config.blur.warmup, config.blur.warmup_at_restart = 250 / 46_000, True
     config.stages.restart = config.stages.stops[-2] if len(config.stages.stops) > 1 else 0.0
     config.optim.network = config.optim.network_final = network_rate
