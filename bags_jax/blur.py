@@ -19,7 +19,7 @@ from bags_jax.blur_stream import kernel_side, kernels_of, stream_blur, tap_momen
 from bags_jax.numerics import safe_sqrt
 from bags_jax.structs import BlurField, BlurMoments
 
-LEAST_WIDTH = 0.1  # px; differences far below it are as good as none
+LEAST_WIDTH_PX = 0.1  # differences far below it are as good as none
 
 
 @struct.dataclass
@@ -180,8 +180,11 @@ def view_statistics(moments: BlurMoments) -> KernelStatistics:
 
 
 def masked_widths(moments: BlurMoments) -> Float[Array, "h w"]:
-    """RMS distance, px, that each pixel's blur reaches from the pixel itself, the unmasked part included; never quite 0."""
-    return jnp.sqrt(moments.mask * (moments.second[0] + moments.second[2]) + LEAST_WIDTH**2)
+    """RMS distance that each pixel's blur reaches from the pixel itself, the unmasked part included, px of that image.
+
+    LEAST_WIDTH_PX is added in square, so that the gradient is finite and the smallest widths are alike.
+    """
+    return jnp.sqrt(moments.mask * (moments.second[0] + moments.second[2]) + LEAST_WIDTH_PX**2)
 
 
 def mean_squared_centroid(moments: BlurMoments) -> Float[Array, ""]:

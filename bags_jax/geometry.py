@@ -61,6 +61,12 @@ def _own_axes(quat: Numbers, scale: Numbers) -> list[Numbers]:
     return [[x * length for x in axis] for axis, length in zip(turns, scale, strict=True)]
 
 
+def _clip_to_view(slope, focal, center, size: int):
+    """x / z or y / z, moved to where J is taken: at most FOV_MARGIN of half the image beyond its border; the rest in px."""
+    margin = FOV_MARGIN * 0.5 * size
+    return jnp.clip(slope, (-center - margin) / focal, (size - center + margin) / focal)
+
+
 def _screen_factor(axes: list[Numbers], turn, K, x_lin, y_lin, z) -> tuple[Numbers, Numbers]:
     """The two rows of M = J W R S: what each axis becomes on the screen, px."""
     row_x, row_y = [], []
@@ -132,9 +138,7 @@ def project(
     x, y = x_cam / z, y_cam / z
     fx, fy, skew, cx, cy = (camera.K[0, 0], camera.K[1, 1], camera.K[0, 1], camera.K[0, 2], camera.K[1, 2])
 
-    margin_x, margin_y = FOV_MARGIN * 0.5 * width / fx, FOV_MARGIN * 0.5 * height / fy
-    x_lin = jnp.clip(x, -cx / fx - margin_x, (width - cx) / fx + margin_x)
-    y_lin = jnp.clip(y, -cy / fy - margin_y, (height - cy) / fy + margin_y)
+    x_lin, y_lin = _clip_to_view(x, fx, cx, width), _clip_to_view(y, fy, cy, height)
     row_x, row_y = _screen_factor(_own_axes(quat, scale), turn, camera.K, x_lin, y_lin, z)
     drawable = in_range & _all_below(LARGEST_PX, row_x + row_y)
     # Before their fourth power overflows into the gradients.

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 SHARP_PX = 0.25  # blur under which one view is as good as another
-SHARP_CAPTURE_PX = 0.5  # about what a pixel itself averages over: a box of 1 x 1 px has an RMS width of 0.41 px
-MOST = 0.9  # of the views
+SHARP_CAPTURE_PX = 0.5  # a little more than a pixel itself averages over: a box of 1 x 1 px has an RMS width of 0.41 px
+SHARP_SHARE = 0.9  # of the views, that must be sharper than that
 
 
 def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, "V"]:
@@ -33,11 +33,11 @@ def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, 
 
 
 def looks_sharp(blur_px: Float[Array, "V"]) -> Bool[Array, ""]:
-    """Whether nearly all views are blurred by less than a pixel itself blurs: then kernels fit what splats get wrong, not blur.
+    """Whether nearly all views are blurred by about as little as a pixel itself: then kernels fit what splats get wrong, not blur.
 
     Views not seen yet do not count; while none has been seen, no.
     """
-    return jnp.nanquantile(_known(blur_px), MOST) < SHARP_CAPTURE_PX  # NaN is not less than anything
+    return jnp.nanquantile(_known(blur_px), SHARP_SHARE) < SHARP_CAPTURE_PX  # NaN is not less than anything
 
 
 def blur_price(variance: Float[Array, ""]) -> Float[Array, ""]:

@@ -29,14 +29,14 @@ from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussia
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Weights of the loss terms; a term of weight 0 is not computed."""
+    """Weights of the loss terms. A variation of the render of weight 0 is not computed; what the blur model shows is always told."""
 
     ssim: float = 0.2  # of 1 - SSIM, against 1 minus this for L1
     mask: float = 1e-4
     centroid: float = 0.0  # mean over the image of mask times squared kernel centroid, per px^2
-    width_tv: float = 0.0  # total variation of the kernels' widths over the image
-    sharp: float = 0.0  # blur of a view, where the capture looks sharp
-    sharp_start: int = 0  # from this step on: before, nobody knows
+    width_tv: float = 0.0  # total variation of the kernels' widths, px of width per px of image, mean over the image
+    sharp: float = 0.0  # price of a view's blur, 0 to 1, where the capture looks sharp
+    sharp_start: int = 0  # step from which it is asked: before, nobody knows the blur
     poses: float = 0.0  # squared correction of the view's pose, per px^2
     confidence: float = 0.0  # not a term: see view_confidence
     depth_tv: float = 0.0
@@ -129,7 +129,7 @@ def loss_fn(
 
 
 def _blur_terms(found: BlurMoments, stride: int, state: TrainState, recipe: Recipe) -> dict:
-    """Terms of the blur model, by the names of their weights."""
+    """Terms of the blur model, by the names of their weights; stride: side of the blocks that share a kernel, px."""
     widths, every_block = masked_widths(found), jnp.ones(found.mask.shape, bool)
     closes = looks_sharp(state.blur_px) & (state.step >= recipe.objective.sharp_start)
     variance = jnp.mean(widths**2) / recipe.stage.scale**2

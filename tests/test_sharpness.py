@@ -46,5 +46,5 @@ def test_the_price_of_blur_closes_small_kernels_and_leaves_wide_ones_alone():
     assert blur_price(jnp.float32(0.0)) == 0.0
     np.testing.assert_allclose(blur_price(jnp.float32(SHARP_PX**2)), 0.5)
     slope = jax.grad(blur_price)
-    assert slope(4.0) < 0.01 * slope(SHARP_CAPTURE_PX**2) * 4.0 < slope(SHARP_CAPTURE_PX**2)
-    assert blur_price(jnp.float32(1e6)) <= 1.0
+    assert slope(2.0**2) < 0.01 * slope(SHARP_CAPTURE_PX**2) < 0.01 * slope(0.0)
+    assert 0.99 < blur_price(jnp.float32(1e6)) <= 1.0
