@@ -14,7 +14,7 @@ import trimesh
 from flax import struct
 from jaxtyping import Array, Float, UInt8
 
-from bags_jax import metrics
+from bags_jax import metrics, plan
 from bags_jax.atomic import write_atomic
 from bags_jax.blur import kernel_side, kernels_at, pixel_statistics, repeat_blocks, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork
@@ -80,7 +80,7 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     Raises:
       UserError: there is no run, no such checkpoint, or it cannot be read.
     """
-    config = read_config(workdir)
+    config = plan.add_later_weights(read_config(workdir))
     config.num_devices, config.views_per_step = 1, 1
     config.data.root = data_root or config.data.root
     job = make_job(config)

@@ -99,6 +99,14 @@ def check_weights(config: Config) -> None:
         raise UserError(f"config.seed is {config.seed}, expected 0 to 2147483647")
 
 
+def add_later_weights(config: Config) -> Config:
+    """A noted configuration, whose terms of the loss that came after it weigh 0: it was trained without them."""
+    for field in dataclasses.fields(Objective):
+        if field.name not in config.loss:
+            config.loss[field.name] = 0.0
+    return config
+
+
 def check_counts(config: Config) -> None:
     """Raises UserError where a number that counts something is under 1, or the colours have a degree that is not there."""
     for name in COUNTS:

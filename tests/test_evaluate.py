@@ -1,6 +1,7 @@
 """From a trained folder to scores, pictures, films' cameras and a splat."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,18 @@ def run(workdir):
 
 def psnr(a, b):
     return -10 * np.log10(np.mean((np.clip(a, 0, 1) - np.clip(b, 0, 1)) ** 2) + 1e-12)
+
+
+def test_a_run_of_before_a_term_of_the_loss_is_evaluated(workdir, run, tmp_path):
+    """What a later version prices changes nothing of what an earlier one trained."""
+    older = shutil.copytree(workdir, tmp_path / "older")
+    config = json.loads((older / "config.json").read_text())
+    for name in ("width_tv", "sharp", "sharp_start"):
+        del config["loss"][name]
+    (older / "config.json").write_text(json.dumps(config))
+    opened = open_run(older)
+    assert opened.job.config.loss.width_tv == 0.0
+    jax.tree.map(np.testing.assert_array_equal, opened.state, run.state)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
