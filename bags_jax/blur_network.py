@@ -35,6 +35,11 @@ def _identity_init(key, shape, dtype=jnp.float32):
     return jnp.eye(*shape, dtype=dtype)
 
 
+def _row(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, "F"]:
+    """One row; nn.Embed's own lookup fails where the table has no other."""
+    return jnp.take(table.embedding, index, axis=0)
+
+
 class Weights(nn.Module):
     """The parameters of nn.Dense or nn.Conv, for a layer that is applied elsewhere."""
 
@@ -136,7 +141,7 @@ class BlurProposalNetwork(nn.Module):
         features, mask = self._trunk_rows(view, rgbd, head)
         weight, bias = self.kernel_heads[head]()
         if self.use_table:
-            bias = bias + self.table[head](view)
+            bias = bias + _row(self.table[head], view)
         return BlurField(features=features, weight=weight, bias=bias, mask=mask, bound=self.logit_bound)
 
     def _trunk_rows(self, view, rgbd, head: int) -> tuple[Float[Array, "h w F"], Float[Array, "h w"]]:
@@ -147,7 +152,7 @@ class BlurProposalNetwork(nn.Module):
         ends = [self.embedding_width, self.embedding_width + 2 * POSITION_FREQUENCIES]
         ends.append(ends[-1] + 2 * POSITION_FREQUENCIES)
         of_view, of_row, of_column, of_render = jnp.split(first, ends)
-        rows = position_waves(height) @ of_row + (self.embedding(view) @ of_view)[None]
+        rows = position_waves(height) @ of_row + (_row(self.embedding, view) @ of_view)[None]
         columns = position_waves(width) @ of_column
 
         @jax.checkpoint

@@ -75,17 +75,19 @@ def stream_blur(
     *,
     stride: int,
     bound: float,
+    margin: int = 0,
     block_bytes: int = 0,
-) -> tuple[Float[Array, "D H W"], Float[Array, "5 h w"]]:
+) -> tuple[Float[Array, "D h_px w_px"], Float[Array, "5 h w"]]:
     """Applies the kernels `kernels_of(features @ weight + bias)` and measures them on the way.
 
     Args:
-      planes: the image; borders are continued by their last pixel.
+      planes: the image, with `margin` px on each side that kernels may draw on; beyond, its last pixel goes on.
       features, weight, bias: the last layer, one kernel for each block of stride x stride px; taps row-major (dy, dx).
+      margin: px of the image that have no kernel of their own, on each side.
       bound: logits are clipped to +- bound with numerics.clip_with_return's gradient; 0: not at all.
       block_bytes: memory of the logits at a time; 0: by the backend.
     Returns:
-      filtered: sum_k h_k(x) C(x + k).
+      filtered: sum_k h_k(x) C(x + k), without the margin.
       moments: sum_k h_k times dx, dy (px), dx dx, dx dy, dy dy (px^2) of each kernel.
     Differentiable in all arrays.
     """
@@ -94,22 +96,31 @@ def stream_blur(
     if not block_bytes:
         block_bytes = CPU_BLOCK_BYTES if jax.default_backend() == "cpu" else DEVICE_BLOCK_BYTES
     plan = _Plan(side, stride, float(bound), rows_per_block(h, w, side * side, block_bytes))
-    phases, moments = _stream(_split_columns(planes, h, w, plan), features, weight, bias, plan)
-    filtered = jnp.moveaxis(phases, 0, -1).reshape(planes.shape[0], h * stride, w * stride)
-    return filtered[:, : planes.shape[1], : planes.shape[2]], moments
+    channels, height, width = planes.shape[0], planes.shape[1] - 2 * margin, planes.shape[2] - 2 * margin
+    bordered = _with_border(planes, margin, side // 2)
+    phases, moments = _stream(_split_columns(bordered, h, w, plan), features, weight, bias, plan)
+    filtered = jnp.moveaxis(phases, 0, -1).reshape(channels, h * stride, w * stride)
+    return filtered[:, :height, :width], moments
 
 
-def _split_columns(planes, h: int, w: int, plan: _Plan) -> Float[Array, "E D y x"]:
-    """The image with its border, every stride-th column together: [e, :, y, x] is column stride * x + e.
+def _with_border(planes: Float[Array, "D y x"], margin: int, radius: int) -> Float[Array, "D y2 x2"]:
+    """An image with another margin: cut, or continued by its last pixel."""
+    cut, added = max(margin - radius, 0), max(radius - margin, 0)
+    inside = planes[:, cut : planes.shape[1] - cut, cut : planes.shape[2] - cut]
+    return jnp.pad(inside, ((0, 0), (added, added), (added, added)), mode="edge")
+
+
+def _split_columns(bordered, h: int, w: int, plan: _Plan) -> Float[Array, "E D y x"]:
+    """An image with half a kernel around it, every stride-th column together: [e, :, y, x] is column stride * x + e.
 
     A tap at column offset stride * a + b reads [b : b + stride, :, :, a : a + w] for the block columns at hand, so that weights
     of blocks multiply neighbours in memory. E = 2 * stride - 1.
     """
     radius, stride = plan.side // 2, plan.stride
-    _, height, width = planes.shape
+    _, height, width = bordered.shape
     columns = w + 2 * radius // stride
-    right = (columns + 1) * stride - radius - width
-    padded = jnp.pad(planes, ((0, 0), (radius, radius + h * stride - height), (radius, right)), mode="edge")
+    below, right = h * stride + 2 * radius - height, (columns + 1) * stride - width
+    padded = jnp.pad(bordered, ((0, 0), (0, below), (0, right)), mode="edge")
     split = jnp.moveaxis(padded.reshape(*padded.shape[:2], columns + 1, stride), -1, 0)
     return jnp.concatenate([split[..., :columns], split[: stride - 1, ..., 1:]])
 

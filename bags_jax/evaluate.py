@@ -80,7 +80,7 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     Raises:
       UserError: there is no run, no such checkpoint, or it cannot be read.
     """
-    config = plan.add_later_weights(read_config(workdir))
+    config = plan.switch_off_later(read_config(workdir))
     config.num_devices, config.views_per_step = 1, 1
     config.data.root = data_root or config.data.root
     job = make_job(config)
@@ -94,10 +94,10 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
 _render = jax.jit(eval_step, static_argnames="view")
 
 
-def render_views(run: Run, viewmats, Ks, *, width: int, height: int) -> Iterator[Rendered]:
-    """Sharp pictures of cameras that share an image size, one at a time; viewmats cam_from_world, Ks px."""
+def render_views(run: Run, viewmats, Ks, *, width: int, height: int, margin: int = 0) -> Iterator[Rendered]:
+    """Sharp pictures of cameras that share an image size, one at a time; viewmats cam_from_world, Ks and margin px."""
     cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
-    view = View(width, height, 0, run.scene.background)
+    view = View(width, height, 0, run.scene.background, margin)
     sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
     pairs = count_pairs(run.state, Dataset(images=None, sizes=sizes, cameras=cameras, extent=jnp.float32(1)), view)
     view = dataclasses.replace(view, max_intersections=bucket(pairs))
@@ -116,7 +116,7 @@ def refined_viewmats(run: Run) -> Float[np.ndarray, "V 4 4"]:
     return viewmats
 
 
-def render_scene_views(run: Run, ids) -> Iterator[Rendered]:
+def render_scene_views(run: Run, ids, *, margin: int = 0) -> Iterator[Rendered]:
     """Sharp pictures of views of the scene, each at the size of its photograph and, in training views, its refined pose.
 
     One at a time: all pictures of a capture at full resolution may be more than a device holds.
@@ -125,14 +125,16 @@ def render_scene_views(run: Run, ids) -> Iterator[Rendered]:
     pictures = {}
     for height, width in set(sizes):
         same = [i for i, size in zip(ids, sizes, strict=True) if size == (height, width)]
-        pictures[height, width] = render_views(run, viewmats[same], run.scene.Ks[same], width=width, height=height)
+        shape = {"width": width, "height": height, "margin": margin}
+        pictures[height, width] = render_views(run, viewmats[same], run.scene.Ks[same], **shape)
     return (next(pictures[size]) for size in sizes)
 
 
 def look_at_training_views(run: Run) -> Iterator[Look]:
     """Every training view, one at a time, by the blur model of the last stage."""
     network, stage = run.job.network, run.job.stages[-1]
-    rendered_views = render_scene_views(run, run.scene.train_ids)
+    margin = plan.margin_of(run.job.config, stage)
+    rendered_views = render_scene_views(run, run.scene.train_ids, margin=margin)
     if network is None:
         yield from (Look(rendered.image, rendered.image, None) for rendered in rendered_views)
         return
@@ -151,7 +153,7 @@ def _look(params, index, rendered: Rendered, *, network: BlurProposalNetwork, he
         direction=view_statistics(moments).direction,
         samples=sample_kernels(field),
     )
-    return Look(rendered.image, blurred, found)
+    return Look(rendered.inside().image, blurred, found)
 
 
 def score_view(picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]) -> dict:

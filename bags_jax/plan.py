@@ -99,11 +99,11 @@ def check_weights(config: Config) -> None:
         raise UserError(f"config.seed is {config.seed}, expected 0 to 2147483647")
 
 
-def add_later_weights(config: Config) -> Config:
-    """A noted configuration, whose terms of the loss that came after it weigh 0: it was trained without them."""
-    for field in dataclasses.fields(Objective):
-        if field.name not in config.loss:
-            config.loss[field.name] = 0.0
+def switch_off_later(config: Config) -> Config:
+    """A noted configuration without what came after it, since it was trained without that: terms of the loss weigh 0."""
+    later = {"loss": {field.name: 0.0 for field in dataclasses.fields(Objective)}, "blur": {"margin": False}}
+    for group, fields in later.items():
+        config[group].update({name: off for name, off in fields.items() if name not in config[group]})
     return config
 
 
@@ -200,6 +200,11 @@ def make_network(config: Config, num_views: int) -> BlurProposalNetwork | None:
         logit_bound=blur.logit_bound,
         strides=tuple(blur.strides),
     )
+
+
+def margin_of(config: Config, stage: Stage) -> int:
+    """How far beyond the photographs the scene is rendered: as far as their kernels reach, px of the stage's scale."""
+    return stage.kernel_size // 2 if config.blur.margin else 0
 
 
 def make_objective(config: Config) -> Objective:

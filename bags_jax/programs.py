@@ -105,8 +105,8 @@ def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
 
     def count(camera):
         projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
-        size = {"width": view.width, "height": view.height}
-        return counter(projected, **size, tile_size=DEFAULT_TILE_SIZE)
+        width, height = view.canvas
+        return counter(projected, width=width, height=height, tile_size=DEFAULT_TILE_SIZE)
 
     return jnp.max(jax.lax.map(count, dataset.cameras))
 

@@ -25,14 +25,20 @@ class View:
     height: int  # px
     max_intersections: int  # room for pairs of tile and Gaussian
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    margin: int = 0  # px drawn around the picture on each side: light that blur carries into it
     eps_2d: float = 0.1  # variance of Mip-Splatting's 2D filter, px^2
     near_plane: float = 0.2  # scene units
     backend: str = "auto"  # see `rasterize`
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Width and height of what is drawn, px."""
+        return self.width + 2 * self.margin, self.height + 2 * self.margin
+
 
 @struct.dataclass
 class Rendered:
-    """One sharp picture."""
+    """One sharp picture, with the margin of its view."""
 
     image: Float[Array, "H W 3"]  # sRGB, background behind it; not clipped
     depth: Float[Array, "H W"]  # sum of weight times camera z, scene units
@@ -40,6 +46,14 @@ class Rendered:
     projected: Projected
     num_intersections: Int[Array, ""]
     num_dropped: Int[Array, ""]
+    margin: int = struct.field(pytree_node=False, default=0)  # px on each side of the arrays
+
+    def inside(self) -> "Rendered":
+        """The same without its margin; what was projected stays as it was drawn."""
+        m = self.margin
+        height, width = (size - m for size in self.alpha.shape)
+        image, depth, alpha = (x[m:height, m:width] for x in (self.image, self.depth, self.alpha))
+        return dataclasses.replace(self, image=image, depth=depth, alpha=alpha, margin=0)
 
 
 def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"]):
@@ -52,20 +66,26 @@ def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Arr
 def project_gaussians(
     gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"], camera: Camera, view: View
 ) -> Projected:
-    """Living Gaussians on the screen of one camera, with both filters of Mip-Splatting."""
+    """Living Gaussians on the canvas of a view of one camera, with both filters of Mip-Splatting."""
     scales, opacities = activate(gaussians, alive, filter_3d)
+    width, height = view.canvas
     return project(
         gaussians.means,
         gaussians.quats,
         scales,
         opacities,
-        camera,
-        width=view.width,
-        height=view.height,
+        _with_margin(camera, view.margin),
+        width=width,
+        height=height,
         near_plane=view.near_plane,
         eps_2d=view.eps_2d,
         antialiased=True,
     )
+
+
+def _with_margin(camera: Camera, margin: int) -> Camera:
+    """The camera of a canvas that begins `margin` px further up and to the left."""
+    return dataclasses.replace(camera, K=camera.K.at[:2, 2].add(margin)) if margin else camera
 
 
 def colors_towards(gaussians: Gaussians, camera: Camera, sh_degree: Int[Array, ""] | int) -> Float[Array, "N 3"]:
@@ -103,11 +123,12 @@ def render(
     if probe_px is not None:
         projected = dataclasses.replace(projected, means_px=projected.means_px + probe_px)
     features = jnp.concatenate([colors_towards(gaussians, camera, sh_degree), projected.depths[:, None]], axis=-1)
+    width, height = view.canvas
     output = rasterize(
         projected,
         features,
-        width=view.width,
-        height=view.height,
+        width=width,
+        height=height,
         max_intersections=view.max_intersections,
         backend=view.backend,
     )
@@ -118,14 +139,16 @@ def render(
         projected=projected,
         num_intersections=output.num_intersections,
         num_dropped=output.num_dropped,
+        margin=view.margin,
     )
 
 
 def propose_blur(
     network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
 ) -> BlurField:
-    """The blur that the network sees in a training view, from its sharp render."""
-    rgbd = jnp.concatenate([rendered.image, normalize_depth(rendered.depth)[..., None]], axis=-1)
+    """The blur that the network sees in a training view, from its sharp render without the margin."""
+    seen = rendered.inside()
+    rgbd = jnp.concatenate([seen.image, normalize_depth(seen.depth)[..., None]], axis=-1)
     field = network.apply({"params": params}, view_index, rgbd, head=head)
     assert isinstance(field, BlurField)  # for the type checker: flax says Any or a tuple
     return field
@@ -141,8 +164,9 @@ def render_blurred(
 def apply_blur(
     network: BlurProposalNetwork, field: BlurField, rendered: Rendered, *, head: int
 ) -> tuple[Float[Array, "H W 3"], BlurMoments]:
-    """A sharp render, sRGB, blurred by a field in linear light or as it is; and what blur that is."""
+    """A sharp render, sRGB, blurred by a field in linear light or as it is, without its margin; and what blur that is."""
+    sizes = {"stride": network.stride(head), "margin": rendered.margin}
     if not network.linear_light:
-        return blur(rendered.image, field, stride=network.stride(head))
-    light, moments = blur(srgb_to_linear(rendered.image), field, stride=network.stride(head))
+        return blur(rendered.image, field, **sizes)
+    light, moments = blur(srgb_to_linear(rendered.image), field, **sizes)
     return linear_to_srgb(light), moments

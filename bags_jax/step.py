@@ -111,13 +111,14 @@ def loss_fn(
     photo = dataset.images[index].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
     valid = (jnp.arange(recipe.view.height) < height)[:, None] & (jnp.arange(recipe.view.width) < width)[None, :]
-    image, blurred, blur_px = rendered.image, {}, jnp.zeros(())
+    sharp = rendered.inside()
+    image, blurred, blur_px = sharp.image, {}, jnp.zeros(())
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
         blurred = _blur_terms(found, recipe.network.stride(recipe.stage.head), state, recipe)
         blur_px = view_statistics(found).rms_width / recipe.stage.scale
-    terms, weights = _terms(image, photo, valid, rendered, recipe.objective)
+    terms, weights = _terms(image, photo, valid, sharp, recipe.objective)
     terms |= blurred
     weights |= {name: getattr(recipe.objective, name) for name in blurred}
     if dataset.pose_frame is not None:
@@ -141,15 +142,15 @@ def _blur_terms(found: BlurMoments, stride: int, state: TrainState, recipe: Reci
     }
 
 
-def _terms(image, photo, valid, rendered: Rendered, objective: Objective) -> tuple[dict, dict]:
+def _terms(image, photo, valid, sharp: Rendered, objective: Objective) -> tuple[dict, dict]:
     """Terms that need no blur model, and their weights."""
     terms = {"l1": losses.l1(image, photo, valid), "dssim": 1.0 - losses.ssim(image, photo, valid)}
     weights = {"l1": 1.0 - objective.ssim, "dssim": objective.ssim}
     if objective.depth_tv:
-        terms["depth_tv"] = losses.total_variation(normalize_depth(rendered.depth)[..., None], valid)
+        terms["depth_tv"] = losses.total_variation(normalize_depth(sharp.depth)[..., None], valid)
         weights["depth_tv"] = objective.depth_tv
     if objective.rgb_tv:
-        terms["rgb_tv"] = losses.total_variation(rendered.image, valid)
+        terms["rgb_tv"] = losses.total_variation(sharp.image, valid)
         weights["rgb_tv"] = objective.rgb_tv
     return terms, weights
 

@@ -68,7 +68,7 @@ class Job:
         config = self.config
         return Recipe(
             stage=stage,
-            view=View(width, height, room, self.scene.background),
+            view=View(width, height, room, self.scene.background, plan.margin_of(config, stage)),
             objective=plan.make_objective(config),
             optimizers=self.optimizers,
             network=self.network,

@@ -94,6 +94,7 @@ def blur() -> dict:
         "embedding_width": 32,  # of a view
         "use_rgbd": True,  # the network sees render and depth
         "use_table": True,  # kernel logits of each view beside the network
+        "margin": True,  # the scene is rendered beyond the border as far as kernels reach; False: the last pixel goes on
         "linear_light": True,  # blur light, not sRGB values
         "hand_over": True,  # kernels go on from stage to stage
         "centre_logit": 6.0,  # how far above the others the centre tap starts (0: uniform kernels)

@@ -52,7 +52,7 @@ def without_additions(config: Any) -> Any:
     """What this project adds to the papers, switched off. The rates of the Gaussians stay: they are the same for all methods."""
     config.loss.centroid = config.loss.confidence = config.loss.poses = 0.0
     config.loss.width_tv = config.loss.sharp = 0.0
-    config.blur.linear_light = False
+    config.blur.linear_light = config.blur.margin = False
     config.optim.poses = 0.0
     return config
 

@@ -13,6 +13,7 @@ from bags_jax.blur import (
     mean_kernel,
     mean_squared_centroid,
     pixel_statistics,
+    repeat_blocks,
     view_statistics,
 )
 from bags_jax.blur_stream import kernel_side, kernels_of, rows_per_block, stream_blur, tap_moments
@@ -53,6 +54,30 @@ def value_and_gradients(function, args, cotangents):
         return value, pull(cotangents)
 
     return both(args, cotangents)
+
+
+@pytest.mark.parametrize("margin", [1, 2, 3])  # less than half a kernel, as much, and more
+@pytest.mark.parametrize("stride", [1, 2])
+def test_kernels_draw_on_the_margin(margin, stride):
+    """As if the image were larger and the picture cut out of it: with kernels for the margin that nobody looks at."""
+    height, width, side = 11, 8, 5
+    _, features, weight, bias = layer(height, width, side=side, stride=stride)
+    wide = layer(height + 2 * margin, width + 2 * margin, side=side, stride=1)[0]
+    oracle_fields = repeat_blocks(jnp.moveaxis(features, -1, 0), stride, height, width)
+    around = jnp.pad(oracle_fields, ((0, 0), (margin, margin), (margin, margin)))
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(3, height, width)), jnp.float32)
+
+    def ours(planes):
+        return stream_blur(planes, features, weight, bias, stride=stride, bound=2.0, margin=margin, block_bytes=600)[0]
+
+    def oracle(planes):
+        filtered = naive(planes, jnp.moveaxis(around, 0, -1), weight, bias, stride=1, bound=2.0)[0]
+        return filtered[:, margin:-margin, margin:-margin]
+
+    filtered, (d_planes,) = value_and_gradients(ours, (wide,), cotangent)
+    expected, (d_expected,) = value_and_gradients(oracle, (wide,), cotangent)
+    np.testing.assert_allclose(filtered, expected, atol=1e-5)
+    np.testing.assert_allclose(d_planes, d_expected, atol=1e-5)
 
 
 # Sizes that are no multiple of the stride; 1 KiB: blocks of a row or a few, the last one incomplete; 0: one block.

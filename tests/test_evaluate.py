@@ -48,15 +48,16 @@ def psnr(a, b):
     return -10 * np.log10(np.mean((np.clip(a, 0, 1) - np.clip(b, 0, 1)) ** 2) + 1e-12)
 
 
-def test_a_run_of_before_a_term_of_the_loss_is_evaluated(workdir, run, tmp_path):
-    """What a later version prices changes nothing of what an earlier one trained."""
+def test_a_run_of_an_earlier_version_is_evaluated_as_it_was_trained(workdir, run, tmp_path):
+    """What a later version added is off."""
     older = shutil.copytree(workdir, tmp_path / "older")
     config = json.loads((older / "config.json").read_text())
     for name in ("width_tv", "sharp", "sharp_start"):
         del config["loss"][name]
+    del config["blur"]["margin"]
     (older / "config.json").write_text(json.dumps(config))
     opened = open_run(older)
-    assert opened.job.config.loss.width_tv == 0.0
+    assert opened.job.config.loss.width_tv == 0.0 and run.job.config.blur.margin and not opened.job.config.blur.margin
     jax.tree.map(np.testing.assert_array_equal, opened.state, run.state)
 
 

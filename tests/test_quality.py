@@ -41,6 +41,7 @@ def test_published_differs_in_the_blur_model_and_its_recipe_alone(words):
         *("loss.width_tv", "loss.sharp"),
     }
     assert theirs["blur.use_rgbd"] and theirs["loss.width_tv"] == theirs["loss.sharp"] == theirs["loss.centroid"] == 0
+    assert ours["blur.margin"] and not theirs["blur.margin"]
     assert "blur.kernel_sizes" not in changed and ours.keys() == theirs.keys()
     assert theirs["optim.network"] == theirs["optim.network_final"] == 5e-4
     assert theirs["blur.strides"] == (1, 1, 1) and theirs["blur.conv_width"] == 64
