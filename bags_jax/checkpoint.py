@@ -57,7 +57,7 @@ class Checkpoints:
 
         Args:
           template: a state of the same structure (`jax.eval_shape` of its maker); its shapes are not looked at, since the
-            number of Gaussians changes in training.
+            number of Gaussians changes in training. Fields that are () are left out.
           step: which one; None: the last.
         Returns:
           numpy arrays: no device of the machine that wrote them is asked for.
@@ -65,7 +65,9 @@ class Checkpoints:
           UserError: there is none, not that one, or it cannot be read.
         """
         step = self._choose(step)
-        saved = self._arrays(step)
+        values = {field.name: getattr(template, field.name) for field in dataclasses.fields(template)}
+        left_out = [name for name, value in values.items() if isinstance(value, tuple) and not value]
+        saved = {name: x for name, x in self._arrays(step).items() if name.partition("/")[0] not in left_out}
         try:
             tree = unflatten_dict(_with_empty(saved, template), sep="/")
             state: Any = flax.serialization.from_state_dict(template, tree)

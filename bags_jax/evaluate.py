@@ -85,6 +85,8 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     config.data.root = data_root or config.data.root
     job = make_job(config)
     template = jax.eval_shape(lambda: first_state(job))
+    # What Adam remembers is most of a checkpoint, and of no use here.
+    template = dataclasses.replace(template, gaussians_opt=(), network_opt=(), poses_opt=())
     with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
         state = checkpoints.restore(template, step)
     check_views(state, job.scene)

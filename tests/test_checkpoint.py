@@ -82,6 +82,17 @@ def test_another_number_of_gaussians_comes_back(tmp_path, optimizers):
         assert_same(checkpoints.restore(template_of(make_state(optimizers, capacity=16, sh_degree=0))), state)
 
 
+def test_what_the_template_leaves_out_is_left_out(tmp_path, optimizers):
+    """Whatever optimiser wrote it: that is how a run is evaluated."""
+    state = make_state(optimizers, step=3, network=NETWORK)
+    write(tmp_path, state)
+    bare = {"gaussians_opt": (), "network_opt": (), "poses_opt": ()}
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(dataclasses.replace(template_of(state), **bare))
+    assert_same(restored, dataclasses.replace(state, **bare))
+    assert restored.gaussians_opt == restored.network_opt == restored.poses_opt == ()
+
+
 def test_last_or_chosen_step(tmp_path, optimizers):
     states = [make_state(optimizers, step=step) for step in (2, 4, 6)]
     write(tmp_path, *states)

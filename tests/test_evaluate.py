@@ -61,6 +61,11 @@ def test_a_run_of_an_earlier_version_is_evaluated_as_it_was_trained(workdir, run
     jax.tree.map(np.testing.assert_array_equal, opened.state, run.state)
 
 
+def test_evaluation_needs_nothing_of_the_optimizers(run):
+    assert run.state.gaussians_opt == run.state.network_opt == run.state.poses_opt == ()
+    assert len(jax.tree.leaves(run.state.gaussians)) == 6 and run.state.network
+
+
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
