@@ -124,7 +124,7 @@ def optim() -> dict:
     return {
         "means": 1.6e-4,  # times the scene extent
         "means_final": 1.6e-5,
-        "means_steps": 30_000,  # what these two rates are for: shorter runs take larger steps (plan.make_rates); 0: never
+        "means_steps": 30_000,  # what the Gaussians' rates are for: shorter runs take larger steps (plan.make_rates); 0: never
         "quats": 1e-3,
         "log_scales": 5e-3,
         "logit_opacities": 0.05,
