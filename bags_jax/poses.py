@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bags_jax.geometry import EXACT, rotation_from_quat
-from bags_jax.sharpness import SHARP_PX
+from bags_jax.sharpness import pose_trust
 from bags_jax.structs import Camera, PoseFrame
 
 MAX_POINTS = 10_000  # that the median depth is taken of
@@ -81,13 +81,12 @@ def hold_gauge(
 
     Args:
       corrections_px: of the training cameras.
-      blur_px: RMS width of each view's blur, px: a pose is taken to be wrong by a part of it.
+      blur_px: RMS width of each view's blur, px; 0: not seen yet.
       frame: see PoseFrame.
     Returns:
       the corrections, less the motion of the whole that is nearest to them in weighted least squares.
     """
-    weights = 1.0 / (blur_px**2 + SHARP_PX**2)
-    weighted = weights[:, None, None] * frame.gauge
+    weighted = pose_trust(blur_px)[:, None, None] * frame.gauge
     normal = jnp.einsum("vik,vil->kl", weighted, frame.gauge, precision=EXACT)
     absent = jnp.where(jnp.diagonal(normal) > 0.0, 0.0, 1.0)
     right = jnp.einsum("vik,vi->k", weighted, corrections_px, precision=EXACT)

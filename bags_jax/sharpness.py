@@ -32,6 +32,15 @@ def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, 
     return weights / jnp.mean(weights)
 
 
+def pose_trust(blur_px: Float[Array, "*V"]) -> Float[Array, "*V"]:
+    """How far the capture's pose of a view is to be trusted, 1 / px^2: it is taken to be wrong by as much as the view is blurred.
+
+    Args:
+      blur_px: a view not seen yet is taken to be blurred by 1 px.
+    """
+    return jnp.where(blur_px > 0.0, 1.0 / (blur_px**2 + SHARP_PX**2), 1.0)
+
+
 def looks_sharp(blur_px: Float[Array, "V"]) -> Bool[Array, ""]:
     """Whether nearly all views are blurred by about as little as a pixel itself: then kernels fit what splats get wrong, not blur.
 

@@ -23,7 +23,7 @@ from bags_jax.parallel import pmax, psum
 from bags_jax.poses import corrected_camera, hold_gauge
 from bags_jax.render import Rendered, View, render, render_blurred
 from bags_jax.schedules import Stage
-from bags_jax.sharpness import blur_price, looks_sharp, view_confidence
+from bags_jax.sharpness import blur_price, looks_sharp, pose_trust, view_confidence
 from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussians, TrainState
 
 
@@ -37,7 +37,7 @@ class Objective:
     width_tv: float = 0.0  # total variation of the kernels' widths, px of width per px of image, mean over the image
     sharp: float = 0.0  # price of a view's blur, 0 to 1, where the capture looks sharp
     sharp_start: int = 0  # step from which it is asked: before, nobody knows the blur
-    poses: float = 0.0  # squared correction of the view's pose, per px^2
+    poses: float = 0.0  # squared correction of the view's pose, in units of the view's blur
     confidence: float = 0.0  # not a term: see view_confidence
     depth_tv: float = 0.0
     rgb_tv: float = 0.0
@@ -122,7 +122,8 @@ def loss_fn(
     terms |= blurred
     weights |= {name: getattr(recipe.objective, name) for name in blurred}
     if dataset.pose_frame is not None:
-        terms["poses"], weights["poses"] = jnp.sum(poses[index] ** 2), recipe.objective.poses
+        terms["poses"] = pose_trust(state.blur_px[index]) * jnp.sum(poses[index] ** 2)
+        weights["poses"] = recipe.objective.poses
     total = sum(weights[name] * term for name, term in terms.items() if weights[name])
     terms["blur_px"] = blur_px
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))

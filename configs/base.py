@@ -113,7 +113,7 @@ def loss() -> dict:
         "sharp": 2e-3,  # blur of a view (0 to 1), where nine of ten views are blurred by less than half a pixel
         "sharp_start": 0.3,  # S: from here on
         "confidence": 1.0,  # views blurred by this many times the median count half for the scene; 0: all count the same
-        "poses": 2e-3,  # squared correction of the view's pose, per px^2
+        "poses": 2e-3,  # squared correction of the view's pose, in units of the view's blur
         "depth_tv": 0.0,
         "rgb_tv": 0.0,
     }

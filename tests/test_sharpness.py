@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.sharpness import SHARP_CAPTURE_PX, SHARP_PX, blur_price, looks_sharp, view_confidence
+from bags_jax.sharpness import SHARP_CAPTURE_PX, SHARP_PX, blur_price, looks_sharp, pose_trust, view_confidence
 
 
 def test_sharper_views_count_more_and_one_on_average():
@@ -48,3 +48,9 @@ def test_the_price_of_blur_closes_small_kernels_and_leaves_wide_ones_alone():
     slope = jax.grad(blur_price)
     assert slope(2.0**2) < 0.01 * slope(SHARP_CAPTURE_PX**2) < 0.01 * slope(0.0)
     assert 0.99 < blur_price(jnp.float32(1e6)) <= 1.0
+
+
+def test_poses_of_sharp_views_are_trusted():
+    """Down to what no photograph shows; a view not seen yet counts as one blurred by about a pixel."""
+    trust = pose_trust(jnp.array([0.0, 1e-3, 0.5, 1.0, 4.0]))
+    np.testing.assert_allclose(trust, [1.0, 16.0, 1 / 0.3125, 1 / 1.0625, 1 / 16.0625], rtol=1e-4)
