@@ -256,7 +256,9 @@ def _parameters(state: TrainState):
 
 def _is_finite(tree) -> Bool[Array, ""]:
     """Whether all numbers are, and their squares: a Gaussian that is not finite is culled, so that the loss would not show it."""
-    return jnp.all(jnp.stack([jnp.all(jnp.abs(x) < LARGEST) for x in jax.tree.leaves(tree)]))
+    leaves = jnp.stack([jnp.all(jnp.abs(x) < LARGEST) for x in jax.tree.leaves(tree)])
+    # Without the barrier XLA lays the whole chain of ands out anew in every array that is selected: half of a step's code.
+    return jnp.all(jax.lax.optimization_barrier(leaves))
 
 
 def train_steps(
