@@ -89,14 +89,21 @@ def stream_blur(
     Returns:
       filtered: sum_k h_k(x) C(x + k), without the margin.
       moments: sum_k h_k times dx, dy (px), dx dx, dx dy, dy dy (px^2) of each kernel.
+    Raises:
+      ValueError: the image without its margin has not the size that the kernels are for.
     Differentiable in all arrays.
     """
     side = kernel_side(weight.shape[1])
     h, w, _ = features.shape
+    channels, height, width = planes.shape[0], planes.shape[1] - 2 * margin, planes.shape[2] - 2 * margin
+    if (-(-height // stride), -(-width // stride)) != (h, w):
+        raise ValueError(
+            f"an image of {planes.shape[2]} x {planes.shape[1]} px with a margin of {margin} px came with kernels for {w} x {h} blocks "
+            f"of {stride} px, expected {w * stride} x {h * stride} px and the margin around them"
+        )
     if not block_bytes:
         block_bytes = CPU_BLOCK_BYTES if jax.default_backend() == "cpu" else DEVICE_BLOCK_BYTES
     plan = _Plan(side, stride, float(bound), rows_per_block(h, w, side * side, block_bytes))
-    channels, height, width = planes.shape[0], planes.shape[1] - 2 * margin, planes.shape[2] - 2 * margin
     bordered = _with_border(planes, margin, side // 2)
     phases, moments = _stream(_split_columns(bordered, h, w, plan), features, weight, bias, plan)
     filtered = jnp.moveaxis(phases, 0, -1).reshape(channels, h * stride, w * stride)

@@ -80,6 +80,12 @@ def test_kernels_draw_on_the_margin(margin, stride):
     np.testing.assert_allclose(d_planes, d_expected, atol=1e-5)
 
 
+def test_an_image_of_another_size_than_the_kernels_is_refused():
+    planes, features, weight, bias = layer(8, 9, side=3, stride=2)
+    with pytest.raises(ValueError, match="9 x 8 px with a margin of 1 px came with kernels for 5 x 4 blocks of 2 px"):
+        stream_blur(planes, features, weight, bias, stride=2, bound=0.0, margin=1)
+
+
 # Sizes that are no multiple of the stride; 1 KiB: blocks of a row or a few, the last one incomplete; 0: one block.
 @pytest.mark.parametrize(
     "height, width, stride, side, bound, block_bytes",
