@@ -188,6 +188,14 @@ def test_rates_of_the_gaussians_belong_to_a_length():
         assert rates.network == config.optim.network and rates.poses == config.optim.poses
 
 
+def test_the_margin_is_as_far_as_kernels_reach():
+    config = base.get_config()
+    stages = plan.make_stages(config)
+    assert [(s.kernel_size, plan.margin_of(config, s)) for s in stages] == [(0, 0), (5, 2), (9, 4), (17, 8)]
+    config.blur.margin = False
+    assert [plan.margin_of(config, s) for s in stages] == [0, 0, 0, 0]
+
+
 def test_images_too_small_for_a_stage():
     config = base.get_config()
     stages = plan.make_stages(config)

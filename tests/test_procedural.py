@@ -108,8 +108,8 @@ def test_default_layout_is_what_it_was():
     assert set(golden.files) == images.keys() | geometry.keys()
     for name, array in geometry.items():
         off = np.abs(array - golden[name])
-        # On a CPU that adds in another order (AVX-512 for AVX2) a float32 ray that grazes a ball meets it elsewhere by 1e-4: a
-        # hundredth of the noise that points are given.
+        # On a CPU that adds in another order (AVX-512 for AVX2) a float32 ray that grazes a ball meets it elsewhere by 1e-4:
+        # less than a hundredth of the noise that points are given.
         np.testing.assert_array_less(off, 1e-3 if name == "points" else 1e-5, err_msg=name)
         assert np.mean(off > 1e-5) < 0.05, name
     for name, array in images.items():  # the same bits on the machine that made it; elsewhere a ray may pass an edge

@@ -38,7 +38,8 @@ def test_a_margin_is_drawn_around_the_same_picture(scene):
     alone, wide = draw(scene, 0), draw(scene, 5)
     assert wide.image.shape == (HEIGHT + 10, WIDTH + 10, 3) and wide.num_dropped == 0
     inside = wide.inside()
-    assert inside.margin == 0 and alone.inside().image is not None
+    assert inside.margin == 0 and inside.image.shape == alone.image.shape
+    # Means that lie 5 px further on round differently in float32, and a steep edge makes ten times as much of it.
     for ours, expected in ((inside.image, alone.image), (inside.depth, alone.depth), (inside.alpha, alone.alpha)):
         np.testing.assert_allclose(ours, expected, atol=1e-4)
     assert float(jnp.ptp(wide.image[:5])) > 0.1, "nothing was drawn in the margin"

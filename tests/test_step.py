@@ -10,7 +10,8 @@ import pytest
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
 from bags_jax.programs import count_pairs, refresh_filter, room_for
-from bags_jax.step import draw_views, eval_step, train_steps
+from bags_jax.sharpness import SHARP_PX
+from bags_jax.step import draw_views, eval_step, loss_fn, train_steps
 from bags_jax.train import first_state, make_job
 from configs import procedural
 
@@ -126,6 +127,17 @@ def test_blur_of_a_sharp_capture_has_a_price_once_it_is_known(start, run, seen_p
     state = dataclasses.replace(state, step=jnp.int32(step), blur_px=jnp.full_like(state.blur_px, seen_px))
     _, metrics = run(state, 1, recipe)
     assert (0 < float(metrics["sharp"]) < 1) == priced and (float(metrics["sharp"]) == 0.0) != priced
+
+
+def test_a_correction_costs_by_how_sharp_its_view_is(job, start):
+    """Six corrections of 0.5 px, in units of a blur of 0.5 px and of SHARP_PX."""
+    state, dataset, recipe = start
+    dataset = dataclasses.replace(dataset, pose_frame=job.pose_frame)
+    poses, blur_px = jnp.full_like(state.poses, 0.5), jnp.full_like(state.blur_px, 0.5)
+    trained = state.gaussians, state.network, poses, jnp.zeros((state.alive.shape[0], 2))
+    price = jax.jit(lambda trained, state: loss_fn(trained, state, dataset, jnp.int32(0), recipe=recipe)[1][0]["poses"])
+    found = price(trained, dataclasses.replace(state, blur_px=blur_px))
+    np.testing.assert_allclose(found, 6 * 0.25 / (0.25 + SHARP_PX**2), rtol=1e-5)
 
 
 def test_dispatches_do_not_matter(start, run):
