@@ -74,7 +74,7 @@ COUNTS += ("log_every", "checkpoint_every", "keep_checkpoints")
 POSITIVE = ("optim.means", "optim.means_final", "optim.network", "optim.network_final")
 NOT_NEGATIVE = ("optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps")
 NOT_NEGATIVE += ("blur.logit_bound", "loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
-NOT_NEGATIVE += ("loss.width_tv", "loss.sharp", "loss.sharp_start")
+NOT_NEGATIVE += ("loss.width_tv", "loss.sharp", "loss.sharp_start", "loss.sharp_view_start")
 
 
 def check_weights(config: Config) -> None:
@@ -210,7 +210,8 @@ def margin_of(config: Config, stage: Stage) -> int:
 def make_objective(config: Config) -> Objective:
     """Weights of the loss."""
     loss = config.loss.to_dict()
-    return Objective(**{**loss, "sharp_start": steps_of(loss["sharp_start"], config.num_steps)})
+    starts = {name: steps_of(loss[name], config.num_steps) for name in ("sharp_start", "sharp_view_start")}
+    return Objective(**{**loss, **starts})
 
 
 MEANS_GAIN, SHAPES_GAIN = 0.75, 0.25  # powers of the shortening of a run: found by trial (experiments/LOG.md)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 SHARP_PX = 0.25  # blur under which one view is as good as another
 SHARP_CAPTURE_PX = 0.5  # a little more than a pixel itself averages over: a box of 1 x 1 px has an RMS width of 0.41 px
 SHARP_SHARE = 0.9  # of the views, that must be sharper than that
+SHARP_PART = 0.6  # of the median blur: kernels of sharp photographs open to half of it, to hide what splats get wrong
 
 
 def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, "V"]:
@@ -47,6 +48,18 @@ def looks_sharp(blur_px: Float[Array, "V"]) -> Bool[Array, ""]:
     Views not seen yet do not count; while none has been seen, no.
     """
     return jnp.nanquantile(_known(blur_px), SHARP_SHARE) < SHARP_CAPTURE_PX  # NaN is not less than anything
+
+
+def sharp_views(blur_px: Float[Array, "V"]) -> Bool[Array, "V"]:
+    """Which views are so much sharper than most that the scene should be as sharp as they are, and no sharper.
+
+    Scene and all kernels together may sharpen and widen, by half a pixel of a small image and more of a large one, and no photograph
+    tells: the sharpest have to say where that ends.
+
+    Args:
+      blur_px: of a scene that is no longer young; a view not seen yet is not sharp.
+    """
+    return (blur_px > 0.0) & (blur_px < SHARP_PART * jnp.nanmedian(_known(blur_px)))
 
 
 def blur_price(variance: Float[Array, ""]) -> Float[Array, ""]:

@@ -23,7 +23,7 @@ from bags_jax.parallel import pmax, psum
 from bags_jax.poses import corrected_camera, hold_gauge
 from bags_jax.render import Rendered, View, render, render_blurred
 from bags_jax.schedules import Stage
-from bags_jax.sharpness import blur_price, looks_sharp, pose_trust, view_confidence
+from bags_jax.sharpness import blur_price, looks_sharp, pose_trust, sharp_views, view_confidence
 from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussians, TrainState
 
 
@@ -35,8 +35,9 @@ class Objective:
     mask: float = 1e-4
     centroid: float = 0.0  # mean over the image of mask times squared kernel centroid, per px^2
     width_tv: float = 0.0  # total variation of the kernels' widths, px of width per px of image, mean over the image
-    sharp: float = 0.0  # price of a view's blur, 0 to 1, where the capture looks sharp
-    sharp_start: int = 0  # step from which it is asked: before, nobody knows the blur
+    sharp: float = 0.0  # price of a view's blur, 0 to 1, where the capture looks sharp, or the view beside the others
+    sharp_start: int = 0  # step from which it is asked of a capture that looks sharp: before, nobody knows the blur
+    sharp_view_start: int = 0  # of views that are sharp beside the others: real blur of half a pixel is found late
     poses: float = 0.0  # squared correction of the view's pose, in units of the view's blur
     confidence: float = 0.0  # not a term: see view_confidence
     depth_tv: float = 0.0
@@ -116,7 +117,7 @@ def loss_fn(
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        blurred = _blur_terms(found, recipe.network.stride(recipe.stage.head), state, recipe)
+        blurred = _blur_terms(found, recipe.network.stride(recipe.stage.head), state, index, recipe)
         blur_px = view_statistics(found).rms_width / recipe.stage.scale
     terms, weights = _terms(image, photo, valid, sharp, recipe.objective)
     terms |= blurred
@@ -130,10 +131,11 @@ def loss_fn(
     return total, ({"total": total, **terms}, rendered)
 
 
-def _blur_terms(found: BlurMoments, stride: int, state: TrainState, recipe: Recipe) -> dict:
+def _blur_terms(found: BlurMoments, stride: int, state: TrainState, index: Int[Array, ""], recipe: Recipe) -> dict:
     """Terms of the blur model, by the names of their weights; stride: side of the blocks that share a kernel, px."""
     widths, every_block = masked_widths(found), jnp.ones(found.mask.shape, bool)
     closes = looks_sharp(state.blur_px) & (state.step >= recipe.objective.sharp_start)
+    closes |= sharp_views(state.blur_px)[index] & (state.step >= recipe.objective.sharp_view_start)
     variance = jnp.mean(widths**2) / recipe.stage.scale**2
     return {
         "mask": jnp.mean(found.mask),

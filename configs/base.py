@@ -74,7 +74,7 @@ def stages() -> dict:
     """The resolution schedule."""
     return {
         "scales": (0.25, 0.5, 1.0),  # image scale of each stage
-        "stops": (0.065, 0.26, 1.0),  # S: end of each stage
+        "stops": (0.04, 0.12, 1.0),  # S: end of each stage
         "restart": 0.0,  # S: rates and thresholds start anew here; 0: never
     }
 
@@ -85,7 +85,7 @@ def blur() -> dict:
         "enabled": True,  # False: plain splatting
         "kernel_sizes": (5, 9, 17),  # of each stage, px, odd
         "strides": (1, 1, 2),  # of each stage: blocks of so many px share a kernel
-        "warmup": 0.04,  # S: no blur model until here
+        "warmup": 0.02,  # S: no blur model until here
         "warmup_at_restart": False,  # and none for as long after the restart (the authors do)
         "second_network": False,  # a network of its own after the restart
         "width": 32,  # of the trunk
@@ -110,8 +110,9 @@ def loss() -> dict:
         "mask": 1e-4,  # mean mask
         "centroid": 0.01,  # mean over the image of mask times squared kernel centroid, per px^2
         "width_tv": 0.02,  # total variation of the kernels' widths, px per px: kernels must not hide edges that splats miss
-        "sharp": 2e-3,  # blur of a view (0 to 1), where nine of ten views are blurred by less than half a pixel
-        "sharp_start": 0.3,  # S: from here on
+        "sharp": 2e-3,  # blur of a view (0 to 1), where nine of ten are blurred by less than half a pixel, or this one much less than most
+        "sharp_start": 0.3,  # S: from here on where nine of ten are
+        "sharp_view_start": 0.5,  # S: from here on of single views: the scene is to be as sharp as the sharpest photographs, no sharper
         "confidence": 1.0,  # views blurred by this many times the median count half for the scene; 0: all count the same
         "poses": 2e-3,  # squared correction of the view's pose, in units of the view's blur
         "depth_tv": 0.0,

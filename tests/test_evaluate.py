@@ -52,7 +52,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_as_it_was_trained(workdir, run
     """What a later version added is off."""
     older = shutil.copytree(workdir, tmp_path / "older")
     config = json.loads((older / "config.json").read_text())
-    for name in ("width_tv", "sharp", "sharp_start"):
+    for name in ("width_tv", "sharp", "sharp_start", "sharp_view_start"):
         del config["loss"][name]
     del config["blur"]["margin"]
     (older / "config.json").write_text(json.dumps(config))

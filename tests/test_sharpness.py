@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.sharpness import SHARP_CAPTURE_PX, SHARP_PX, blur_price, looks_sharp, pose_trust, view_confidence
+from bags_jax.sharpness import (
+    SHARP_CAPTURE_PX,
+    SHARP_PX,
+    blur_price,
+    looks_sharp,
+    pose_trust,
+    sharp_views,
+    view_confidence,
+)
 
 
 def test_sharper_views_count_more_and_one_on_average():
@@ -40,6 +48,14 @@ def test_sharper_views_count_more_and_one_on_average():
 def test_a_capture_looks_sharp_when_nearly_all_of_it_does(blur_px, sharp):
     assert bool(jax.jit(looks_sharp)(jnp.array(blur_px))) == sharp
     assert bool(looks_sharp(jnp.array(blur_px[::-1]))) == sharp
+
+
+def test_views_are_sharp_beside_blurrier_ones():
+    blur_px = jnp.array([0.0, 1e-3, 0.5, 0.7, 1.0, 1.0, 1.1, 5.0])  # the first has not been seen yet; median 1
+    np.testing.assert_array_equal(sharp_views(blur_px), [False, True, True] + 5 * [False])
+    np.testing.assert_array_equal(sharp_views(3.0 * blur_px), sharp_views(blur_px))  # no matter the resolution
+    assert not sharp_views(jnp.array([0.4, 0.4, 0.5, 0.5])).any()  # all alike: nobody says where sharpness ends
+    assert not sharp_views(jnp.zeros(3)).any() and not sharp_views(jnp.array([2.0])).any()
 
 
 def test_the_price_of_blur_closes_small_kernels_and_leaves_wide_ones_alone():

@@ -123,10 +123,24 @@ def test_total_is_the_weighted_sum_of_the_terms(start, run):
 @pytest.mark.parametrize("seen_px, step, priced", [(0.3, 5, True), (0.3, 4, False), (0.7, 5, False), (0.0, 5, False)])
 def test_blur_of_a_sharp_capture_has_a_price_once_it_is_known(start, run, seen_px, step, priced):
     state, _, recipe = start
-    recipe = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, sharp=1e-3, sharp_start=5))
+    objective = dataclasses.replace(recipe.objective, sharp=1e-3, sharp_start=5, sharp_view_start=9)
+    recipe = dataclasses.replace(recipe, objective=objective)
     state = dataclasses.replace(state, step=jnp.int32(step), blur_px=jnp.full_like(state.blur_px, seen_px))
     _, metrics = run(state, 1, recipe)
     assert (0 < float(metrics["sharp"]) < 1) == priced and (float(metrics["sharp"]) == 0.0) != priced
+
+
+@pytest.mark.parametrize("own_px, step, priced", [(1.1, 7, True), (1.1, 6, False), (1.3, 7, False), (0.0, 7, False)])
+def test_blur_of_a_sharp_view_of_a_blurry_capture_has_a_price_later(start, run, own_px, step, priced):
+    """Asked of that view alone."""
+    state, dataset, recipe = start
+    objective = dataclasses.replace(recipe.objective, sharp=1e-3, sharp_start=5, sharp_view_start=7)
+    recipe, step = dataclasses.replace(recipe, objective=objective), jnp.int32(step)
+    own = draw_views(recipe, dataset.sizes.shape[0], state.seed, step, jnp.int32(0))[0]
+    for view, expected in ((own, priced), (own - 1, False)):
+        blur_px = jnp.full_like(state.blur_px, 2.0).at[view].set(own_px)
+        _, metrics = run(dataclasses.replace(state, step=step, blur_px=blur_px), 1, recipe)
+        assert (0 < float(metrics["sharp"]) < 1) == expected and (float(metrics["sharp"]) == 0.0) != expected
 
 
 def test_a_correction_costs_by_how_sharp_its_view_is(job, start):
