@@ -74,7 +74,7 @@ def stages() -> dict:
     """The resolution schedule."""
     return {
         "scales": (0.25, 0.5, 1.0),  # image scale of each stage
-        "stops": (0.04, 0.12, 1.0),  # S: end of each stage
+        "stops": (0.06, 0.14, 1.0),  # S: end of each stage
         "restart": 0.0,  # S: rates and thresholds start anew here; 0: never
     }
 
@@ -85,7 +85,7 @@ def blur() -> dict:
         "enabled": True,  # False: plain splatting
         "kernel_sizes": (5, 9, 17),  # of each stage, px, odd
         "strides": (1, 1, 2),  # of each stage: blocks of so many px share a kernel
-        "warmup": 0.02,  # S: no blur model until here
+        "warmup": 0.04,  # S: no blur model until here
         "warmup_at_restart": False,  # and none for as long after the restart (the authors do)
         "second_network": False,  # a network of its own after the restart
         "width": 32,  # of the trunk
