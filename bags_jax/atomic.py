@@ -17,7 +17,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
       UserError: the path cannot be written.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

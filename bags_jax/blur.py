@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.blur_stream import kernel_side, kernels_of, stream_blur, tap_moments
 from bags_jax.numerics import safe_sqrt
@@ -175,10 +175,27 @@ def pixel_statistics(moments: BlurMoments) -> KernelStatistics:
     return _statistics(jnp.moveaxis(moments.centroid, 0, -1), jnp.moveaxis(moments.second, 0, -1))
 
 
-def view_statistics(moments: BlurMoments) -> KernelStatistics:
-    """kernel_statistics of the mean kernel of a view: the unmasked rest is at the centre, where it adds to no moment."""
-    masked = [jnp.mean(moments.mask[None] * x, axis=(1, 2)) for x in (moments.centroid, moments.second)]
-    return _statistics(*masked)
+def shares(valid: Bool[Array, "H W"], stride: int) -> Float[Array, "h w"]:
+    """The part that each block has in the valid pixels of an image: weights of a mean over a photograph that is padded."""
+    inside = mean_blocks(valid.astype(jnp.float32), stride)
+    return inside / jnp.sum(inside)
+
+
+def view_statistics(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> KernelStatistics:
+    """kernel_statistics of the mean kernel of a view: the unmasked rest is at the centre, where it adds to no moment.
+
+    Args:
+      moments: of a view.
+      share: see shares; None: all blocks count alike.
+    """
+    return _statistics(*(mean_over(moments.mask[None] * x, share) for x in (moments.centroid, moments.second)))
+
+
+def mean_over(values: Float[Array, "*S h w"], share: Float[Array, "h w"] | None) -> Float[Array, "*S"]:
+    """Mean over a view, by the share of each block; None: all alike."""
+    if share is None:
+        return jnp.mean(values, axis=(-2, -1))
+    return jnp.sum(jnp.expand_dims(share, tuple(range(values.ndim - 2))) * values, axis=(-2, -1))
 
 
 def masked_widths(moments: BlurMoments) -> Float[Array, "h w"]:
@@ -189,9 +206,9 @@ def masked_widths(moments: BlurMoments) -> Float[Array, "h w"]:
     return jnp.sqrt(moments.mask * (moments.second[0] + moments.second[2]) + LEAST_WIDTH_PX**2)
 
 
-def mean_squared_centroid(moments: BlurMoments) -> Float[Array, ""]:
+def mean_squared_centroid(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> Float[Array, ""]:
     """Mean over pixels of mask times squared kernel centroid, px^2: drift between kernels and scene, pixel by pixel."""
-    return jnp.mean(moments.mask * jnp.sum(moments.centroid**2, axis=0))
+    return mean_over(moments.mask * jnp.sum(moments.centroid**2, axis=0), share)
 
 
 def _statistics(centroid: Float[Array, "*S 2"], second: Float[Array, "*S 3"]) -> KernelStatistics:

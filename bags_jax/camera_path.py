@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from bags_jax.data.poses import camera_centers
+
 RADIUS_SHARE = 0.6  # of the spread of the training cameras
 
 
@@ -18,7 +20,7 @@ def spiral(
     Returns:
       cam_from_world of each frame.
     """
-    centers = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+    centers = camera_centers(viewmats)
     middle = centers.mean(axis=0)
     down = viewmats[:, 1, :3].mean(axis=0)
     home = look_at(middle, focus, down)[:3, :3]
@@ -44,7 +46,7 @@ def look_at(
 
 def focus_point(viewmats: Float[np.ndarray, "V 4 4"], points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "3"]:
     """A point on the mean viewing axis, as far away as the middle one of the points in front of the cameras."""
-    centers = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+    centers = camera_centers(viewmats)
     middle, ahead = centers.mean(axis=0), viewmats[:, 2, :3].mean(axis=0)
     ahead = ahead / max(float(np.linalg.norm(ahead)), 1e-9)
     distances = (points - middle) @ ahead

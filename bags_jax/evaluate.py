@@ -16,11 +16,14 @@ from jaxtyping import Array, Float, UInt8
 
 from bags_jax import metrics, plan
 from bags_jax.atomic import write_atomic
-from bags_jax.blur import kernel_side, kernels_at, pixel_statistics, repeat_blocks, view_statistics
+from bags_jax.blur import kernel_side, kernels_at, mean_over, pixel_statistics, repeat_blocks, shares, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork
 from bags_jax.camera_path import focus_point, spiral
 from bags_jax.checkpoint import Checkpoints
+from bags_jax.data.poses import camera_centers
+from bags_jax.data.pyramid import make_dataset
 from bags_jax.data.scene import Scene
+from bags_jax.errors import UserError
 from bags_jax.export.ply import read_ply, write_ply
 from bags_jax.poses import corrected_camera
 from bags_jax.programs import count_pairs
@@ -29,11 +32,12 @@ from bags_jax.render import Rendered, View, apply_blur, propose_blur
 from bags_jax.report import no_truth
 from bags_jax.report.blur_pictures import kernel_grid, mask_picture, write_blur_json
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
+from bags_jax.schedules import Stage
 from bags_jax.spherical_harmonics import degree_of
 from bags_jax.step import eval_step, network_name
 from bags_jax.structs import BlurField, Camera, Dataset, TrainState
-from bags_jax.train import Job, check_views, first_state, make_job
-from bags_jax.workdir import read_config
+from bags_jax.train import Job, check_views, first_state, make_job, training_cameras
+from bags_jax.workdir import check_capture, read_config
 
 KERNEL_GRID = (6, 9)  # kernels shown of a view, rows and columns
 
@@ -43,15 +47,17 @@ class FoundBlur:
     """The blur of one training view."""
 
     mask: Float[Array, "h w"]
-    rms_width: Float[Array, ""]  # mean over pixels, px
+    mean_mask: Float[Array, ""]
+    rms_width: Float[Array, ""]  # mean over pixels, px at full image scale
     direction: Float[Array, ""]  # of the view's mean kernel, degrees
     samples: Float[Array, "gh gw K K"]  # kernels of a regular grid of pixels
 
 
-@struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class Look:
-    """One training view as the scene and the blur model have it."""
+    """One training view as the scene and the blur model have it, at the image scale of the last stage."""
 
+    photo: UInt8[np.ndarray, "H W 3"]
     sharp: Float[Array, "H W 3"]
     blurred: Float[Array, "H W 3"]  # what the photograph should look like; without a blur model the sharp picture
     blur: FoundBlur | None
@@ -90,6 +96,7 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
         state = checkpoints.restore(template, step)
     check_views(state, job.scene)
+    check_capture(workdir, training_cameras(job.scene))
     return Run(pathlib.Path(workdir).expanduser(), job, jax.tree.map(jnp.asarray, state))
 
 
@@ -118,7 +125,7 @@ def refined_viewmats(run: Run) -> Float[np.ndarray, "V 4 4"]:
     return viewmats
 
 
-def render_scene_views(run: Run, ids, *, margin: int = 0) -> Iterator[Rendered]:
+def render_scene_views(run: Run, ids) -> Iterator[Rendered]:
     """Sharp pictures of views of the scene, each at the size of its photograph and, in training views, its refined pose.
 
     One at a time: all pictures of a capture at full resolution may be more than a device holds.
@@ -127,35 +134,51 @@ def render_scene_views(run: Run, ids, *, margin: int = 0) -> Iterator[Rendered]:
     pictures = {}
     for height, width in set(sizes):
         same = [i for i, size in zip(ids, sizes, strict=True) if size == (height, width)]
-        shape = {"width": width, "height": height, "margin": margin}
-        pictures[height, width] = render_views(run, viewmats[same], run.scene.Ks[same], **shape)
+        pictures[height, width] = render_views(run, viewmats[same], run.scene.Ks[same], width=width, height=height)
     return (next(pictures[size]) for size in sizes)
 
 
 def look_at_training_views(run: Run) -> Iterator[Look]:
-    """Every training view, one at a time, by the blur model of the last stage."""
-    network, stage = run.job.network, run.job.stages[-1]
+    """Every training view, one at a time, as training saw it last.
+
+    At the image scale of the last stage, and smaller photographs on the canvas of the largest: there the network knows its way.
+    """
+    scene, network, stage = run.scene, run.job.network, run.job.stages[-1]
+    photos = make_dataset(scene, stage.scale)
+    _, height, width, _ = photos.images.shape
     margin = plan.margin_of(run.job.config, stage)
-    rendered_views = render_scene_views(run, run.scene.train_ids, margin=margin)
-    if network is None:
-        yield from (Look(rendered.image, rendered.image, None) for rendered in rendered_views)
-        return
-    params = run.state.network[network_name(stage.network)]
-    for index, rendered in enumerate(rendered_views):
-        yield _look(params, jnp.int32(index), rendered, network=network, head=stage.head)
+    viewmats = refined_viewmats(run)[scene.train_ids]
+    canvases = render_views(run, viewmats, photos.cameras.K, width=width, height=height, margin=margin)
+    for index, (canvas, size) in enumerate(zip(canvases, np.asarray(photos.sizes), strict=True)):
+        rows, columns = map(slice, size)
+        photo = np.asarray(photos.images[index, rows, columns])
+        if network is None:
+            picture = canvas.inside().image[rows, columns]
+            yield Look(photo, picture, picture, None)
+            continue
+        params = run.state.network[network_name(stage.network)]
+        picture, blurred, blur = _look(params, jnp.int32(index), jnp.array(size), canvas, network=network, stage=stage)
+        blocks = [slice(-(-side // network.stride(stage.head))) for side in size]
+        blur = dataclasses.replace(blur, mask=blur.mask[*blocks])
+        yield Look(photo, picture[rows, columns], blurred[rows, columns], blur)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "head"))
-def _look(params, index, rendered: Rendered, *, network: BlurProposalNetwork, head: int) -> Look:
-    field = propose_blur(network, params, index, rendered, head=head)
-    blurred, moments = apply_blur(network, field, rendered, head=head)
+@functools.partial(jax.jit, static_argnames=("network", "stage"))
+def _look(params, index, size, rendered: Rendered, *, network: BlurProposalNetwork, stage: Stage):
+    """Sharp picture, blurred picture and the blur of a canvas whose first size[0] rows and size[1] columns are the photograph."""
+    field = propose_blur(network, params, index, rendered, head=stage.head)
+    blurred, moments = apply_blur(network, field, rendered, head=stage.head)
+    rows, columns = (jnp.arange(n) < size[axis] for axis, n in enumerate(blurred.shape[:2]))
+    stride = network.stride(stage.head)
+    share = shares(rows[:, None] & columns[None, :], stride)
     found = FoundBlur(
         mask=field.mask,
-        rms_width=jnp.mean(pixel_statistics(moments).rms_width),
-        direction=view_statistics(moments).direction,
-        samples=sample_kernels(field),
+        mean_mask=mean_over(field.mask, share),
+        rms_width=mean_over(pixel_statistics(moments).rms_width, share) / stage.scale,
+        direction=view_statistics(moments, share).direction,
+        samples=sample_kernels(field, size / stride),
     )
-    return Look(rendered.inside().image, blurred, found)
+    return rendered.inside().image, blurred, found
 
 
 def score_view(picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]) -> dict:
@@ -228,10 +251,10 @@ def report_training_views(run: Run) -> dict[str, dict]:
     scene = run.scene
     training, blurs = {}, {}
     for i, look in zip(scene.train_ids, look_at_training_views(run), strict=True):
-        name, photo = scene.names[i], scene.images[i]
-        training[name] = no_truth.training_view(np.asarray(look.sharp), np.asarray(look.blurred), photo)
+        name = scene.names[i]
+        training[name] = no_truth.training_view(np.asarray(look.sharp), np.asarray(look.blurred), look.photo)
         if look.blur is not None:
-            blurs[name] = write_blur(run, name, look.blur, *photo.shape[:2])
+            blurs[name] = write_blur(run, name, look.blur, *look.photo.shape[:2])
     if blurs:
         write_blur_json(run.workdir / "blur" / "blur.json", blurs)
     return training
@@ -257,7 +280,7 @@ def write_blur(run: Run, name: str, found: FoundBlur, height: int, width: int) -
     write_png(run.workdir / "blur" / f"{_stem(name)}_mask.png", mask_picture(mask))
     write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(np.asarray(found.samples)))
     return {
-        "mean_mask": float(jnp.mean(found.mask)),
+        "mean_mask": float(found.mean_mask),
         "rms_width_px": float(found.rms_width),
         "direction_deg": float(found.direction),
     }
@@ -274,34 +297,38 @@ def write_poses(run: Run) -> None:
     write_atomic(run.workdir / "poses.json", (json.dumps(poses, indent=1) + "\n").encode())
 
 
-def sample_kernels(field: BlurField) -> Float[Array, "gh gw K K"]:
-    """Kernels of a regular grid of pixels, the only ones that are made."""
-    h, w = field.mask.shape
-    rows = ((np.arange(KERNEL_GRID[0]) + 0.5) * h / KERNEL_GRID[0]).astype(int)
-    columns = ((np.arange(KERNEL_GRID[1]) + 0.5) * w / KERNEL_GRID[1]).astype(int)
-    picked = kernels_at(field, *np.meshgrid(rows, columns, indexing="ij"))
+def sample_kernels(field: BlurField, size: Float[Array, "2"]) -> Float[Array, "gh gw K K"]:
+    """Kernels of a regular grid over the first size[0] rows and size[1] columns of a field, the only ones that are made."""
+    places = [((jnp.arange(n) + 0.5) / n * size[axis]).astype(jnp.int32) for axis, n in enumerate(KERNEL_GRID)]
+    picked = kernels_at(field, *jnp.meshgrid(*places, indexing="ij"))
     side = kernel_side(picked.shape[-1])
     return picked.reshape(*KERNEL_GRID, side, side)
 
 
-def render_path(run: Run, path: str, *, num_frames: int) -> list[Float[np.ndarray, "H W 3"]]:
-    """Pictures of the cameras of a path: test, train or spiral."""
+def render_path(run: Run, path: str, *, num_frames: int) -> Iterator[Rendered]:
+    """Pictures of the cameras of a path, one at a time: test, train or spiral.
+
+    Raises:
+      UserError: no view is held out.
+    """
     scene = run.scene
     if path in ("test", "train"):
         ids = scene.test_ids if path == "test" else scene.train_ids
-        return [np.asarray(r.image) for r in render_scene_views(run, ids)]
+        if not len(ids):
+            raise UserError("the capture has no held-out views: expected --path=train or --path=spiral")
+        return render_scene_views(run, ids)
     viewmats = refined_viewmats(run)[scene.train_ids]
     points = np.asarray(run.state.gaussians.means)[np.asarray(run.state.alive)]
     loop = spiral(viewmats, focus=focus_point(viewmats, points), num_frames=num_frames)
     first = scene.train_ids[0]
     height, width = scene.images[first].shape[:2]
     Ks = np.repeat(scene.Ks[first][None], num_frames, axis=0)
-    return [np.asarray(r.image) for r in render_views(run, loop, Ks, width=width, height=height)]
+    return render_views(run, loop, Ks, width=width, height=height)
 
 
 def nearest_training_view(scene: Scene, index: int) -> int:
     """The training view whose camera is nearest to that of a view."""
-    centers = -np.einsum("vji,vj->vi", scene.viewmats[:, :3, :3], scene.viewmats[:, :3, 3])
+    centers = camera_centers(scene.viewmats)
     distances = np.linalg.norm(centers[scene.train_ids] - centers[index], axis=-1)
     return int(scene.train_ids[np.argmin(distances)])
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 
 from bags_jax.blur_network import BlurProposalNetwork, init_network
+from bags_jax.data.poses import camera_centers
 from bags_jax.data.scene import Scene
 from bags_jax.density import empty_stats
 from bags_jax.errors import UserError
@@ -22,7 +23,7 @@ EXTENT_MARGIN = 1.1
 
 def scene_extent(viewmats: Float[np.ndarray, "V 4 4"]) -> float:
     """1.1 times the largest distance of a camera from the mean camera position, scene units (Kerbl et al. 2023)."""
-    centers = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+    centers = camera_centers(viewmats)
     return float(EXTENT_MARGIN * np.linalg.norm(centers - centers.mean(axis=0), axis=-1).max()) or 1.0
 
 
@@ -30,7 +31,7 @@ def random_points(scene: Scene, num: int, seed: int) -> tuple[Float[np.ndarray, 
     """Uniform points and colours in the cube of twice the extent around where the training cameras look."""
     viewmats = scene.viewmats[scene.train_ids]
     extent = scene_extent(viewmats)
-    centers = -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+    centers = camera_centers(viewmats)
     ahead = viewmats[:, 2, :3].mean(axis=0)
     middle = centers.mean(axis=0) + extent * ahead / max(float(np.linalg.norm(ahead)), 1e-6)
     rng = np.random.default_rng(seed)

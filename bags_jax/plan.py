@@ -69,12 +69,21 @@ def round_up(value: int, multiple: int) -> int:
 
 COUNTS = ("num_steps", "max_gaussians", "init.num_random", "density.every")
 COUNTS += ("log_every", "checkpoint_every", "keep_checkpoints")
-
+COUNTS += ("blur.width", "blur.conv_width", "blur.feature_width", "blur.embedding_width")
+WHOLE = ("blur.kernel_sizes", "blur.strides", "data.mixed_factors")  # lists of whole numbers
+NUMBERS = ("stages.scales", "stages.stops", "data.background")  # lists of any numbers
 
 POSITIVE = ("optim.means", "optim.means_final", "optim.network", "optim.network_final")
 NOT_NEGATIVE = ("optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps")
 NOT_NEGATIVE += ("blur.logit_bound", "loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
-NOT_NEGATIVE += ("loss.width_tv", "loss.sharp", "loss.sharp_start", "loss.sharp_view_start")
+NOT_NEGATIVE += (
+    "loss.depth_tv",
+    "loss.rgb_tv",
+    "loss.width_tv",
+    "loss.sharp",
+    "loss.sharp_start",
+    "loss.sharp_view_start",
+)
 
 
 def check_weights(config: Config) -> None:
@@ -95,8 +104,22 @@ def check_weights(config: Config) -> None:
         raise UserError(
             "config.optim.poses_final is 0, expected more: --config.optim.poses=0 keeps the poses as they are"
         )
+    if not 0 < config.init.opacity < 1:
+        raise UserError(f"config.init.opacity is {config.init.opacity}, expected between 0 and 1")
+    if not 0 <= config.loss.ssim <= 1:
+        raise UserError(f"config.loss.ssim is {config.loss.ssim}, expected 0 to 1: L1 has what is left")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"config.seed is {config.seed}, expected 0 to 2147483647")
+
+
+def check_known(config: Config) -> None:
+    """Raises UserError where a noted configuration has a term of the loss or a rate that is gone."""
+    for group, known in (("loss", Objective), ("optim", Rates)):
+        gone = set(config[group].keys()) - {field.name for field in dataclasses.fields(known)} - {"means_steps"}
+        if gone:
+            raise UserError(
+                f"the configuration has config.{group}.{min(gone)}, which is of an earlier version; train again in another --workdir"
+            )
 
 
 def switch_off_later(config: Config) -> Config:
@@ -105,6 +128,15 @@ def switch_off_later(config: Config) -> Config:
     for group, fields in later.items():
         config[group].update({name: off for name, off in fields.items() if name not in config[group]})
     return config
+
+
+def check_lists(config: Config) -> None:
+    """Raises UserError where a list has something else than numbers, which flags let pass."""
+    for names, kinds, expected in ((WHOLE, int, "whole numbers"), (NUMBERS, int | float, "numbers")):
+        for name in names:
+            values = functools.reduce(getattr, name.split("."), config)
+            if not all(isinstance(value, kinds) and math.isfinite(value) for value in values):
+                raise UserError(f"config.{name} is {tuple(values)}, expected {expected}, with commas between them")
 
 
 def check_counts(config: Config) -> None:
@@ -280,13 +312,15 @@ def _load_photographs(config: Config) -> Scene:
 
 
 def count_devices(config: Config) -> int:
-    """Devices that training uses.
+    """Devices that training uses; where none are asked for, as many as can share the views of a step.
 
     Raises:
       UserError: more than there are, or a batch that they cannot share.
     """
     there = jax.local_device_count()
-    num = config.num_devices or there
+    if not config.num_devices:
+        return max(num for num in range(1, there + 1) if config.views_per_step % num == 0)
+    num = config.num_devices
     if num > there:
         raise UserError(f"config.num_devices is {num}, but this machine has {there}: 0 takes all")
     if config.views_per_step % num:

@@ -29,6 +29,7 @@ class View:
     eps_2d: float = 0.1  # variance of Mip-Splatting's 2D filter, px^2
     near_plane: float = 0.2  # scene units
     backend: str = "auto"  # see `rasterize`
+    deterministic: bool = False  # the same
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -131,6 +132,7 @@ def render(
         height=height,
         max_intersections=view.max_intersections,
         backend=view.backend,
+        deterministic=view.deterministic,
     )
     return Rendered(
         image=output.colors[..., :3] + (1.0 - output.alphas[..., None]) * jnp.asarray(view.background)[None, None],

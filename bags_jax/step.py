@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur import masked_widths, mean_squared_centroid, view_statistics
+from bags_jax.blur import masked_widths, mean_over, mean_squared_centroid, shares, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.density import add_stats, view_stats
 from bags_jax.geometry import LARGEST
@@ -117,8 +117,10 @@ def loss_fn(
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        blurred = _blur_terms(found, recipe.network.stride(recipe.stage.head), state, index, recipe)
-        blur_px = view_statistics(found).rms_width / recipe.stage.scale
+        stride = recipe.network.stride(recipe.stage.head)
+        share = shares(valid, stride)
+        blurred = _blur_terms(found, share, stride, state, index, recipe)
+        blur_px = view_statistics(found, share).rms_width / recipe.stage.scale
     terms, weights = _terms(image, photo, valid, sharp, recipe.objective)
     terms |= blurred
     weights |= {name: getattr(recipe.objective, name) for name in blurred}
@@ -131,16 +133,30 @@ def loss_fn(
     return total, ({"total": total, **terms}, rendered)
 
 
-def _blur_terms(found: BlurMoments, stride: int, state: TrainState, index: Int[Array, ""], recipe: Recipe) -> dict:
-    """Terms of the blur model, by the names of their weights; stride: side of the blocks that share a kernel, px."""
-    widths, every_block = masked_widths(found), jnp.ones(found.mask.shape, bool)
+def _blur_terms(
+    found: BlurMoments,
+    share: Float[Array, "h w"],
+    stride: int,
+    state: TrainState,
+    index: Int[Array, ""],
+    recipe: Recipe,
+) -> dict:
+    """Terms of the blur model, by the names of their weights.
+
+    Args:
+      found: the blur of a view.
+      share: what part of the photograph each block is, blur.shares.
+      stride: side of the blocks that share a kernel, px.
+      state, index, recipe: as in loss_fn.
+    """
+    widths = masked_widths(found)
     closes = looks_sharp(state.blur_px) & (state.step >= recipe.objective.sharp_start)
     closes |= sharp_views(state.blur_px)[index] & (state.step >= recipe.objective.sharp_view_start)
-    variance = jnp.mean(widths**2) / recipe.stage.scale**2
+    variance = mean_over(widths**2, share) / recipe.stage.scale**2
     return {
-        "mask": jnp.mean(found.mask),
-        "centroid": mean_squared_centroid(found),
-        "width_tv": losses.total_variation(widths[..., None], every_block) / stride,
+        "mask": mean_over(found.mask, share),
+        "centroid": mean_squared_centroid(found, share),
+        "width_tv": losses.total_variation(widths[..., None], share > 0.0) / stride,
         "sharp": jnp.where(closes, blur_price(variance), 0.0),
     }
 

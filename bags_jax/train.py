@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from bags_jax import parallel, plan
 from bags_jax.blur_network import BlurProposalNetwork, hand_over
@@ -32,7 +33,7 @@ from bags_jax.render import View
 from bags_jax.schedules import Stage, stage_at
 from bags_jax.step import Recipe, network_name
 from bags_jax.structs import Dataset, PoseFrame, TrainState
-from bags_jax.workdir import claim_workdir, noted_views_per_step
+from bags_jax.workdir import claim_capture, claim_workdir, noted_views_per_step
 from bags_jax.writers import Writers
 
 GROWS_SOON = 0.6  # part of the rows in use from which the program of the next capacity is made
@@ -68,7 +69,10 @@ class Job:
         config = self.config
         return Recipe(
             stage=stage,
-            view=View(width, height, room, self.scene.background, plan.margin_of(config, stage)),
+            view=View(
+                *(width, height, room, self.scene.background, plan.margin_of(config, stage)),
+                deterministic=config.get("deterministic", False),  # get: runs from before it was there
+            ),
             objective=plan.make_objective(config),
             optimizers=self.optimizers,
             network=self.network,
@@ -84,6 +88,8 @@ def make_job(config: plan.Config) -> Job:
     Raises:
       UserError: what the configuration asks for cannot be had.
     """
+    plan.check_lists(config)
+    plan.check_known(config)
     plan.check_weights(config)
     plan.check_counts(config)
     stages = plan.make_stages(config)
@@ -94,6 +100,9 @@ def make_job(config: plan.Config) -> Job:
         scene = dataclasses.replace(
             scene, notes=(*scene.notes, f"the capture has no points: {num} random ones are used")
         )
+    if not config.num_devices and num_devices < (there := jax.local_device_count()):
+        shared = f"{num_devices} of {there} devices are used: more cannot share {config.views_per_step} views a step"
+        scene = dataclasses.replace(scene, notes=(*scene.notes, shared))
     height, width = np.min([image.shape[:2] for image in scene.images], axis=0)
     plan.check_sizes(stages, int(width), int(height))
     extent = scene_extent(scene.viewmats[scene.train_ids])
@@ -117,12 +126,17 @@ def _pose_frame(scene: Scene, extent: float) -> PoseFrame:
 
 
 def check_views(state: TrainState, scene: Scene) -> None:
-    """Raises UserError where a checkpoint is of another set of training views."""
+    """Raises UserError where a checkpoint is of another number of training views."""
     if state.poses.shape[0] != len(scene.train_ids):
         raise UserError(
             f"the checkpoint knows {state.poses.shape[0]} training views, the capture has {len(scene.train_ids)} now: bring the "
             "photographs back as they were, or train again in another --workdir"
         )
+
+
+def training_cameras(scene: Scene) -> dict[str, Float[np.ndarray, "4 4"]]:
+    """cam_from_world of the training views by their names: what a run notes of its capture."""
+    return {scene.names[i]: scene.viewmats[i] for i in scene.train_ids}
 
 
 def num_random_points(config: plan.Config) -> int:
@@ -190,6 +204,7 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
     job = make_job(config)
     template = jax.eval_shape(lambda: first_state(job))
     workdir = claim_workdir(workdir, config)  # last of all checks: a run that cannot start leaves no trace
+    claim_capture(workdir, training_cameras(job.scene))
     with (
         Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints,
         Writers(workdir) as writers,

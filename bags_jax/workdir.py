@@ -5,11 +5,16 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from bags_jax.atomic import write_atomic
 from bags_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
+CAPTURE_FILE = "capture.json"
+MOVED = 1e-3  # part of the largest number in a pose by which it may change: what rounding does, no new reconstruction
 # A run may go on with other values of these: they change neither the scene nor what it is trained for.
 FREE = ("log_every", "checkpoint_every", "keep_checkpoints", "compilation_cache", "num_devices")
 
@@ -44,6 +49,44 @@ def holds_run(workdir: str | pathlib.Path, config: ConfigDict) -> bool:
         return False
     _check_same(path, _read_fields(path / CONFIG_FILE), json.loads(config.to_json_best_effort()))
     return True
+
+
+def claim_capture(path: pathlib.Path, cameras: dict[str, Float[np.ndarray, "4 4"]]) -> None:
+    """Notes the training views of a run, or checks that they are those noted.
+
+    Args:
+      path: the working directory.
+      cameras: cam_from_world by the name of the photograph.
+    Raises:
+      UserError: the run was begun on others, or the note cannot be written.
+    """
+    check_capture(path, cameras)
+    if not (path / CAPTURE_FILE).exists():
+        noted = {name: viewmat.tolist() for name, viewmat in cameras.items()}
+        write_atomic(path / CAPTURE_FILE, (json.dumps(noted) + "\n").encode())
+
+
+def check_capture(workdir: str | pathlib.Path, cameras: dict[str, Float[np.ndarray, "4 4"]]) -> None:
+    """Raises UserError where a run was trained on other photographs, or on a reconstruction with other axes or another unit.
+
+    Runs of before this was noted pass.
+    """
+    path = pathlib.Path(workdir).expanduser() / CAPTURE_FILE
+    if not path.exists():
+        return
+    try:
+        noted = {
+            name: np.array(viewmat, np.float64).reshape(4, 4) for name, viewmat in json.loads(path.read_text()).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): choose another --workdir") from error
+    mend = "bring the capture back as it was, or train again in another --workdir"
+    if noted.keys() != cameras.keys():
+        name = min(noted.keys() ^ cameras.keys())
+        raise UserError(f"{path.parent} holds a run on other photographs: {name} is in one of the two alone; {mend}")
+    for name, viewmat in cameras.items():
+        if np.max(np.abs(viewmat - noted[name])) > MOVED * max(1.0, float(np.max(np.abs(viewmat)))):
+            raise UserError(f"{path.parent} holds a run on other poses: the camera of {name} has moved since; {mend}")
 
 
 def _read_fields(path: pathlib.Path) -> dict:

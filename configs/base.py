@@ -16,7 +16,8 @@ def get_config(arg: str = "") -> Any:
             "seed": 0,
             "num_steps": 20_000,
             "views_per_step": 0,  # over all devices; 0: one for each device
-            "num_devices": 0,  # 0: all
+            "num_devices": 0,  # 0: as many as can share the views of a step
+            "deterministic": False,  # sum gradients in a fixed order on a GPU too: slower, and the same to the last bit each time
             "max_gaussians": 1_000_000,  # the scene never has more
             "sh_degree": 3,  # of the colours, 0 to 3
             "sh_every": 0.05,  # S: after so many steps one more degree is in use

@@ -14,7 +14,7 @@ from absl import flags
 from bags_jax.atomic import write_atomic
 from bags_jax.metrics import LPIPS_EXTRA
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
-from bags_jax.report.tables import markdown_table
+from bags_jax.report.tables import format_scores, markdown_table
 from configs import procedural
 from experiments.launch import launch, use_compilation_cache
 
@@ -22,6 +22,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder for all that the 
 _BLUR = flags.DEFINE_enum("blur", "motion", ["motion", "defocus", "mixed"], "Kind of blur.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Everything in seconds, learning nothing: a test of the road itself.")
 
+SCORES = ("PSNR", "SSIM", "LPIPS")
 NUM_ROWS = 3  # held-out views in the picture
 
 
@@ -54,10 +55,8 @@ def table(results: dict, photos: dict) -> str:
     for protocol in ("deblur_nerf", "gaussian_splatting"):
         named = {"photo blur": photos, "plain splatting": results["plain"], "BAGS": results["bags"]}
         for name, scores in named.items():
-            s = scores[protocol]
-            lpips = "-" if s["LPIPS"] is None else f"{s['LPIPS']:.3f}"
-            rows.append([protocol, name, f"{s['PSNR']:.2f}", f"{s['SSIM']:.3f}", lpips])
-    return markdown_table(["protocol", "", "PSNR", "SSIM", "LPIPS"], rows)
+            rows.append([protocol, name, *format_scores(*(scores[protocol][score] for score in SCORES))])
+    return markdown_table(["protocol", "", *SCORES], rows)
 
 
 def main() -> None:
@@ -88,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, resumes=True)

@@ -9,7 +9,7 @@ from absl import flags
 
 from bags_jax.metrics import LPIPS_EXTRA
 from bags_jax.report.no_truth import table_rows
-from bags_jax.report.tables import markdown_table
+from bags_jax.report.tables import format_scores, markdown_table
 from experiments.launch import launch, use_compilation_cache
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -17,15 +17,13 @@ _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.
 _DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it is not where training found it.")
 _CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
 
+SCORES = ("PSNR", "SSIM", "LPIPS")
+
 
 def score_rows(results: dict) -> list[list[str]]:
-    """One row a protocol: PSNR, SSIM, LPIPS."""
-    rows = []
-    for protocol in ("deblur_nerf", "gaussian_splatting"):
-        scores = results[protocol]
-        lpips = "-" if scores["LPIPS"] is None else f"{scores['LPIPS']:.3f}"
-        rows.append([protocol, f"{scores['PSNR']:.2f}", f"{scores['SSIM']:.3f}", lpips])
-    return rows
+    """One row a protocol."""
+    protocols = ("deblur_nerf", "gaussian_splatting")
+    return [[name, *format_scores(*(results[name][score] for score in SCORES))] for name in protocols]
 
 
 def main() -> None:
@@ -35,11 +33,11 @@ def main() -> None:
 
     results = evaluate(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
     print(f"step {results['step']}, {results['num_gaussians']} Gaussians, {len(results['per_view'])} held-out views")
-    print(markdown_table(["protocol", "PSNR", "SSIM", "LPIPS"], score_rows(results)))
+    print(markdown_table(["protocol", *SCORES], score_rows(results)))
     if results["shift_aligned"]["PSNR"] is not None:
         print(f"PSNR after the best sub-pixel shift of each view: {results['shift_aligned']['PSNR']:.2f}")
     print(markdown_table(["without sharp truth", "value", "what it says"], table_rows(results["no_truth"])))
-    if results["deblur_nerf"]["LPIPS"] is None:
+    if results["per_view"] and results["deblur_nerf"]["LPIPS"] is None:
         print(f"LPIPS needs its weights: {LPIPS_EXTRA}")
 
 

@@ -28,8 +28,13 @@ MISTAKES = (
 )
 
 
-def launch(main: Callable[[], None]) -> None:
-    """Runs a program. Flags are parsed first, then UserError is what the user can mend; all else is our bug."""
+def launch(main: Callable[[], None], *, resumes: bool = False) -> None:
+    """Runs a program. Flags are parsed first, then UserError is what the user can mend; all else is our bug.
+
+    Args:
+      main: the program.
+      resumes: called again, it goes on where it was stopped.
+    """
 
     def parse(argv):
         try:
@@ -49,7 +54,7 @@ def launch(main: Callable[[], None]) -> None:
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            fail("interrupted: the same command goes on from the last checkpoint", code=130)
+            fail("interrupted" + resumes * ": the same command goes on from the last checkpoint", code=130)
 
     app.run(run, flags_parser=parse)
 

@@ -29,10 +29,11 @@ def main() -> None:
     from bags_jax.report.pictures import to_uint8, write_png
 
     run = open_run(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
-    frames = [to_uint8(np.asarray(image)) for image in render_path(run, _PATH.value, num_frames=_FRAMES.value)]
     folder = pathlib.Path(run.workdir) / "renders" / _PATH.value
-    for number, frame in enumerate(frames):
-        write_png(folder / f"{number:04d}.png", frame)
+    frames = []
+    for number, rendered in enumerate(render_path(run, _PATH.value, num_frames=_FRAMES.value)):
+        frames.append(to_uint8(rendered.image))
+        write_png(folder / f"{number:04d}.png", frames[-1])
     if len({frame.shape for frame in frames}) == 1:
         write_video(folder.with_suffix(".mp4"), np.stack(frames), fps=_FPS.value)
         print(f"{len(frames)} pictures in {folder}, film: {folder.with_suffix('.mp4')}")

@@ -14,6 +14,7 @@ from bags_jax.blur import (
     mean_squared_centroid,
     pixel_statistics,
     repeat_blocks,
+    shares,
     view_statistics,
 )
 from bags_jax.blur_stream import kernel_side, kernels_of, rows_per_block, stream_blur, tap_moments
@@ -134,6 +135,23 @@ def test_moments_say_what_the_kernels_would():
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     squared = jnp.mean(mask * jnp.sum(each.centroid**2, axis=-1))
     np.testing.assert_allclose(mean_squared_centroid(found), squared, rtol=1e-4)
+
+
+def test_what_a_padded_photograph_is_padded_with_does_not_count():
+    """A photograph of 5 x 7 px in an array of 8 x 10, blocks of 2 x 2 px: those at its border count by what is inside."""
+    draw = np.random.default_rng(4)
+    mask, centroid, second = (jnp.asarray(draw.random((n, 4, 5)), jnp.float32) for n in (1, 2, 3))
+    found = BlurMoments(mask[0], centroid, second)
+    centroids = np.asarray(centroid)
+    share = shares((jnp.arange(8) < 5)[:, None] & (jnp.arange(10) < 7)[None, :], 2)
+    weights = np.array([2, 2, 1, 0])[:, None] * np.array([2, 2, 2, 1, 0])[None, :] / 35.0
+    np.testing.assert_allclose(share, weights, rtol=1e-6)
+    mean = np.sum(weights * np.asarray(mask[0]) * centroids, axis=(1, 2))
+    np.testing.assert_allclose(view_statistics(found, share).centroid, mean, rtol=1e-5)
+    squared = np.sum(weights * np.asarray(mask[0]) * np.sum(centroids**2, axis=0))
+    np.testing.assert_allclose(mean_squared_centroid(found, share), squared, rtol=1e-5)
+    whole = view_statistics(found, shares(jnp.ones((8, 10), bool), 2)).rms_width
+    np.testing.assert_allclose(whole, view_statistics(found).rms_width, rtol=1e-5)
 
 
 @pytest.mark.parametrize("height, block_bytes, rows", [(100, 1, 1), (100, 40 * 4 * 90, 34), (100, 1 << 30, 100)])

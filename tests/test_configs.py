@@ -129,6 +129,44 @@ def test_schedule_that_does_not_fit(field, value, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("data.background", ("white",)),
+        ("data.mixed_factors", ("a", "b")),
+        ("stages.stops", ("half", 0.5, 1)),
+        ("stages.scales", (0.5, float("nan"), 1.0)),
+        ("blur.kernel_sizes", (3, 5.5, 7)),
+        ("blur.strides", (1.5, 1, 1)),
+    ],
+)
+def test_lists_are_of_numbers(field, value):
+    """Flags do not say: the items of a list have no type there."""
+    config = base.get_config()
+    plan.check_lists(config)
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=rf"config\.{field} is \(.*expected (whole )?numbers"):
+        plan.check_lists(config)
+
+
+@pytest.mark.parametrize("field, value", [("init.opacity", 1.0), ("init.opacity", 0.0), ("loss.ssim", 1.5)])
+def test_parts_of_one(field, value):
+    config = base.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=rf"config\.{field} is {value}, expected"):
+        plan.check_weights(config)
+
+
+def test_terms_that_are_gone_are_told():
+    config = base.get_config()
+    plan.check_known(config)
+    with config.unlocked():
+        config.loss.width = 0.1
+    with pytest.raises(UserError, match=r"config\.loss\.width, which is of an earlier version"):
+        plan.check_known(config)
+
+
 @pytest.mark.parametrize("field", plan.COUNTS)
 def test_counts_are_at_least_one(field):
     config = base.get_config()

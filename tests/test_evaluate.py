@@ -1,5 +1,6 @@
 """From a trained folder to scores, pictures, films' cameras and a splat."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,10 +13,20 @@ from PIL import Image
 from bags_jax import rasterization
 from bags_jax.camera_path import focus_point, look_at, spiral
 from bags_jax.errors import UserError
-from bags_jax.evaluate import evaluate, export, open_run, render_path, render_scene_views, score_view
+from bags_jax.evaluate import (
+    evaluate,
+    export,
+    look_at_training_views,
+    mean_scores,
+    open_run,
+    render_path,
+    render_scene_views,
+    score_view,
+)
 from bags_jax.export.ply import read_ply
 from bags_jax.train import train
 from configs import procedural
+from experiments.evaluate import score_rows
 
 PROTOCOLS = ("deblur_nerf", "gaussian_splatting")
 
@@ -59,6 +70,40 @@ def test_a_run_of_an_earlier_version_is_evaluated_as_it_was_trained(workdir, run
     opened = open_run(older)
     assert opened.job.config.loss.width_tv == 0.0 and run.job.config.blur.margin and not opened.job.config.blur.margin
     jax.tree.map(np.testing.assert_array_equal, opened.state, run.state)
+
+
+def test_a_smaller_photograph_is_looked_at_where_it_was_trained(run):
+    """On the canvas of the largest: the network knows places and depths of that."""
+    looks, index = list(look_at_training_views(run)), 1
+    scene, view = run.scene, run.scene.train_ids[index]
+    images = list(scene.images)
+    images[view] = images[view][:15, :21]
+    smaller = dataclasses.replace(scene, images=tuple(images))
+    cropped = dataclasses.replace(run, job=dataclasses.replace(run.job, scene=smaller))
+    found, whole = list(look_at_training_views(cropped))[index], looks[index]
+    np.testing.assert_array_equal(found.blurred, whole.blurred[:15, :21])
+    np.testing.assert_array_equal(found.blur.mask, whole.blur.mask[:8, :11])
+    assert found.blur.mean_mask != whole.blur.mean_mask
+    np.testing.assert_allclose(found.blur.mean_mask, found.blur.mask.mean(), atol=0.05)
+
+
+def test_kernels_are_looked_at_at_the_scale_where_they_were_learnt(tmp_path):
+    """And their widths told in px of the photographs."""
+    changes = {"stages.scales": (0.5,), "stages.stops": (1.0,), "blur.kernel_sizes": (3,), "blur.strides": (1,)}
+    train(make_config(**changes, **{"blur.warmup": 0.0, "blur.centre_logit": 0.0}), tmp_path)
+    look = next(look_at_training_views(open_run(tmp_path)))
+    assert look.photo.shape == look.blurred.shape == (12, 16, 3) and look.blur.mask.shape == (12, 16)
+    uniform = np.sqrt(2 * 2 / 3)  # 3 x 3 taps alike, in px of half the scale
+    np.testing.assert_allclose(look.blur.rms_width, 2 * uniform, rtol=0.2)
+
+
+def test_a_capture_without_held_out_views(run):
+    """There is nothing to score; tables say so, and a film of held-out views is refused."""
+    scene = dataclasses.replace(run.scene, test_ids=run.scene.test_ids[:0])
+    alone = dataclasses.replace(run, job=dataclasses.replace(run.job, scene=scene))
+    assert score_rows(mean_scores({})) == [[name, "-", "-", "-"] for name in PROTOCOLS]
+    with pytest.raises(UserError, match="no held-out views: expected --path=train"):
+        render_path(alone, "test", num_frames=3)
 
 
 def test_evaluation_needs_nothing_of_the_optimizers(run):
@@ -241,6 +286,6 @@ def test_look_at_puts_down_down():
 
 @pytest.mark.parametrize("path,count", [("test", 2), ("train", 4), ("spiral", 3)])
 def test_render_path(run, path, count):
-    frames = render_path(run, path, num_frames=3)
+    frames = [rendered.image for rendered in render_path(run, path, num_frames=3)]
     assert len(frames) == count
     assert all(frame.shape == (24, 32, 3) and np.isfinite(frame).all() for frame in frames)

@@ -114,6 +114,14 @@ def test_devices_that_do_not_fit(num_devices, views, message):
         count_devices(config)
 
 
+@pytest.mark.parametrize("views, used", [(0, 2), (1, 1), (2, 2), (3, 1), (4, 2)])
+def test_as_many_devices_as_can_share_the_views(views, used):
+    """So that a run goes on, as it was, on a machine with more devices or fewer."""
+    config = make_config(0)
+    config.views_per_step = views
+    assert count_devices(config) == used
+
+
 def test_parallelize_sums_and_tells_devices_apart():
     def step(rank, state, shift):
         total = parallel.psum(rank + shift)

@@ -146,7 +146,10 @@ def _lens(values: dict[str, Any], path: pathlib.Path, where: str) -> Lens:
     # The size belongs to the intrinsics; where it is not given, they are those of the picture itself.
     width, height = photo_size(path) if "w" not in values or "h" not in values else (number("w"), number("h"))
     if "fl_x" not in values and "camera_angle_x" in values:
-        fx = 0.5 * width / math.tan(0.5 * number("camera_angle_x"))
+        angle = number("camera_angle_x")
+        if not 0 < angle < math.pi:
+            raise UserError(f"{where}: camera_angle_x is {angle}; expected radians between 0 and pi")
+        fx = 0.5 * width / math.tan(0.5 * angle)
     else:
         fx = number("fl_x")
     center = (fx, number("fl_y", fx), number("cx", width / 2), number("cy", height / 2))

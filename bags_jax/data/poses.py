@@ -6,6 +6,11 @@ import numpy as np
 from jaxtyping import Float
 
 
+def camera_centers(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "V 3"]:
+    """Where the cameras stand, world frame."""
+    return -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+
+
 def look_at(center: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], roll: float) -> Float[np.ndarray, "4 4"]:
     """cam_from_world of a camera at `center` that looks at `target` (world frame); roll in rad."""
     forward = (target - center) / np.linalg.norm(target - center)

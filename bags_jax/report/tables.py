@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 from bags_jax.errors import UserError
-from bags_jax.metrics import Scores
 
 _NUMBER = re.compile(r"[-+±]?([0-9.,]+|inf|nan)( ± [0-9.,]+)?( ?[a-zA-Z%/°]+)?|-|missing|")
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
@@ -69,9 +68,11 @@ def _is_numeric(column: Sequence[str]) -> bool:
     return len(column) > 0 and all(_NUMBER.fullmatch(cell) for cell in column)
 
 
-def format_scores(scores: Scores) -> tuple[str, str, str]:
+def format_scores(psnr: float | None, ssim: float | None, lpips: float | None) -> tuple[str, str, str]:
     """PSNR with 2 decimals, SSIM and LPIPS with 3; "-" for a score that there is not."""
-    return f"{scores.psnr:.2f}", f"{scores.ssim:.3f}", "-" if scores.lpips is None else f"{scores.lpips:.3f}"
+    digits = ((psnr, 2), (ssim, 3), (lpips, 3))
+    psnr_text, ssim_text, lpips_text = ("-" if score is None else f"{score:.{places}f}" for score, places in digits)
+    return psnr_text, ssim_text, lpips_text
 
 
 def _cell(text: str) -> str:
