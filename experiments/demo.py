@@ -14,7 +14,7 @@ from absl import flags
 from bags_jax.atomic import write_atomic
 from bags_jax.metrics import LPIPS_EXTRA
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
-from bags_jax.report.tables import format_scores, markdown_table
+from bags_jax.report.tables import SCORES, format_scores, markdown_table
 from configs import procedural
 from experiments.launch import launch, use_compilation_cache
 
@@ -22,7 +22,6 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder for all that the 
 _BLUR = flags.DEFINE_enum("blur", "motion", ["motion", "defocus", "mixed"], "Kind of blur.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Everything in seconds, learning nothing: a test of the road itself.")
 
-SCORES = ("PSNR", "SSIM", "LPIPS")
 NUM_ROWS = 3  # held-out views in the picture
 
 
@@ -55,7 +54,7 @@ def table(results: dict, photos: dict) -> str:
     for protocol in ("deblur_nerf", "gaussian_splatting"):
         named = {"photo blur": photos, "plain splatting": results["plain"], "BAGS": results["bags"]}
         for name, scores in named.items():
-            rows.append([protocol, name, *format_scores(*(scores[protocol][score] for score in SCORES))])
+            rows.append([protocol, name, *format_scores(scores[protocol])])
     return markdown_table(["protocol", "", *SCORES], rows)
 
 

@@ -9,7 +9,7 @@ from absl import flags
 
 from bags_jax.metrics import LPIPS_EXTRA
 from bags_jax.report.no_truth import table_rows
-from bags_jax.report.tables import format_scores, markdown_table
+from bags_jax.report.tables import SCORES, format_scores, markdown_table
 from experiments.launch import launch, use_compilation_cache
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -17,13 +17,11 @@ _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.
 _DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it is not where training found it.")
 _CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
 
-SCORES = ("PSNR", "SSIM", "LPIPS")
-
 
 def score_rows(results: dict) -> list[list[str]]:
     """One row a protocol."""
     protocols = ("deblur_nerf", "gaussian_splatting")
-    return [[name, *format_scores(*(results[name][score] for score in SCORES))] for name in protocols]
+    return [[name, *format_scores(results[name])] for name in protocols]
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 from bags_jax.errors import UserError
 from bags_jax.report.blur_pictures import kernel_grid, mask_picture, rank_views, write_blur_json
 from bags_jax.report.pictures import contact_sheet, enlarge, to_uint8, write_png, zoom
-from bags_jax.report.tables import format_scores, markdown_table
+from bags_jax.report.tables import SCORES, format_scores, markdown_table
 
 
 def flat(color, height=20, width=30) -> np.ndarray:
@@ -103,7 +103,8 @@ def test_sheet_takes_pictures_of_different_sizes_and_names_bad_grids():
 def test_table_aligns_and_escapes():
     scores = [(26.704, 0.8237, 0.0964), (float("inf"), 1.0, None)]
     table = markdown_table(
-        ["scene", "PSNR", "SSIM", "LPIPS"], [[n, *format_scores(*s)] for n, s in zip(["blur|ball", "b"], scores)]
+        ["scene", "PSNR", "SSIM", "LPIPS"],
+        [[n, *format_scores(dict(zip(SCORES, s)))] for n, s in zip(["blur|ball", "b"], scores)],
     )
     assert table.splitlines() == [
         "| scene      |  PSNR |  SSIM | LPIPS |",

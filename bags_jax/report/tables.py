@@ -1,10 +1,11 @@
 """Tables in Markdown that read as well in a terminal, and the same in LaTeX."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bags_jax.errors import UserError
 
+SCORES = ("PSNR", "SSIM", "LPIPS")
 _NUMBER = re.compile(r"[-+±]?([0-9.,]+|inf|nan)( ± [0-9.,]+)?( ?[a-zA-Z%/°]+)?|-|missing|")
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
 
@@ -68,11 +69,10 @@ def _is_numeric(column: Sequence[str]) -> bool:
     return len(column) > 0 and all(_NUMBER.fullmatch(cell) for cell in column)
 
 
-def format_scores(psnr: float | None, ssim: float | None, lpips: float | None) -> tuple[str, str, str]:
-    """PSNR with 2 decimals, SSIM and LPIPS with 3; "-" for a score that there is not."""
-    digits = ((psnr, 2), (ssim, 3), (lpips, 3))
-    psnr_text, ssim_text, lpips_text = ("-" if score is None else f"{score:.{places}f}" for score, places in digits)
-    return psnr_text, ssim_text, lpips_text
+def format_scores(scores: Mapping[str, float | None]) -> list[str]:
+    """The cells of SCORES: PSNR with 2 decimals, SSIM and LPIPS with 3; "-" for a score that there is not."""
+    digits = dict(zip(SCORES, (2, 3, 3), strict=True))
+    return ["-" if scores[name] is None else f"{scores[name]:.{places}f}" for name, places in digits.items()]
 
 
 def _cell(text: str) -> str:
