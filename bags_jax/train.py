@@ -207,7 +207,7 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
     claim_capture(workdir, training_cameras(job.scene))
     with (
         Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints,
-        Writers(workdir) as writers,
+        Writers(workdir, max(checkpoints.steps(), default=0)) as writers,
         Programs(job.num_devices) as programs,
         Progress(config.num_steps, job.scene.notes) as progress,
     ):
@@ -289,7 +289,7 @@ def raise_not_finite(metrics: dict, step: int, stage: Stage, checkpoints: Checkp
     """Raises UserError with the terms of the loss that are not finite."""
     terms = [name for name, value in metrics["mean"].items() if name not in ("total", "psnr")]
     bad = [f"{name} = {float(metrics[name])}" for name in terms if not np.isfinite(metrics[name])] or [
-        "no term, but the new parameters"
+        "no term, but what the step makes of the parameters"
     ]
     kept = checkpoints.steps()
     way_out = f"the checkpoint of step {kept[-1]} is kept" if kept else "there was no checkpoint yet"

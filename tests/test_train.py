@@ -96,7 +96,7 @@ def test_interrupted_and_resumed_equals_straight(straight, tmp_path, monkeypatch
 
 
 def test_steps_since_the_checkpoint_are_done_again(straight, tmp_path, monkeypatch):
-    """Interrupted between two checkpoints, with the state ahead of what was saved."""
+    """Interrupted between two checkpoints, with the state and the log ahead of what was saved, the log in mid-line."""
     update, seen = train.Progress.update, []
 
     def update_and_stop(self, step, *rest):
@@ -110,7 +110,10 @@ def test_steps_since_the_checkpoint_are_done_again(straight, tmp_path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             train.train(make_config(), tmp_path)
     assert seen[-1] == 8
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8}\n{"step": 10, "tr')
     assert_same(train.train(make_config(), tmp_path), straight[1])
+    assert [row["step"] for row in log_of(tmp_path)] == [2, 4, 6, 8, 10, 12]
 
 
 def test_finished_run_stays_as_it_is(straight, capsys):
@@ -167,7 +170,9 @@ def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeyp
     assert_same(state, straight[1])
 
 
-@pytest.mark.parametrize("field,reason", [("sh_dc", "l1 = nan"), ("means", "no term, but the new parameters")])
+@pytest.mark.parametrize(
+    "field,reason", [("sh_dc", "l1 = nan"), ("means", "no term, but what the step makes of the parameters")]
+)
 def test_blow_up_names_the_term_and_keeps_the_checkpoint(straight, tmp_path, monkeypatch, field, reason):
     """A mean that is not finite is culled, so that the loss alone would not tell."""
     after_step = train.after_step
