@@ -67,7 +67,14 @@ class Programs:
         mapped = parallel.parallelize(
             functools.partial(train_steps, recipe=recipe), num_args=2, num_devices=self._num_devices
         )
-        return mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(1)).compile()
+        lowered = mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(1))
+        return lowered.compile(compiler_options=compiler_options(recipe))
+
+
+def compiler_options(recipe: Recipe) -> dict[str, bool]:
+    """What XLA is told: in a deterministic step the convolutions, too, have to be the same to the last bit each time."""
+    on_gpu = recipe.view.deterministic and jax.default_backend() == "gpu"
+    return {"xla_gpu_deterministic_ops": True} if on_gpu else {}
 
 
 def _key(recipe: Recipe, state: TrainState, dataset: Dataset):
