@@ -10,6 +10,7 @@ SHARP_PX = 0.25  # blur under which one view is as good as another
 SHARP_CAPTURE_PX = 0.5  # a little more than a pixel itself averages over: a box of 1 x 1 px has an RMS width of 0.41 px
 SHARP_SHARE = 0.9  # of the views, that must be sharper than that
 SHARP_PART = 0.6  # of the median blur: kernels of sharp photographs open to half of it, to hide what splats get wrong
+HALF_PRICE_PART = 0.3  # of the median blur, where the price of blur is half way: the same at every image size
 
 
 def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, "V"]:
@@ -27,7 +28,7 @@ def view_confidence(blur_px: Float[Array, "V"], half_at: float) -> Float[Array, 
     # Relative to the median, so that it means the same at every image size, down to what no photograph shows: noise in the
     # kernels of sharp photographs must not make some of them count more.
     seen = blur_px > 0.0
-    median = jnp.nan_to_num(jnp.nanmedian(_known(blur_px)))
+    median = jnp.nan_to_num(_median(blur_px))
     half = (half_at * median) ** 2 + SHARP_PX**2
     weights = half / (half + jnp.where(seen, blur_px, median) ** 2)
     return weights / jnp.mean(weights)
@@ -59,16 +60,23 @@ def sharp_views(blur_px: Float[Array, "V"]) -> Bool[Array, "V"]:
     Args:
       blur_px: of a scene that is no longer young; a view not seen yet is not sharp.
     """
-    return (blur_px > 0.0) & (blur_px < SHARP_PART * jnp.nanmedian(_known(blur_px)))
+    return (blur_px > 0.0) & (blur_px < SHARP_PART * _median(blur_px))
 
 
-def blur_price(variance: Float[Array, ""]) -> Float[Array, ""]:
-    """Rises from 0 for a delta to 1 for wide kernels, half way at SHARP_PX: it closes small kernels, and leaves real blur alone.
+def blur_price(variance: Float[Array, ""], blur_px: Float[Array, "V"]) -> Float[Array, ""]:
+    """Rises from 0 for a delta to 1 for wide kernels: it closes small kernels, and leaves real blur alone.
 
     Args:
       variance: mean squared width of the kernels of a view, px^2 at full image scale.
+      blur_px: of all views; it is half way at a part of their median.
     """
-    return variance / (variance + SHARP_PX**2)
+    half_px = jnp.fmax(SHARP_PX, HALF_PRICE_PART * _median(blur_px))  # of SHARP_PX and NaN, SHARP_PX
+    return variance / (variance + half_px**2)
+
+
+def _median(blur_px: Float[Array, "V"]) -> Float[Array, ""]:
+    """Of the views seen so far; NaN: none."""
+    return jnp.nanmedian(_known(blur_px))
 
 
 def _known(blur_px: Float[Array, "V"]) -> Float[Array, "V"]:

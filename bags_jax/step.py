@@ -157,7 +157,7 @@ def _blur_terms(
         "mask": mean_over(found.mask, share),
         "centroid": mean_squared_centroid(found, share),
         "width_tv": losses.total_variation(widths[..., None], share > 0.0) / stride,
-        "sharp": jnp.where(closes, blur_price(variance), 0.0),
+        "sharp": jnp.where(closes, blur_price(variance, state.blur_px), 0.0),
     }
 
 

@@ -1,12 +1,14 @@
 """What blur says of a capture: whom to believe, whether it is sharp, and what closes small kernels alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bags_jax.sharpness import (
-    SHARP_CAPTURE_PX,
+    HALF_PRICE_PART,
     SHARP_PX,
     blur_price,
     looks_sharp,
@@ -58,12 +60,17 @@ def test_views_are_sharp_beside_blurrier_ones():
     assert not sharp_views(jnp.zeros(3)).any() and not sharp_views(jnp.array([2.0])).any()
 
 
-def test_the_price_of_blur_closes_small_kernels_and_leaves_wide_ones_alone():
-    assert blur_price(jnp.float32(0.0)) == 0.0
-    np.testing.assert_allclose(blur_price(jnp.float32(SHARP_PX**2)), 0.5)
-    slope = jax.grad(blur_price)
-    assert slope(2.0**2) < 0.01 * slope(SHARP_CAPTURE_PX**2) < 0.01 * slope(0.0)
-    assert 0.99 < blur_price(jnp.float32(1e6)) <= 1.0
+@pytest.mark.parametrize(
+    "blur_px, half", [([0.0, 0.0], SHARP_PX), ([0.1, 0.2], SHARP_PX), ([0.0, 0.5, 2.0, 9.0], HALF_PRICE_PART * 2.0)]
+)
+def test_the_price_of_blur_closes_small_kernels_and_leaves_wide_ones_alone(blur_px, half):
+    """Small beside the median, down to what no photograph shows; views not seen yet say nothing."""
+    price = functools.partial(blur_price, blur_px=jnp.array(blur_px))
+    assert price(jnp.float32(0.0)) == 0.0
+    np.testing.assert_allclose(price(jnp.float32(half**2)), 0.5, rtol=1e-6)
+    slope = jax.grad(price)
+    assert slope((8 * half) ** 2) < 0.01 * slope((2 * half) ** 2) < 0.01 * slope(0.0)
+    assert 0.99 < price(jnp.float32(1e6)) <= 1.0
 
 
 def test_poses_of_sharp_views_are_trusted():
