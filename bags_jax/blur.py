@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.blur_stream import kernel_side, kernels_of, stream_blur, tap_moments
-from bags_jax.numerics import safe_sqrt
+from bags_jax.numerics import EXACT, safe_sqrt
 from bags_jax.structs import BlurField, BlurMoments
 
 LEAST_WIDTH_PX = 0.1  # differences far below it are as good as none
@@ -158,7 +158,7 @@ def mean_kernel(field: BlurField) -> Float[Array, "KK"]:
 
     def add_row(total, y):
         kernels = kernels_at(field, jnp.full(w, y), jnp.arange(w))
-        return total + jnp.dot(field.mask[y], kernels), None
+        return total + jnp.dot(field.mask[y], kernels, precision=EXACT), None
 
     total = jax.lax.scan(add_row, jnp.zeros_like(field.bias), jnp.arange(h))[0]
     return (total / (h * w)).at[total.shape[0] // 2].add(1.0 - jnp.mean(field.mask))
@@ -166,7 +166,7 @@ def mean_kernel(field: BlurField) -> Float[Array, "KK"]:
 
 def kernel_statistics(kernels: Float[Array, "*S KK"]) -> KernelStatistics:
     """First and second moments of kernels whose taps sum to 1."""
-    moments = kernels @ tap_moments(kernel_side(kernels.shape[-1])).T
+    moments = jnp.matmul(kernels, tap_moments(kernel_side(kernels.shape[-1])).T, precision=EXACT)
     return _statistics(moments[..., :2], moments[..., 2:])
 
 

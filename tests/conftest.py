@@ -17,8 +17,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax" / "xla_tests"
 
-# All of this is read by JAX while it is imported or makes its first array. "" as platform: whatever JAX finds.
-os.environ["JAX_PLATFORMS"] = os.environ.get("BAGS_TEST_PLATFORM", "cpu")
+# All of this is read by JAX while it is imported or makes its first array. The CPU is there too, as what others are held to.
+os.environ["JAX_PLATFORMS"] = f"{os.environ.get('BAGS_TEST_PLATFORM', '')},cpu".lstrip(",")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

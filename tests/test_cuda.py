@@ -10,7 +10,8 @@ from emulated import emulated
 from splats import HEIGHT, KINDS, NUM, WIDTH, alphas_in_order, make_splats, on_cutoff, project_splats
 
 from bags_jax.rasterize import rasterization, rasterize
-from bags_jax.rasterize.cuda.binning import TILE, bin_views
+from bags_jax.rasterize.cuda import launch
+from bags_jax.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
 from bags_jax.rasterize.cuda.blend import channel_groups
 from bags_jax.rasterize.cuda.views import rasterize_cuda
 from bags_jax.rasterize.reference import rasterize_reference
@@ -20,6 +21,7 @@ from bags_jax.structs import Projected
 SIZE = {"width": WIDTH, "height": HEIGHT}
 ROOM = 1024
 FORWARD, BACKWARD = 1e-5, 1e-4  # what is asked of the kernels; float32 itself leaves 1e-6
+ANY_ORDER = 1e-4  # of the largest: float32 sums by atomic additions, in another order each time on a GPU
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -173,6 +175,14 @@ def assert_trees_equal(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance)
 
 
+def assert_sums_equal(a, b, *, deterministic: bool):
+    """To rounding where sums have a fixed order, which the emulator always keeps."""
+    in_order = deterministic or jax.default_backend() == "cpu"
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        atol = 1e-6 if in_order else ANY_ORDER * np.abs(y).max()
+        np.testing.assert_allclose(x, y, rtol=1e-6 if in_order else ANY_ORDER, atol=atol)
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_vmap_over_cameras_is_each_alone(deterministic):
     views = [project_splats(make_splats(kind), c) for kind, c in (("typical", 0), ("giants", 1), ("opaque", 0))]
@@ -181,17 +191,19 @@ def test_vmap_over_cameras_is_each_alone(deterministic):
     together = jax.vmap(_draw, (0, None, None))(stacked, features, deterministic)
     for camera, view in enumerate(views):
         alone = _draw(view, features, deterministic)
-        assert_trees_equal(jax.tree.map(lambda x, c=camera: x[c], together), alone, rtol=1e-6, atol=1e-6)
+        assert_sums_equal(jax.tree.map(lambda x, c=camera: x[c], together), alone, deterministic=deterministic)
     # Two axes become one; and the gradient of a vmap is the vmap of the gradient.
     pairs = jax.tree.map(lambda x: jnp.stack([x[:2], x[1:]]), stacked)
     nested = jax.vmap(jax.vmap(_draw, (0, None, None)), (0, None, None))(pairs, features, deterministic)
-    assert_trees_equal(jax.tree.map(lambda x: x[1, 0], nested), jax.tree.map(lambda x: x[1], together), rtol=1e-6)
+    second = jax.tree.map(lambda x: x[1], together)
+    assert_sums_equal(jax.tree.map(lambda x: x[1, 0], nested), second, deterministic=deterministic)
 
     @jax.jit
     def total(features):
         return jnp.sum(jax.vmap(lambda p: _loss(p, features, deterministic)[0])(stacked))
 
-    np.testing.assert_allclose(jax.grad(total)(features), together[1][1].sum(0), rtol=1e-5, atol=1e-5)
+    summed = together[1][1].sum(0)
+    np.testing.assert_allclose(jax.grad(total)(features), summed, rtol=1e-5, atol=1e-5 * max(1.0, abs(summed).max()))
 
 
 def test_cameras_of_one_call_are_each_alone():
@@ -210,7 +222,17 @@ def test_fixed_order_is_bit_equal_to_itself_and_close_to_the_other():
     features = jnp.asarray(np.random.default_rng(0).normal(size=(NUM, 5)), jnp.float32)
     first, second, atomic = (_draw(projected, features, fixed) for fixed in (True, True, False))
     assert_trees_equal(first, second, rtol=0, atol=0)
-    assert_trees_equal(first, atomic, rtol=1e-5, atol=1e-4)
+    assert_sums_equal(first, atomic, deterministic=False)
+
+
+def test_more_pairs_than_can_be_counted_are_dropped_aloud():
+    """The pairs of one block of Gaussians, 256 of them over more than 8192 tiles each, are more than a scan adds up."""
+    sizes = jnp.array([2 * BLOCK, ROOM, 128, 128, 2, 0], jnp.int32)
+    sums = jnp.array([[5, 7], [5, 2**22]], jnp.int32)
+    kernel = launch.Kernel("binning", "scan_blocks", SCAN_BLOCK)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 2), (2,))]
+    begins, totals = jax.jit(lambda *x: launch.launch(kernel, shapes, *x, grid=(2, 1)))(sizes, sums)
+    assert begins.tolist() == [[0, 5], [0, 5]] and totals.tolist() == [12, 2**31 - 1]
 
 
 @pytest.mark.parametrize(
@@ -230,6 +252,8 @@ def test_pairs_are_those_of_the_xla_backend(kind, width, height, cameras):
     bin_all = jax.jit(functools.partial(bin_views, **size, room=room, with_slots=True))
     pairs = bin_all(stacked.means_px, stacked.covs_px, stacked.radii_px, stacked.depths)
     for c, view in enumerate(views):
+        # On the CPU: XLA on a GPU contracts and divides otherwise, and a needle ends in another tile now and then.
+        view = jax.device_put(view, jax.devices("cpu")[0])
         tiles = jax.jit(functools.partial(bin_tiles, **size, tile_size=TILE, max_intersections=room))(view)
         total = int(tiles.num_intersections)
         assert tiles.num_dropped == 0 and total == pairs.num_intersections[c]

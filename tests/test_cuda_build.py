@@ -76,6 +76,16 @@ def test_python_and_cuda_mean_the_same():
     assert blend.THREADS * PIXELS == binning.TILE**2 and STRIPS * 32 == blend.THREADS
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_kernels_go_along_alone(program):
+    """Each call carries one kernel, in PTX that drivers older than the compiler know too."""
+    for name in kernel_costs.table()["programs"][program]["kernels"]:
+        text = launch.ptx(program, name)
+        assert re.findall(r"\.entry (\w+)", text) == [name] and text.count("\n.version ") == 1
+        assert f"\n.version {build.PTX_VERSION}\n" in text and text.rstrip().endswith("}")
+        assert text.splitlines()[0].startswith("// source ")  # by which launcher.cc knows it
+
+
 def test_launcher_builds_once(tmp_path):
     if not shutil.which("g++"):
         pytest.skip("no g++: the second way to launch kernels is not built")

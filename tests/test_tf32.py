@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tf32
+from splats import HEIGHT, WIDTH, make_splats, project_splats
 
 from bags_jax.blur import blur
 from bags_jax.blur_network import BlurProposalNetwork, init_network
+from bags_jax.rasterize import rasterize
+from bags_jax.rasterize.reference import rasterize_reference
 from configs import procedural
 
 train = importlib.import_module("bags_jax.train").train
@@ -65,6 +68,17 @@ def test_three_bits_would_be_told(rounded):
     """That the test above can fail."""
     of_picture, of_gradient = differences(3, rounded)
     assert of_picture > 1e-3 and of_gradient > 0.05, (of_picture, of_gradient)
+
+
+@pytest.mark.parametrize("function", [rasterize, rasterize_reference])
+def test_the_rasterizer_rounds_nothing(function, rounded):
+    """Neither the XLA backend nor the oracle that all others are held to, gradients included."""
+    projected, features = project_splats(make_splats(), 0), make_splats().colors
+    options = {"backend": "xla"} if function is rasterize else {}
+    seen = rounded(10)
+    draw = lambda *x: function(*x, width=WIDTH, height=HEIGHT, **options).colors.sum()
+    jax.jit(jax.grad(draw, (0, 1))).lower(projected, features)
+    assert not seen
 
 
 def test_training_in_tf32_ends_as_sharp(tmp_path, rounded):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bags_jax.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from bags_jax.numerics import EXACT
 from bags_jax.rasterize.tiles import bin_tiles, grid_size
 from bags_jax.structs import Projected, RasterOutput
 
@@ -176,7 +177,7 @@ def _backward(attributes, ids, starts, blended, cotangent, grid: TileGrid) -> Fl
                 d_alpha = before * toward - remainder / (1.0 - alpha)
                 slopes.append(jnp.where((weight > 0.0) & (raw < MAX_ALPHA), -d_alpha * raw, 0.0))
                 weights.append(weight)
-            moments = jnp.stack(slopes) @ basis
+            moments = jnp.matmul(jnp.stack(slopes), basis, precision=EXACT)
             d_features = jnp.stack([jnp.sum(jnp.stack(weights) * gc[None], -1) for gc in g_channels], -1)
             update = jnp.concatenate([_moments_to_gradients(rows, moments), d_features], -1)
             return i + grid.unroll, light, remainder, gradient.at[owners].add(update, mode="drop")

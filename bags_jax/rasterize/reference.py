@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bags_jax.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from bags_jax.numerics import EXACT
 from bags_jax.structs import Projected, RasterOutput
 
 
@@ -37,7 +38,7 @@ def rasterize_reference(
     before = jnp.concatenate([jnp.ones_like(after[:, :1]), after[:, :-1]], axis=1)
     # A pixel stops before the first Gaussian that would take its transmittance to the limit, and for good.
     blended = jnp.where(jnp.cumsum(after <= MIN_TRANSMITTANCE, axis=1) == 0, alphas, 0.0)
-    colors = (blended * before) @ features[order]
+    colors = jnp.matmul(blended * before, features[order], precision=EXACT)
     transmittance = jnp.prod(1.0 - blended, axis=1)
     return RasterOutput(
         colors=colors.reshape(height, width, -1),

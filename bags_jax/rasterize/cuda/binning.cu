@@ -134,16 +134,18 @@ KERNEL __launch_bounds__(BLOCK) sum_blocks(const int* sizes, const int* order, c
   if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = total;
 }
 
-// One block for each camera; counts saturate instead of running over.
+// One block for each camera; counts saturate instead of running over. A block with more pairs than the scan can add up makes the
+// total the most there is: then pairs are dropped, and nobody takes the image for whole.
 KERNEL __launch_bounds__(SCAN_BLOCK) scan_blocks(const int* sizes, const int* sums, int* begins, int* totals) {
   const int blocks = (sizes[0] + BLOCK - 1) / BLOCK, first = blockIdx.x * blocks;
   long long carried = 0;
   for (int base = 0; base < blocks; base += SCAN_BLOCK) {
     const int b = base + threadIdx.x;
-    const Scanned scanned = scan_block<SCAN_BLOCK>(b < blocks ? min(sums[first + b], MOST / SCAN_BLOCK) : 0);
+    const int sum = b < blocks ? sums[first + b] : 0;
+    const Scanned scanned = scan_block<SCAN_BLOCK>(min(sum, MOST / SCAN_BLOCK));
     const long long begin = carried + scanned.before;
     if (b < blocks) begins[first + b] = int(begin < MOST ? begin : MOST);
-    carried += scanned.total;
+    carried = __syncthreads_or(sum > MOST / SCAN_BLOCK) ? MOST : carried + scanned.total;
   }
   if (threadIdx.x == 0) totals[blockIdx.x] = int(carried < MOST ? carried : MOST);
 }

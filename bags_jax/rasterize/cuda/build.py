@@ -18,6 +18,7 @@ from bags_jax.rasterize.cuda.blend import CHANNELS
 
 FOLDER = pathlib.Path(__file__).parent
 PROGRAMS = {"binning": 0, **{f"blend_{num}": num for num in CHANNELS}}  # name of the PTX file: its number of channels
+PTX_VERSION = "8.3"  # the oldest that has what nvcc uses; nvcc writes its own, which drivers older than nvcc refuse
 NVCC = ("nvcc", "-ptx", "-O3", "-std=c++17", "-arch=compute_80", "-fmad=false")
 
 
@@ -62,6 +63,7 @@ def compile_ptx(program: str) -> str:
             raise RuntimeError(f"nvcc failed on {source(program)}:\n{done.stderr}")
         ptx = output.read_text()
     body = ptx[ptx.index("\n.version") + 1 :]  # without the compiler's own header
+    body = re.sub(r"^\.version .*", f".version {PTX_VERSION}", body)
     return f"// source {fingerprint(program)}\n// nvcc {nvcc_version()}\n{body}"
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from bags_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent
+ENTRY = ".visible .entry "  # what a kernel begins with in PTX
 LEAST_CAPABILITY = (8, 0)
 # What XLA, the driver or a compiler may answer; XLA's own errors are RuntimeErrors. The other route may still work.
 PROBLEMS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, NotImplementedError)
@@ -50,9 +51,11 @@ class Kernel(NamedTuple):
 
 
 @functools.cache
-def ptx(program: str) -> str:
-    """Text of a shipped PTX file."""
-    return (FOLDER / f"{program}.ptx").read_text()
+def ptx(program: str, name: str) -> str:
+    """Text of one kernel of a shipped PTX file: a driver translates all that it is given, for each call of each program."""
+    head, *entries = (FOLDER / f"{program}.ptx").read_text().split(ENTRY)
+    (text,) = [entry for entry in entries if entry.startswith(f"{name}(")]
+    return head + ENTRY + text[: text.rindex("}")] + "}\n"
 
 
 def launch(
@@ -83,7 +86,7 @@ def launch(
         *operands,
         name=route.name.format(program=kernel.program, kernel=kernel.name),
         kernel_type="ptx",
-        kernel_data=ptx(kernel.program),
+        kernel_data=ptx(kernel.program, kernel.name),
         shared_mem_bytes=np.int32(0),
         **{name: np.int32(value) for name, value in {**blocks, **threads}.items()},
     )

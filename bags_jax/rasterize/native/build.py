@@ -138,8 +138,13 @@ def require() -> None:
     """Makes sure that the native backend can be used.
 
     Raises:
-      UserError: it is forbidden, or cannot be built or loaded.
+      UserError: JAX runs on something else than the CPU, the backend is forbidden, or cannot be built or loaded.
     """
+    if jax.default_backend() != "cpu":
+        raise UserError(
+            f"backend='cpu' came, but JAX runs on {jax.default_backend()}: backend='auto' takes what there is, "
+            "JAX_PLATFORMS=cpu in the environment makes it the CPU"
+        )
     if is_forbidden():
         raise UserError("backend='cpu' came with BAGS_JAX_NATIVE=0 in the environment: unset it, or pass backend='xla'")
     with _lock:
