@@ -158,8 +158,8 @@ def test_rotating_world_and_cameras_changes_nothing(backend):
     move = np.eye(4)
     move[:3, :3], move[:3, 3] = turn, shift
     moved = splats._replace(
-        means=jnp.asarray(splats.means @ turn.T + shift[None], jnp.float32),
-        quats=jnp.asarray(splats.quats @ left.T, jnp.float32),
+        means=jnp.asarray(np.asarray(splats.means) @ turn.T + shift, jnp.float32),
+        quats=jnp.asarray(np.asarray(splats.quats) @ left.T, jnp.float32),
         viewmats=jnp.asarray(np.asarray(splats.viewmats, np.float64) @ np.linalg.inv(move), jnp.float32),
     )
     keep = ~(cutoff_pixels(splats, "classic") | cutoff_pixels(moved, "classic"))
