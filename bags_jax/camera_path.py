@@ -6,6 +6,57 @@ from jaxtyping import Float
 from bags_jax.data.poses import camera_centers
 
 RADIUS_SHARE = 0.6  # of the spread of the training cameras
+AROUND = 0.5  # length of the mean direction from a point to the cameras around it: 0 for a ring, 0.64 for half of one
+
+
+def loop(
+    viewmats: Float[np.ndarray, "V 4 4"], points: Float[np.ndarray, "P 3"], *, num_frames: int
+) -> Float[np.ndarray, "F 4 4"]:
+    """A closed loop: about the mean training camera, or around the subject where the training cameras stand around it.
+
+    Args:
+      viewmats: cam_from_world of the training cameras, OpenCV axes.
+      points: of the scene, world frame.
+      num_frames: cameras on the loop.
+    Returns:
+      cam_from_world of each frame.
+    """
+    subject = meeting_point(viewmats)
+    if stand_around(viewmats, subject):
+        return orbit(viewmats, subject=subject, num_frames=num_frames)
+    return spiral(viewmats, focus=focus_point(viewmats, points), num_frames=num_frames)
+
+
+def meeting_point(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
+    """The point that is nearest to all viewing axes, in least squares; where they are parallel, some point between them."""
+    ahead, centers = viewmats[:, 2, :3].astype(np.float64), camera_centers(viewmats).astype(np.float64)
+    across = np.eye(3) - ahead[:, :, None] * ahead[:, None, :]
+    return np.linalg.lstsq(across.sum(axis=0), np.einsum("vij,vj->i", across, centers), rcond=1e-6)[0]
+
+
+def stand_around(viewmats: Float[np.ndarray, "V 4 4"], subject: Float[np.ndarray, "3"]) -> bool:
+    """Whether the cameras see a point in front of them and stand on all sides of it, seen from above."""
+    offsets = camera_centers(viewmats) - subject
+    sees = np.einsum("vi,vi->v", viewmats[:, 2, :3], -offsets) > 0
+    level = _unit(_level(offsets, _down(viewmats)))
+    return bool(sees.mean() > 0.8 and np.linalg.norm(level.mean(axis=0)) < AROUND)
+
+
+def orbit(
+    viewmats: Float[np.ndarray, "V 4 4"], *, subject: Float[np.ndarray, "3"], num_frames: int
+) -> Float[np.ndarray, "F 4 4"]:
+    """A circle around a point that keeps looking at it, as far away and as high as the middle one of the training cameras.
+
+    Args and Returns: as of `loop`.
+    """
+    down, offsets = _down(viewmats), camera_centers(viewmats) - subject
+    level = _level(offsets, down)
+    radius, depth = np.median(np.linalg.norm(level, axis=-1)), np.median(offsets @ down)
+    first = _unit(level[np.argmax(np.linalg.norm(level, axis=-1))])
+    second = np.cross(down, first)
+    angles = 2.0 * np.pi * np.arange(num_frames)[:, None] / num_frames
+    centers = subject + depth * down + radius * (np.cos(angles) * first + np.sin(angles) * second)
+    return np.stack([look_at(center, subject, down) for center in centers])
 
 
 def spiral(
@@ -22,7 +73,7 @@ def spiral(
     """
     centers = camera_centers(viewmats)
     middle = centers.mean(axis=0)
-    down = viewmats[:, 1, :3].mean(axis=0)
+    down = _down(viewmats)
     home = look_at(middle, focus, down)[:3, :3]
     reach = RADIUS_SHARE * np.percentile(np.abs((centers - middle) @ home.T), 80, axis=0)
     angles = 2.0 * np.pi * np.arange(num_frames) / num_frames
@@ -34,10 +85,11 @@ def look_at(
     center: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], down: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "4 4"]:
     """cam_from_world of a camera at `center` that sees `target` in the middle of its image, `down` pointing down."""
-    ahead = target - center
-    ahead = ahead / max(float(np.linalg.norm(ahead)), 1e-9)
+    ahead = _unit(target - center)
     right = np.cross(down, ahead)
-    right = right / max(float(np.linalg.norm(right)), 1e-9)
+    if np.linalg.norm(right) < 1e-6:  # it looks straight down or up: any side is the right one
+        right = np.cross(np.eye(3)[np.argmin(np.abs(ahead))], ahead)
+    right = _unit(right)
     rotation = np.stack([right, np.cross(ahead, right), ahead])
     viewmat = np.eye(4)
     viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ center
@@ -47,8 +99,26 @@ def look_at(
 def focus_point(viewmats: Float[np.ndarray, "V 4 4"], points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "3"]:
     """A point on the mean viewing axis, as far away as the middle one of the points in front of the cameras."""
     centers = camera_centers(viewmats)
-    middle, ahead = centers.mean(axis=0), viewmats[:, 2, :3].mean(axis=0)
-    ahead = ahead / max(float(np.linalg.norm(ahead)), 1e-9)
+    middle, ahead = centers.mean(axis=0), _mean_direction(viewmats[:, 2, :3])
     distances = (points - middle) @ ahead
     distances = distances[distances > 0]
     return (middle + ahead * (np.median(distances) if distances.size else 1.0)).astype(np.float32)
+
+
+def _unit(vectors: Float[np.ndarray, "*S 3"]) -> Float[np.ndarray, "*S 3"]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _mean_direction(directions: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "3"]:
+    """Of unit vectors; the first of them where they cancel."""
+    mean = directions.mean(axis=0)
+    return _unit(mean) if np.linalg.norm(mean) > 1e-3 else directions[0]
+
+
+def _down(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
+    return _mean_direction(viewmats[:, 1, :3])
+
+
+def _level(offsets: Float[np.ndarray, "V 3"], down: Float[np.ndarray, "3"]) -> Float[np.ndarray, "V 3"]:
+    """The part of each that is neither up nor down."""
+    return offsets - (offsets @ down)[:, None] * down

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -18,13 +18,14 @@ from bags_jax import metrics, plan
 from bags_jax.atomic import write_atomic
 from bags_jax.blur import kernel_side, kernels_at, mean_over, pixel_statistics, repeat_blocks, shares, view_statistics
 from bags_jax.blur_network import BlurProposalNetwork
-from bags_jax.camera_path import focus_point, spiral
+from bags_jax.camera_path import loop
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.poses import camera_centers
 from bags_jax.data.pyramid import make_dataset
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
 from bags_jax.export.ply import read_ply, write_ply
+from bags_jax.initialize import near_plane
 from bags_jax.poses import corrected_camera
 from bags_jax.programs import count_pairs
 from bags_jax.rasterize import bucket, rasterization
@@ -106,7 +107,7 @@ _render = jax.jit(eval_step, static_argnames="view")
 def render_views(run: Run, viewmats, Ks, *, width: int, height: int, margin: int = 0) -> Iterator[Rendered]:
     """Sharp pictures of cameras that share an image size, one at a time; viewmats cam_from_world, Ks and margin px."""
     cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
-    view = View(width, height, 0, run.scene.background, margin)
+    view = View(width, height, 0, run.scene.background, margin, near_plane=near_plane(run.job.extent))
     sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
     pairs = count_pairs(run.state, Dataset(images=None, sizes=sizes, cameras=cameras, extent=jnp.float32(1)), view)
     view = dataclasses.replace(view, max_intersections=bucket(pairs))
@@ -250,11 +251,12 @@ def report_training_views(run: Run) -> dict[str, dict]:
     """Writes the blur that was found into blur/, and returns what no_truth.training_view says of each training view."""
     scene = run.scene
     training, blurs = {}, {}
+    stems = file_stems([scene.names[i] for i in scene.train_ids])
     for i, look in zip(scene.train_ids, look_at_training_views(run), strict=True):
         name = scene.names[i]
         training[name] = no_truth.training_view(np.asarray(look.sharp), np.asarray(look.blurred), look.photo)
         if look.blur is not None:
-            blurs[name] = write_blur(run, name, look.blur, *look.photo.shape[:2])
+            blurs[name] = write_blur(run, stems[name], look.blur, *look.photo.shape[:2])
     if blurs:
         write_blur_json(run.workdir / "blur" / "blur.json", blurs)
     return training
@@ -262,23 +264,30 @@ def report_training_views(run: Run) -> dict[str, dict]:
 
 def write_held_out(workdir: pathlib.Path, pictures: dict, truths: dict) -> None:
     """Pictures of the held-out views, alone and beside the photograph."""
+    stems = file_stems(list(truths))
     for name, truth in truths.items():
-        write_png(workdir / "eval" / f"{_stem(name)}.png", pictures[name])
+        write_png(workdir / "eval" / f"{stems[name]}.png", pictures[name])
         sheet = contact_sheet([[to_uint8(pictures[name]), truth]], column_titles=("render", "held-out photograph"))
-        write_png(workdir / "eval" / f"{_stem(name)}_beside.png", sheet)
+        write_png(workdir / "eval" / f"{stems[name]}_beside.png", sheet)
 
 
-def _stem(name: str) -> str:
-    return str(pathlib.PurePath(name).with_suffix("")).replace("/", "_")
+def file_stems(names: Sequence[str]) -> dict[str, str]:
+    """A name for the pictures of each view, all different: without suffix where that is enough."""
+    whole = [name.replace("/", "_") for name in names]
+    short = [str(pathlib.PurePath(name).with_suffix("")) for name in whole]
+    for stems in (short, whole):
+        if len(set(stems)) == len(names):
+            return dict(zip(names, stems, strict=True))
+    return {name: f"{i:04d}_{stem}" for i, (name, stem) in enumerate(zip(names, whole, strict=True))}
 
 
-def write_blur(run: Run, name: str, found: FoundBlur, height: int, width: int) -> dict[str, float]:
-    """Mask and kernels of one training view as pictures; returns its figures."""
+def write_blur(run: Run, stem: str, found: FoundBlur, height: int, width: int) -> dict[str, float]:
+    """Mask and kernels of one training view as pictures, their files named by the stem; returns its figures."""
     assert run.job.network is not None
     stride = run.job.network.stride(run.job.stages[-1].head)
     mask = np.asarray(repeat_blocks(found.mask, stride, height, width))
-    write_png(run.workdir / "blur" / f"{_stem(name)}_mask.png", mask_picture(mask))
-    write_png(run.workdir / "blur" / f"{_stem(name)}_kernels.png", kernel_grid(np.asarray(found.samples)))
+    write_png(run.workdir / "blur" / f"{stem}_mask.png", mask_picture(mask))
+    write_png(run.workdir / "blur" / f"{stem}_kernels.png", kernel_grid(np.asarray(found.samples)))
     return {
         "mean_mask": float(found.mean_mask),
         "rms_width_px": float(found.rms_width),
@@ -319,11 +328,11 @@ def render_path(run: Run, path: str, *, num_frames: int) -> Iterator[Rendered]:
         return render_scene_views(run, ids)
     viewmats = refined_viewmats(run)[scene.train_ids]
     points = np.asarray(run.state.gaussians.means)[np.asarray(run.state.alive)]
-    loop = spiral(viewmats, focus=focus_point(viewmats, points), num_frames=num_frames)
+    cameras = loop(viewmats, points, num_frames=num_frames)
     first = scene.train_ids[0]
     height, width = scene.images[first].shape[:2]
     Ks = np.repeat(scene.Ks[first][None], num_frames, axis=0)
-    return render_views(run, loop, Ks, width=width, height=height)
+    return render_views(run, cameras, Ks, width=width, height=height)
 
 
 def nearest_training_view(scene: Scene, index: int) -> int:
@@ -365,7 +374,7 @@ def check_export(run: Run, path: str | pathlib.Path) -> str:
             *(jnp.asarray(scene.viewmats[[first]]), jnp.asarray(scene.Ks[[first]]), width, height),
             sh_degree=degree_of(colors.shape[1]),
             backgrounds=jnp.asarray([scene.background]),
-            near_plane=View.near_plane,
+            near_plane=near_plane(run.job.extent),
             eps2d=eps2d,
             rasterize_mode=mode,
         )

@@ -19,24 +19,50 @@ from bags_jax.step import network_name
 from bags_jax.structs import Gaussians, TrainState
 
 EXTENT_MARGIN = 1.1
+NEAR_PLANE, NEAR_SHARE = 0.2, 0.25  # scene units, as in 3DGS, but at most so much of the scene extent
 
 
 def scene_extent(viewmats: Float[np.ndarray, "V 4 4"]) -> float:
     """1.1 times the largest distance of a camera from the mean camera position, scene units (Kerbl et al. 2023)."""
     centers = camera_centers(viewmats)
-    return float(EXTENT_MARGIN * np.linalg.norm(centers - centers.mean(axis=0), axis=-1).max()) or 1.0
+    extent = float(EXTENT_MARGIN * np.linalg.norm(centers - centers.mean(axis=0), axis=-1).max())
+    rounding = 1e-6 * max(1.0, float(np.abs(centers).max()))  # cameras on a tripod stand in one place
+    return extent if extent > rounding else 1.0
+
+
+def near_plane(extent: float) -> float:
+    """Depth at which pictures begin, scene units; nearer in small units, where 0.2 may be behind the subject."""
+    return min(NEAR_PLANE, NEAR_SHARE * extent)
 
 
 def random_points(scene: Scene, num: int, seed: int) -> tuple[Float[np.ndarray, "P 3"], Float[np.ndarray, "P 3"]]:
-    """Uniform points and colours in the cube of twice the extent around where the training cameras look."""
+    """Random points and colours: in the training views' frustums between the depths that the capture tells, else in a cube."""
+    rng = np.random.default_rng(seed)
+    points = _points_in_cube(scene, num, rng) if scene.depths is None else _points_in_frustums(scene, num, rng)
+    return points.astype(np.float32), rng.uniform(size=(num, 3)).astype(np.float32)
+
+
+def _points_in_cube(scene: Scene, num: int, rng: np.random.Generator) -> Float[np.ndarray, "P 3"]:
+    """Uniform in the cube of twice the extent around where the training cameras look."""
     viewmats = scene.viewmats[scene.train_ids]
     extent = scene_extent(viewmats)
     centers = camera_centers(viewmats)
     ahead = viewmats[:, 2, :3].mean(axis=0)
     middle = centers.mean(axis=0) + extent * ahead / max(float(np.linalg.norm(ahead)), 1e-6)
-    rng = np.random.default_rng(seed)
-    points = middle + rng.uniform(-2.0 * extent, 2.0 * extent, (num, 3))
-    return points.astype(np.float32), rng.uniform(size=(num, 3)).astype(np.float32)
+    return middle + rng.uniform(-2.0 * extent, 2.0 * extent, (num, 3))
+
+
+def _points_in_frustums(scene: Scene, num: int, rng: np.random.Generator) -> Float[np.ndarray, "P 3"]:
+    """Each on the ray of a random pixel of a random training view, uniform in inverse depth."""
+    assert scene.depths is not None
+    views = scene.train_ids[rng.integers(len(scene.train_ids), size=num)]
+    sizes = np.array([image.shape[1::-1] for image in scene.images])[views]
+    pixels = np.concatenate([rng.uniform(size=(num, 2)) * sizes, np.ones((num, 1))], axis=-1)
+    nearest, farthest = 1.0 / scene.depths[views].T.astype(np.float64)
+    depths = 1.0 / rng.uniform(farthest, nearest)
+    in_camera = depths[:, None] * np.einsum("pij,pj->pi", np.linalg.inv(scene.Ks[views].astype(np.float64)), pixels)
+    viewmats = scene.viewmats[views]
+    return np.einsum("pji,pj->pi", viewmats[:, :3, :3], in_camera - viewmats[:, :3, 3])
 
 
 def neighbour_distance(points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "P"]:

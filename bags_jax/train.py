@@ -15,7 +15,7 @@ from bags_jax.data.pyramid import make_dataset
 from bags_jax.data.scene import Scene
 from bags_jax.density import grow
 from bags_jax.errors import UserError
-from bags_jax.initialize import init_state, random_points, scene_extent
+from bags_jax.initialize import init_state, near_plane, random_points, scene_extent
 from bags_jax.optimizer import Optimizers, make_optimizers
 from bags_jax.poses import make_pose_frame
 from bags_jax.programs import (
@@ -71,6 +71,7 @@ class Job:
             stage=stage,
             view=View(
                 *(width, height, room, self.scene.background, plan.margin_of(config, stage)),
+                near_plane=near_plane(self.extent),
                 deterministic=config.get("deterministic", False),  # get: runs from before it was there
             ),
             objective=plan.make_objective(config),
@@ -245,12 +246,21 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
 
 
 def prepare_stages(job: Job, programs: Programs, state: TrainState) -> dict[Stage, int]:
-    """Starts to compile the steps of all stages to come; returns the room for pairs of tile and Gaussian of each."""
+    """Starts to compile the steps of all stages to come; returns the room for pairs of tile and Gaussian of each.
+
+    Raises:
+      UserError: there is nothing to train: no Gaussian is in view.
+    """
     rooms = {}
     for stage in job.stages:
         if stage.stop > int(state.step):
             dataset = job.dataset(stage.scale)
             pairs = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
+            if not pairs:
+                raise UserError(
+                    f"no training view sees any of the {int(jnp.sum(state.alive))} Gaussians: poses and points do not belong together, "
+                    "or there are no points and the poses say too little of where the scene is; run COLMAP for points"
+                )
             rooms[stage] = room_for(pairs, headroom=HEADROOM_AHEAD)
             programs.prepare(job.recipe(stage, dataset, rooms[stage]), state, dataset)
     return rooms

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from bags_jax import plan
+from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
-from bags_jax.initialize import init_gaussians, init_state, neighbour_distance, scene_extent
+from bags_jax.initialize import init_gaussians, init_state, near_plane, neighbour_distance, random_points, scene_extent
 from bags_jax.optimizer import make_optimizers
 from configs import base
 
@@ -27,6 +28,41 @@ def test_extent_is_the_reach_of_the_cameras():
     viewmats = np.tile(np.eye(4), (3, 1, 1))
     viewmats[:, 0, 3] = [-1.0, 0.0, 1.0]
     assert scene_extent(viewmats) == pytest.approx(1.1)
+
+
+def test_cameras_in_one_place_have_an_extent_too():
+    """But for rounding, on a tripod: 3e-7 units would put everything into the lens."""
+    viewmats = np.tile(np.eye(4), (3, 1, 1))
+    viewmats[:, 0, 3] = [100.0, 100.0 + 1e-5, 100.0]
+    assert scene_extent(viewmats) == 1.0
+
+
+@pytest.mark.parametrize("extent, depth", [(7.0, 0.2), (0.97, 0.2), (0.1, 0.025)])
+def test_pictures_begin_before_the_subject_of_a_small_scene(extent, depth):
+    assert near_plane(extent) == pytest.approx(depth)
+
+
+def test_random_points_are_where_the_views_see_something():
+    """Between the depths that the capture tells, in the picture of a training view: here the first and the last of three."""
+    viewmats = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
+    viewmats[:, 0, 3] = [0.0, 500.0, -1000.0]
+    K = np.array([[30.0, 0, 20], [0, 30, 12], [0, 0, 1]], np.float32)
+    depths = np.array([[2.0, 5.0], [1.0, 9.0], [20.0, 50.0]], np.float32)
+    images = tuple(np.zeros((24, 40, 3), np.uint8) for _ in range(3))
+    some = {"points": np.zeros((0, 3), np.float32), "point_colors": np.zeros((0, 3), np.float32)}
+    ids = {"train_ids": np.array([0, 2]), "test_ids": np.array([1])}
+    scene = Scene(("a", "b", "c"), images, viewmats, np.stack([K] * 3), **ids, **some, depths=depths)
+    points, colors = random_points(scene, 400, seed=0)
+    assert points.shape == colors.shape == (400, 3) and points.dtype == np.float32
+    seen = np.zeros(400, int)
+    for view in (0, 2):
+        in_camera = points + viewmats[view, :3, 3]
+        x, y = (in_camera @ K.T)[:, :2].T / in_camera[:, 2]
+        inside = (x > -0.01) & (x < 40.01) & (y > -0.01) & (y < 24.01)
+        near, far = depths[view]
+        seen += inside & (in_camera[:, 2] > 0.999 * near) & (in_camera[:, 2] < 1.001 * far)
+        assert (inside & (in_camera[:, 2] > 0)).sum() > 100
+    assert (seen == 1).all()
 
 
 def test_gaussians_stand_on_the_points_with_their_colours():

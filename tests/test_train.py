@@ -116,6 +116,20 @@ def test_steps_since_the_checkpoint_are_done_again(straight, tmp_path, monkeypat
     assert [row["step"] for row in log_of(tmp_path)] == [2, 4, 6, 8, 10, 12]
 
 
+def test_points_that_no_view_sees_are_refused(tmp_path, monkeypatch):
+    """Training would end, without a word, in a black scene."""
+    load = train.plan.load
+
+    def load_and_hide(config):
+        scene = load(config)
+        away = 100.0 * scene.viewmats[:, 2, :3].mean(axis=0)
+        return dataclasses.replace(scene, points=scene.points - away)
+
+    monkeypatch.setattr(train.plan, "load", load_and_hide)
+    with pytest.raises(UserError, match="no training view sees any of the 200 Gaussians"):
+        train.train(make_config(), tmp_path / "run")
+
+
 def test_finished_run_stays_as_it_is(straight, capsys):
     workdir, state = straight
     before = (workdir / "metrics.jsonl").read_text()

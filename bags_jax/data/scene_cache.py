@@ -32,7 +32,7 @@ def write_cache(path: pathlib.Path | None, scene: Scene) -> None:
     """Writes the whole file or nothing; a cache that cannot be written is done without."""
     if path is None:
         return
-    arrays = dataclasses.asdict(scene)
+    arrays = {name: value for name, value in dataclasses.asdict(scene).items() if value is not None}
     del arrays["background"], arrays["notes"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
