@@ -137,11 +137,11 @@ def write_json(path, values):
     path.write_text(json.dumps(values))
 
 
-def write_blender(root, *, test=(0,), suffix=""):
-    angle = 2 * math.atan(0.5 * W / FOCAL)
+def write_blender(root, *, test=(0,), suffix="", **lens):
+    lens = lens or {"camera_angle_x": 2 * math.atan(0.5 * W / FOCAL)}
     for name, ids in (("train", [i for i in range(len(NAMES)) if i not in test]), ("test", test)):
         frames = [frame(i, f"./images/v{i}{suffix}") for i in ids]
-        write_json(root / f"transforms_{name}.json", {"camera_angle_x": angle, "frames": frames})
+        write_json(root / f"transforms_{name}.json", {**lens, "frames": frames})
 
 
 def write_nerfstudio(root, names=NAMES, **changes):

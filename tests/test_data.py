@@ -1,12 +1,16 @@
 """The scene loaders: one synthetic rig in every format must come back as the same cameras and pixels."""
 
 import json
+import math
 import pathlib
 import pickle
+import re
 
+import captures
 import numpy as np
 import pytest
 from captures import (
+    CENTERS,
     COLORS,
     FOCAL,
     NAMES,
@@ -15,11 +19,13 @@ from captures import (
     H,
     W,
     draw,
+    frame,
     known_pixels,
     project,
     refused,
     run_pycolmap,
     spots,
+    write_blender,
     write_colmap,
     write_json,
     write_llff,
@@ -61,12 +67,43 @@ def test_other_places_of_the_colmap_model(tmp_path, model):
     assert len(load_scene(str(tmp_path)).points) == len(POINTS)
 
 
+def test_model_that_is_not_number_0(tmp_path):
+    write_photos(tmp_path / "images")
+    for number, names in ((10, NAMES[:3]), (2, NAMES)):
+        write_colmap(tmp_path, model=f"sparse/{number}", names=names)
+    scene = load_scene(str(tmp_path))
+    assert scene.names == NAMES
+    assert scene.notes == (f"COLMAP made 2 separate models: only {tmp_path / 'sparse' / '2'} is read",)
+
+
 def test_auto_prefers_colmap_and_format_overrides_it(tmp_path):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path)
     write_llff(tmp_path)
     assert len(load_scene(str(tmp_path)).points) == len(POINTS)
     assert len(load_scene(str(tmp_path), format="llff").points) == 0
+
+
+@pytest.mark.parametrize("bounds", [[2.0, 7.0], [0.0, 7.0], [3.0, 3.0], [2.0, np.inf]])
+def test_llff_depths_are_kept_where_they_are_depths(tmp_path, bounds):
+    write_photos(tmp_path / "images")
+    write_llff(tmp_path)
+    rows = np.load(tmp_path / "poses_bounds.npy")
+    rows[:, 15:] = bounds
+    np.save(tmp_path / "poses_bounds.npy", rows)
+    depths = load_scene(str(tmp_path)).depths
+    if bounds != [2.0, 7.0]:
+        assert depths is None
+    else:
+        assert depths is not None
+        np.testing.assert_array_equal(depths, np.tile(np.float32(bounds), (len(NAMES), 1)))
+
+
+@pytest.mark.parametrize("train", [None, ["images/v0.png", "images/v1.png"]])
+def test_views_for_validation_are_left_out(tmp_path, train):
+    write_photos(tmp_path / "images")
+    write_nerfstudio(tmp_path, val_filenames=["images/v2.png"], **({"train_filenames": train} if train else {}))
+    assert "v2.png" not in load_scene(str(tmp_path)).names
 
 
 def test_relative_root_and_home(tmp_path, monkeypatch):
@@ -77,17 +114,55 @@ def test_relative_root_and_home(tmp_path, monkeypatch):
     assert load_scene("scene").names == load_scene("~/scene").names == NAMES
 
 
-@pytest.mark.parametrize("writer", ["colmap", "nerfstudio"])
+@pytest.mark.parametrize("writer", ["colmap", "nerfstudio", "blender"])
 def test_principal_point_and_two_focal_lengths(tmp_path, writer):
     f, c = (80.0, 70.0), (40.0, 36.0)
     write_photos(tmp_path / "images", known_pixels(f=f, c=c))
     if writer == "colmap":
         write_colmap(tmp_path, camera=f"PINHOLE {W} {H} {f[0]} {f[1]} {c[0]} {c[1]}")
-    else:
+    elif writer == "nerfstudio":
         write_nerfstudio(tmp_path, fl_x=f[0], fl_y=f[1], cx=c[0], cy=c[1])
+    else:  # for a picture of twice the size
+        write_blender(tmp_path, fl_x=2 * f[0], fl_y=2 * f[1], cx=2 * c[0], cy=2 * c[1], w=2 * W, h=2 * H)
     scene = load_scene(str(tmp_path))
     np.testing.assert_allclose(project(scene), known_pixels(f=f, c=c), atol=1e-3)
     np.testing.assert_allclose(spots(scene.images[2]), known_pixels(f=f, c=c)[2, :3], atol=0.05)
+
+
+@pytest.mark.parametrize("file_name", ["transforms.json", "transforms_train.json"])
+def test_two_camera_angles(tmp_path, file_name):
+    f = (80.0, 70.0)
+    write_photos(tmp_path / "images", known_pixels(f=f))
+    angles = {"camera_angle_x": 2 * math.atan(0.5 * W / f[0]), "camera_angle_y": 2 * math.atan(0.5 * H / f[1])}
+    frames = [frame(i, f"images/{name}") for i, name in enumerate(NAMES)]
+    write_json(tmp_path / file_name, {**angles, "frames": frames})
+    np.testing.assert_allclose(project(load_scene(str(tmp_path))), known_pixels(f=f), atol=1e-3)
+    write_json(tmp_path / file_name, {**angles, "camera_angle_y": 4.0, "frames": frames})
+    refused(tmp_path, "camera_angle_y is 4.0")
+
+
+@pytest.mark.parametrize("writer", ["colmap text", "llff", "blender", "nerfstudio"])
+def test_map_coordinates_survive_32_bits(tmp_path, writer, monkeypatch):
+    expected, place = known_pixels(), np.array([500_000.25, -4_000_000.5, 200.0])
+    write_photos(tmp_path / "images")
+    monkeypatch.setattr(captures, "CENTERS", CENTERS + place)
+    monkeypatch.setattr(captures, "POINTS", POINTS + place)
+    WRITERS[writer](tmp_path)
+    scene = load_scene(str(tmp_path))
+    moved = re.search(r"was moved: add \((.*)\) to", scene.notes[0])
+    assert len(scene.notes) == 1 and moved
+    points = POINTS + place - np.array([float(number) for number in moved.group(1).split(", ")])
+    np.testing.assert_allclose(project(scene, points), expected, atol=1e-3)
+    if writer.startswith("colmap"):
+        np.testing.assert_allclose(scene.points, points, atol=1e-6)
+
+
+@pytest.mark.parametrize("centers", [CENTERS + [300.0, 0.0, 0.0], np.tile([2.0, -0.3, 1.0], (len(NAMES), 1))])
+def test_scene_or_tripod_near_the_origin_stays(tmp_path, centers, monkeypatch):
+    write_photos(tmp_path / "images")
+    monkeypatch.setattr(captures, "CENTERS", centers)
+    write_nerfstudio(tmp_path)
+    assert load_scene(str(tmp_path)).notes == ()
 
 
 def test_photographs_larger_than_the_model_with_another_suffix(tmp_path):
@@ -161,12 +236,14 @@ def test_distorting_lens_is_undistorted(tmp_path, lens, factor):
         np.testing.assert_allclose(spots(image), pixels[:3], atol=0.1)
 
 
-def test_nerfstudio_lens_equals_colmaps(tmp_path):
+@pytest.mark.parametrize("writer", [write_nerfstudio, write_blender])
+def test_lens_of_transforms_equals_colmaps(tmp_path, writer):
     camera, distort = LENSES["OPENCV"]
     for name in ("a", "b"):
         write_photos(tmp_path / name / "images", known_pixels(distort=distort))
     write_colmap(tmp_path / "a", camera=camera)
-    write_nerfstudio(tmp_path / "b", camera_model="OPENCV", k1=0.2, k2=-0.02, p1=0.01, p2=0.02)
+    lens = {"camera_model": "OPENCV", "fl_x": FOCAL, "k1": 0.2, "k2": -0.02, "p1": 0.01, "p2": 0.02}
+    writer(tmp_path / "b", **lens)
     a, b = load_scene(str(tmp_path / "a")), load_scene(str(tmp_path / "b"))
     np.testing.assert_allclose(a.Ks, b.Ks, rtol=1e-6)
     for image_a, image_b in zip(a.images, b.images):
@@ -223,12 +300,36 @@ def test_images_factor_folder_is_used(tmp_path, suffix):
     assert scene.images[0].shape == (H // 2, W // 2, 3) and not (scene.images[1] == 200).all()
 
 
+@pytest.mark.parametrize("size", [(W, H), (40, 40)])
+def test_images_factor_folder_of_another_size_is_not_used(tmp_path, size):
+    write_photos(tmp_path / "images")
+    write_colmap(tmp_path)
+    write_photos(tmp_path / "images_2", width=W // 2, height=H // 2)
+    Image.new("RGB", size).save(tmp_path / "images_2" / NAMES[3])
+    scene = load_scene(str(tmp_path), factor=2)
+    assert "1 pictures of images_2/ are not 2 times smaller than those of images/: v3.png" in scene.notes[0]
+    np.testing.assert_allclose(spots(scene.images[3]), known_pixels()[3, :3] / 2, atol=0.05)
+
+
+def test_images_factor_folder_may_fit_the_cameras_alone(tmp_path):
+    for folder in ("images", "images_2"):  # the large ones were thrown away
+        write_photos(tmp_path / folder, known_pixels() / 2, width=W // 2, height=H // 2)
+    write_colmap(tmp_path)
+    scene = load_scene(str(tmp_path), factor=2)
+    assert scene.notes == () and scene.images[0].shape == (H // 2, W // 2, 3)
+
+
 def test_only_the_small_folder_exists(tmp_path):
     write_photos(tmp_path / "images_2", known_pixels() / 2, width=W // 2, height=H // 2)
     write_colmap(tmp_path)
     scene = load_scene(str(tmp_path), factor=2)
     np.testing.assert_allclose(spots(scene.images[0]), project(scene)[0, :3], atol=0.05)
+    assert scene.notes == ()
     refused(tmp_path, "images/ is missing", factor=1)
+    (tmp_path / "images_2").rename(tmp_path / "images_4")
+    scene = load_scene(str(tmp_path), factor=4)
+    assert scene.notes[0].startswith("6 pictures of images_4/ are not 4 times smaller than their cameras")
+    np.testing.assert_allclose(spots(scene.images[0]), project(scene)[0, :3], atol=0.05)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 5])
@@ -276,6 +377,13 @@ def test_sixteen_bit_gray(tmp_path):
 def test_other_modes_convert(tmp_path, mode):
     image = first_image(tmp_path, Image.new("RGB", (W, H), (255, 255, 255)).convert(mode)).images[0]
     assert image.dtype == np.uint8 and (image == 255).all()
+
+
+def test_picture_above_pillows_limit(tmp_path, monkeypatch, recwarn):
+    for limit in (100, H * W - 1):  # an error above twice the limit, a warning above it
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert first_image(tmp_path, Image.new("RGB", (W, H), (9, 9, 9))).images[0].max() == 9
+        assert limit == Image.MAX_IMAGE_PIXELS and not len(recwarn)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

@@ -1,11 +1,16 @@
 """The scene loaders: splits, leftovers, points, and all that a user can get wrong."""
 
+import builtins
+import errno
+import io
 import json
 import math
+import os
 import pathlib
 import struct
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -89,6 +94,69 @@ def test_match_photos():
         match_photos(["a/0.png", "b/0.png"], ["0.png"])
 
 
+def test_match_photos_of_another_folder_only_where_folders_say_nothing():
+    here = {"cam0/0.png": "cam0/0.png"}
+    assert match_photos(["cam0/0.png", "cam0/1.png"], ["cam0/0.png", "cam1/1.png"]) == here
+    assert match_photos(["cam0/0.png", "cam0/1.png", "cam1/1.png"], ["cam0/0.png", "cam1/1.png"]) == {
+        **here,
+        "cam1/1.png": "cam1/1.png",
+    }
+    assert match_photos(["cam0/0.png", "cam0/1.png"], ["left/0.jpg", "left/1.jpg"]) == {
+        "cam0/0.png": "left/0.jpg",
+        "cam0/1.png": "left/1.jpg",
+    }
+
+
+def test_match_photos_of_other_spelling():
+    composed, separate = (unicodedata.normalize(form, "é/ü") for form in ("NFC", "NFD"))
+    for model, disk in ((composed, separate), (separate, composed)):
+        files = [f"{disk}.JPG", f"{disk}.png", f"{disk}2.tif"]
+        assert match_photos([f"{model}.jpg", f"{model}2.png"], files) == {
+            f"{model}.jpg": f"{disk}.JPG",
+            f"{model}2.png": f"{disk}2.tif",
+        }
+
+
+def test_lost_photograph_of_a_rig(tmp_path):
+    names = [f"cam{i % 2}/v{i // 2}.png" for i in range(6)]
+    for name, pixels in zip(names, known_pixels()):
+        write_photos(tmp_path / "images" / name[:4], [pixels], names=[name[5:]])
+    (tmp_path / "images" / "cam0" / "v1.png").unlink()
+    write_colmap(tmp_path, names=names)
+    scene = load_scene(str(tmp_path))
+    assert len(scene.names) == 5 and scene.notes == ("1 poses have no photograph, left out: cam0/v1.png",)
+
+
+@pytest.mark.parametrize(
+    ("file_path", "on_disk"),
+    [
+        ("images/v{}", "images/v{}.PNG"),
+        ("images/v.{}", "images/v.{}.Png"),
+        ("images/v{}.png", "images/v{}.PNG"),
+        ("images/v{}.jpg", "images/v{}.png"),
+        (unicodedata.normalize("NFC", "é/ü{}.png"), unicodedata.normalize("NFD", "é/ü{}.png")),
+        (unicodedata.normalize("NFD", "é/ü{}.png"), unicodedata.normalize("NFC", "é/ü{}.png")),
+    ],
+)
+def test_frame_of_another_spelling(tmp_path, file_path, on_disk):
+    names = [on_disk.format(i) for i in range(6)]
+    write_photos((tmp_path / names[0]).parent, names=[name.split("/")[1] for name in names])
+    frames = [frame(i, file_path.format(i)) for i in range(6)]
+    write_json(tmp_path / "transforms.json", {"fl_x": FOCAL, "test_filenames": [file_path.format(3)], "frames": frames})
+    scene = load_scene(str(tmp_path))
+    assert scene.names == tuple(name.split("/")[1] for name in names) and scene.notes == ()
+    assert scene.test_ids.tolist() == [3]
+    np.testing.assert_allclose(project(scene), known_pixels(), atol=1e-3)
+
+
+def test_frame_that_could_be_several_pictures(tmp_path):
+    write_photos(tmp_path / "images")
+    (tmp_path / "images" / "v0.png").rename(tmp_path / "images" / "v0.jpg")
+    (tmp_path / "images" / "v0.TIF").touch()
+    write_nerfstudio(tmp_path)
+    refused(tmp_path, "v0.png could be any of the files v0.TIF, v0.jpg")
+
+
 # --- who is held out
 
 
@@ -149,6 +217,24 @@ def test_nerfstudio_lists(tmp_path):
     assert scene.names == ("v1.png", "v2.png", "v3.png", "v4.png")
     assert scene.test_ids.tolist() == [2] and scene.train_ids.tolist() == [0, 1, 3]
     assert any("2 frames are in neither split" in note for note in scene.notes)
+
+
+@pytest.mark.parametrize("key", ["train_filenames", "test_filenames", "val_filenames"])
+def test_listed_names_that_no_frame_has(tmp_path, key):
+    write_photos(tmp_path / "images")
+    write_nerfstudio(tmp_path, **{key: ["v0.png", "v1.png"]})
+    refused(tmp_path, f"none of the 2 names in {key} .*the list has v0.png, the first frame images/v0.png")
+    write_nerfstudio(tmp_path, **{key: ["v0.png", *(str(tmp_path / "images" / name) for name in NAMES[2:5])]})
+    scene = load_scene(str(tmp_path))
+    assert f"1 of the 4 names in {key} are no frame's: v0.png" in scene.notes
+    if key == "test_filenames":
+        assert scene.test_ids.tolist() == [2, 3, 4]
+
+
+def test_masks_are_not_used(tmp_path):
+    write_photos(tmp_path / "images")
+    write_nerfstudio(tmp_path, frames=[{**frame(i, f"images/v{i}.png"), "mask_path": "m.png"} for i in range(6)])
+    assert "6 frames have a mask_path: masks are not used" in load_scene(str(tmp_path)).notes[0]
 
 
 def test_nerfstudio_lens_of_each_frame(tmp_path):
@@ -324,7 +410,44 @@ def test_damaged_text_model(tmp_path, file_name):
         path.write_text(damaged)
         refused(tmp_path, "is damaged")
     path.unlink()
-    refused(tmp_path, f"{file_name} is missing")
+    if file_name != "points3D.txt":
+        refused(tmp_path, f"{file_name} is missing")
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_model_without_a_file_of_points(tmp_path, binary):
+    write_photos(tmp_path / "images")
+    folder = write_colmap(tmp_path)
+    path = to_binary(folder) / "points3D.bin" if binary else folder / "points3D.txt"
+    path.unlink()
+    scene = load_scene(str(tmp_path))
+    assert scene.names == NAMES and scene.points.shape == (0, 3)
+    assert scene.notes == (f"{path} is missing: training starts without points",)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_rotation_of_length_0(tmp_path, binary):
+    write_photos(tmp_path / "images")
+    folder = write_colmap(tmp_path)
+    lines = (folder / "images.txt").read_text().splitlines()
+    lines[5] = "3 0 0 0 0 0 0 3 1 v2.png"
+    (folder / "images.txt").write_text("\n".join(lines) + "\n")
+    if binary:
+        to_binary(folder)
+    refused(tmp_path, r"quaternion 0 0 0 0 \(v2.png\)")
+
+
+def test_two_images_of_one_name(tmp_path):
+    write_photos(tmp_path / "images")
+    write_colmap(tmp_path, names=("v0.png", "v1.png", "v2.png", "v1.png", "v4.png", "v5.png"))
+    refused(tmp_path, r"several images of one name \(v1.png\)")
+
+
+def test_text_model_with_spaces_in_names(tmp_path):
+    names = [f"v ({i}).png" for i in range(6)]
+    write_photos(tmp_path / "images", names=names)
+    write_colmap(tmp_path, names=["v0.png", *names[1:]])
+    refused(tmp_path, r"images.txt has the image name 'v \(1\).png'.*binary files \(.bin\) instead, or rename")
 
 
 def test_registered_images_are_needed(tmp_path):
@@ -374,6 +497,17 @@ def test_unreadable_json(tmp_path, file_name, text):
     refused(tmp_path, f"{file_name} (is not readable json|has no poses)")
 
 
+TRANSPOSED = np.transpose(frame(0, "")["transform_matrix"]).tolist()
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    write_photos(tmp_path / "images")
+    write_nerfstudio(tmp_path)
+    path = tmp_path / "transforms.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert load_scene(str(tmp_path)).names == NAMES
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -391,6 +525,7 @@ def test_unreadable_json(tmp_path, file_name, text):
         ({"frames": [{"transform_matrix": np.eye(4).tolist()}]}, "file_path is None"),
         ({"frames": [{"file_path": "images/v0.png"}]}, "transform_matrix is no 4 x 4"),
         ({"frames": [{"file_path": "images/v0.png", "transform_matrix": [[1, 2], [3]]}]}, "transform_matrix is no"),
+        ({"frames": [{**frame(0, "images/v0.png"), "transform_matrix": TRANSPOSED}]}, "has the last row"),
         ({"frames": [frame(0, "images/v0.png"), frame(1, "./images/v0.png")]}, "several frames have the same picture"),
     ],
 )
@@ -405,6 +540,63 @@ def test_bad_camera_angle(tmp_path, angle):
     write_photos(tmp_path / "images")
     write_json(tmp_path / "transforms_train.json", {"camera_angle_x": angle, "frames": [frame(0, "images/v0")]})
     refused(tmp_path, "camera_angle_x is")
+
+
+def test_no_focal_length(tmp_path):
+    write_photos(tmp_path / "images")
+    write_blender(tmp_path, w=W, h=H)
+    refused(tmp_path, "fl_x is missing; expected fl_x .px. or camera_angle_x")
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """Lets a file or folder look as if this user may not read it: permissions do not stop root."""
+
+    stat = os.stat
+
+    def use(forbidden):
+        def guarded(function):
+            def call(path=".", *args, **kwargs):
+                place = None if isinstance(path, int) else pathlib.Path(path)
+                if place and (place.parent if function is stat else place) == forbidden:
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                return function(path, *args, **kwargs)
+
+            return call
+
+        for module, name in ((builtins, "open"), (io, "open"), (os, "listdir"), (os, "scandir"), (os, "stat")):
+            monkeypatch.setattr(module, name, guarded(getattr(module, name)))
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("writer", "path"),
+    [
+        ("colmap binary", "."),
+        ("colmap binary", "sparse"),
+        ("colmap binary", "sparse/0"),
+        ("colmap binary", "sparse/0/images.bin"),
+        ("colmap text", "sparse/0/cameras.txt"),
+        ("colmap text", "images"),
+        ("colmap text", "images/v2.png"),
+        ("llff", "poses_bounds.npy"),
+        ("blender", "transforms_test.json"),
+        ("nerfstudio", "images"),
+        ("nerfstudio", "images/v2.png"),
+        ("nerfstudio", "transforms.json"),
+        ("nerfstudio", "points.ply"),
+    ],
+)
+def test_what_may_not_be_read(tmp_path, writer, path, forbid):
+    root = tmp_path / "scene"
+    write_photos(root / "images")
+    WRITERS[writer](root)
+    if path == "points.ply":
+        write_nerfstudio(root, ply_file_path=path)
+        (root / path).touch()
+    forbid(root / path)
+    refused(root, rf"cannot read {root / path}\S* \(Permission denied\): expected a scene whose files")
 
 
 def test_pycolmap_stays_out_of_the_process_and_png_can_be_saved(tmp_path):

@@ -1,5 +1,6 @@
 """Captures from disk: load_scene reads any of the known formats into a Scene."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -9,6 +10,7 @@ from jaxtyping import Float
 
 from bags_jax.data import blender, colmap, llff, nerfstudio
 from bags_jax.data.images import Capture, Lens, list_photos, name_some, read_photos
+from bags_jax.data.poses import camera_centers
 from bags_jax.data.scene import Scene
 from bags_jax.data.split import find_hold, split_every, split_listed
 from bags_jax.errors import UserError
@@ -16,6 +18,9 @@ from bags_jax.errors import UserError
 __all__ = ["load_scene"]
 
 _FORMATS = ("auto", "colmap", "blender", "nerfstudio", "llff")
+# Cameras further from the origin than this many times their spread are moved to it: float32 keeps 1e-7 of a coordinate,
+# and 1e-4 of the spread is what moves pixels.
+_FAR = 1000.0
 
 
 def load_scene(
@@ -36,15 +41,36 @@ def load_scene(
         views in the scene's own files come first.
       background: sRGB in [0, 1] behind transparent pixels.
     Returns:
-      Scene. Photographs of a distorting lens have been undistorted.
+      Scene. Photographs of a distorting lens have been undistorted. A scene far from the origin has been moved to it.
     Raises:
       UserError: any input that cannot be used; the message says which and how to repair it.
     """
     _check_options(factor, holdout, background)
-    folder = _check_folder(root)
+    try:
+        return _load(_check_folder(root), format, factor, holdout, background)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(
+            f"cannot read {error.filename} ({error.strerror}): expected a scene whose files and folders you may read; "
+            f"change its permissions, or copy it to another place"
+        ) from error
+
+
+def _load(
+    folder: pathlib.Path, format: str, factor: int, holdout: int, background: tuple[float, float, float]
+) -> Scene:
+    """load_scene, except that a file or folder that cannot be read is an OSError."""
     capture = _read_capture(folder, format, factor)
     _check_poses(capture)
-    images, notes = read_photos(capture.files, root=folder, factor=factor, background=background)
+    capture = _move_to_origin(capture)
+    images, notes = read_photos(
+        capture.files,
+        root=folder,
+        camera_sizes=[(lens.width, lens.height) for lens in capture.lenses],
+        factor=factor,
+        background=background,
+    )
     images, Ks, lens_notes = _apply_lenses(capture, images)
     if capture.test_names is not None:
         train_ids, test_ids = split_listed(capture.names, capture.test_names)
@@ -65,6 +91,7 @@ def load_scene(
         test_ids=test_ids,
         points=capture.points[finite].astype(np.float32),
         point_colors=capture.point_colors[finite].astype(np.float32),
+        depths=None if capture.depths is None else capture.depths.astype(np.float32),
         background=(float(background[0]), float(background[1]), float(background[2])),
         notes=capture.notes + notes + lens_notes + split_notes + point_notes,
     )
@@ -129,6 +156,29 @@ def _check_poses(capture: Capture) -> None:
                 f"the pose of view {name} is no rotation and translation (determinant {np.linalg.det(rotation):.4g}): "
                 f"expected right-handed, unscaled camera axes; remove the scale from its matrix, or the view"
             )
+
+
+def _move_to_origin(capture: Capture) -> Capture:
+    """Moves cameras and points, in float64, from so far away (map coordinates) that float32 would displace them."""
+    centers = camera_centers(capture.viewmats)
+    middle = np.median(centers, axis=0)  # medians: one lost camera at the origin counts for nothing
+    spread = float(np.median(np.linalg.norm(centers - middle, axis=1)))
+    distance = float(np.linalg.norm(middle))
+    if spread <= 1e-9 * distance:  # a tripod's pictures have no scale: 1 stands for it, as in initialize.py
+        spread = 1.0
+    if distance <= _FAR * spread:
+        return capture
+    step = 10.0 ** math.floor(math.log10(spread))  # a round number is easier to add back
+    origin = np.rint(middle / step) * step
+    viewmats = capture.viewmats.copy()
+    viewmats[:, :3, 3] += capture.viewmats[:, :3, :3] @ origin
+    place = ", ".join(f"{x:.12g}" for x in origin)
+    note = (
+        f"the scene lies {distance:.3g} units from the origin, where 32-bit numbers are too coarse, and was moved: "
+        f"add ({place}) to exported positions to get the capture's own"
+    )
+    points = capture.points - origin
+    return dataclasses.replace(capture, viewmats=viewmats, points=points, notes=capture.notes + (note,))
 
 
 def _apply_lenses(

@@ -1,8 +1,10 @@
 """COLMAP models, text and binary, and the undistortion of photographs taken with any of its lens models."""
 
 import atexit
+import collections
 import dataclasses
 import functools
+import os
 import pathlib
 import pickle
 import subprocess
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from bags_jax.data.images import Capture, Lens, find_photo_folder, list_photos, match_photos, pairing_notes
+from bags_jax.data.images import Capture, Lens, find_photo_folder, list_photos, match_photos, name_some, pairing_notes
 from bags_jax.errors import UserError
 
 # Focal lengths of the models that are a pinhole when their distortion coefficients (all that follows f and c) are 0.
@@ -32,11 +34,21 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def find_model(root: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the COLMAP model: sparse/0, sparse or colmap/sparse/0, whichever has one of its files first."""
-    for folder in (root / "sparse" / "0", root / "sparse", root / "colmap" / "sparse" / "0"):
-        if any((folder / f"{name}{suffix}").is_file() for name in _MODEL_FILES for suffix in (".bin", ".txt")):
-            return folder
-    return None
+    """The folder of the COLMAP model: sparse/0, sparse or colmap/sparse/0, whichever has one of its files first.
+
+    Without these, the first of the other numbered folders.
+    """
+    parents = root / "sparse", root / "colmap" / "sparse"
+    places = parents[0] / "0", parents[0], parents[1] / "0", *(path for parent in parents for path in _numbered(parent))
+    file_names = {f"{name}{suffix}" for name in _MODEL_FILES for suffix in (".bin", ".txt")}
+    # Listed, because asking for a file in a folder that may not be read can look as if it was not there.
+    return next((path for path in places if path.is_dir() and file_names & set(os.listdir(path))), None)
+
+
+def _numbered(parent: pathlib.Path) -> list[pathlib.Path]:
+    """The folders 0, 1, ... in which COLMAP leaves models that it could not connect, in order."""
+    folders = [path for path in parent.iterdir() if path.name.isdecimal() and path.is_dir()] if parent.is_dir() else []
+    return sorted(folders, key=lambda path: int(path.name))
 
 
 def read_colmap(root: pathlib.Path, *, factor: int = 1) -> Capture:
@@ -63,9 +75,12 @@ def read_colmap(root: pathlib.Path, *, factor: int = 1) -> Capture:
     # Sorted by the file's name, as the published split is.
     found = sorted((photo, name) for name, photo in pairs.items())
     notes = pairing_notes(sorted(set(posed) - set(pairs)), sorted(set(photos) - set(pairs.values())))
-    siblings = [path.name for path in model.parent.iterdir() if path.is_dir() and path.name.isdigit()]
-    if model.name == "0" and len(siblings) > 1:
+    siblings = _numbered(model.parent)
+    if model in siblings and len(siblings) > 1:
         notes += (f"COLMAP made {len(siblings)} separate models: only {model} is read",)
+    points_file = model / f"points3D{_model_suffix(model)}"
+    if not points_file.is_file():
+        notes += (f"{points_file} is missing: training starts without points",)
     return Capture(
         names=tuple(photo for photo, _ in found),
         files=tuple(photos[photo] for photo, _ in found),
@@ -133,15 +148,19 @@ def _read_model(
     model: pathlib.Path,
 ) -> tuple[dict[str, tuple[np.ndarray, Lens]], Float[np.ndarray, "P 3"], Float[np.ndarray, "P 3"]]:
     """(viewmat, lens) by image name, points and their colours (sRGB in [0, 1])."""
-    binary = any((model / f"{name}.bin").is_file() for name in _MODEL_FILES)
-    suffix = ".bin" if binary else ".txt"
-    for name in _MODEL_FILES:
+    suffix = _model_suffix(model)
+    binary = suffix == ".bin"
+    for name in ("cameras", "images"):
         if not (model / (name + suffix)).is_file():
             raise UserError(
                 f"{model / (name + suffix)} is missing: a COLMAP model is {', '.join(_MODEL_FILES)}{suffix}"
             )
-    size = sum(path.stat().st_size for path in model.iterdir() if path.suffix == suffix)
-    limit_s = _LIMIT_S + size / _SLOWEST_READ
+    files = [path for path in model.iterdir() if path.suffix == suffix and path.is_file()]
+    for path in files:
+        path.open("rb").close()  # raises here if it may not be read; pycolmap would not say so
+    if not binary:
+        _check_names(model / "images.txt")
+    limit_s = _LIMIT_S + sum(path.stat().st_size for path in files) / _SLOWEST_READ
     try:
         damage = _ask("find_damage", str(model), limit_s=limit_s) if binary else None
         values = {} if damage else _ask("read_model", str(model), binary, limit_s=limit_s)
@@ -152,7 +171,44 @@ def _read_model(
     posed = {name: (np.vstack([pose, [0.0, 0.0, 0.0, 1.0]]), Lens(*lens)) for name, pose, lens in values["images"]}
     if not posed:
         raise UserError(f"{model} has no image with a pose: expected registered images; run COLMAP's mapper again")
+    if values["unturned"]:
+        raise UserError(
+            f"{model} has images whose rotation is the quaternion 0 0 0 0 ({name_some(values['unturned'])}): expected "
+            f"one of length 1; estimate their poses again, or remove them from the model"
+        )
+    counts = collections.Counter(name for name, _, _ in values["images"])
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    if repeated:
+        raise UserError(
+            f"{model} has several images of one name ({name_some(repeated)}): expected one pose for each; remove the "
+            f"others from the model, or run COLMAP again"
+        )
     return posed, values["xyz"], values["rgb"] / 255
+
+
+def _model_suffix(model: pathlib.Path) -> str:
+    """.bin if the model has any binary file, else .txt."""
+    return ".bin" if any((model / f"{name}.bin").is_file() for name in _MODEL_FILES) else ".txt"
+
+
+def _check_names(path: pathlib.Path) -> None:
+    """Refuses an images.txt whose names have spaces: pycolmap, as COLMAP, would cut them there.
+
+    Raises:
+      UserError: the line of an image has more than its 10 words.
+    """
+    with path.open("rb") as lines:  # bytes: names may be in any encoding
+        for line in lines:
+            words = line.split(maxsplit=9)
+            if not words or line.startswith(b"#"):
+                continue
+            next(lines, None)  # the points of this image, maybe none
+            if len(words) == 10 and len(words[9].split()) > 1:
+                name = words[9].strip().decode("utf-8", "replace")
+                raise UserError(
+                    f"{path} has the image name {name!r}: COLMAP's text files cannot hold spaces in names; use the "
+                    f"model's binary files (.bin) instead, or rename the picture both on disk and in {path.name}"
+                )
 
 
 def _damaged(path: pathlib.Path | str, reason: str) -> UserError:

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import pathlib
+import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 
@@ -15,6 +17,7 @@ from bags_jax.errors import UserError
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 _EXIF_ORIENTATION = 0x0112
 _DECODE_THREADS = 2  # decoding releases the GIL; more threads only cost memory
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +42,17 @@ class Capture:
     point_colors: Float[np.ndarray, "P 3"]  # sRGB in [0, 1]
     test_names: frozenset[str] | None = None  # held-out views if the files name them; None: the published rule decides
     notes: tuple[str, ...] = ()
+    depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest that each view sees, scene units
 
 
 def list_photos(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Every picture below a folder, keyed by its path relative to it, sorted; {} if there is no such folder."""
+    """Every picture below a folder, keyed by its path relative to it, sorted; {} if there is no such folder.
+
+    Raises:
+      PermissionError: the folder or one below it may not be read.
+    """
     photos = {}
-    for parent, _, file_names in os.walk(folder, followlinks=True):
+    for parent, _, file_names in os.walk(folder, onerror=_raise_if_forbidden, followlinks=True):
         for file_name in file_names:
             path = pathlib.Path(parent, file_name)
             # macOS leaves ._000.jpg beside 000.jpg: hidden files are not photographs.
@@ -70,9 +78,11 @@ def find_photo_folder(root: pathlib.Path, factor: int) -> pathlib.Path:
 
 
 def match_photos(wanted: Sequence[str], available: Iterable[str]) -> dict[str, str]:
-    """Pairs names with files: by name, else without the suffix, else without suffix and folder.
+    """Pairs names with files: by name, else without the suffix; without the folder only if no name is found with it.
 
-    COLMAP models often outlive their pictures' format (000.png in the model, 000.jpg on disk).
+    COLMAP models often outlive their pictures' format (000.png in the model, 000.jpg on disk), and folders' names. But
+    where one folder is right all are: cam1/000.png must not stand in for a lost cam0/000.png. Names may differ in how
+    accents are encoded (macOS separates them from their letters) and in the case of the suffix.
 
     Returns:
       The available name of each wanted one; wanted names without a file are left out.
@@ -81,16 +91,17 @@ def match_photos(wanted: Sequence[str], available: Iterable[str]) -> dict[str, s
     """
     available = list(available)
     exact = set(available)
-    by_path, by_stem = _group(available, _without_suffix), _group(available, _bare_stem)
+    by_name, by_path = _group(available, _loosely), _group(available, _without_suffix)
     pairs: dict[str, str] = {}
     for name in wanted:
-        same_path, same_stem = by_path.get(_without_suffix(name), []), by_stem.get(_bare_stem(name), [])
-        if name in exact:
-            pairs[name] = name
-        elif len(same_path) > 1:
-            raise UserError(f"{name} could be any of the files {name_some(same_path)}: keep one of them")
-        elif same_path or len(same_stem) == 1:
-            pairs[name] = (same_path or same_stem)[0]
+        same = [name] if name in exact else by_name.get(_loosely(name)) or by_path.get(_without_suffix(name), [])
+        if len(same) > 1:
+            raise UserError(f"{name} could be any of the files {name_some(same)}: keep one of them")
+        if same:
+            pairs[name] = same[0]
+    if not pairs:
+        by_stem = _group(available, _bare_stem)
+        pairs = {name: same[0] for name in wanted if len(same := by_stem.get(_bare_stem(name), [])) == 1}
     takers = _group(list(pairs), lambda name: pairs[name])
     for file_name, names in takers.items():
         if len(names) > 1:
@@ -131,24 +142,27 @@ def read_photos(
     files: Sequence[pathlib.Path],
     *,
     root: pathlib.Path,
+    camera_sizes: Sequence[tuple[int, int]],
     factor: int = 1,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> tuple[tuple[UInt8[np.ndarray, "_H _W 3"], ...], tuple[str, ...]]:
     """Decodes photographs at 1 / factor of their size.
 
     A folder images_{factor}/ beside images/ (the same for other folder names) is used if it holds the same number of
-    pictures, under the same names up to the suffix; otherwise images/ is averaged over factor x factor blocks.
+    pictures, under the same names up to the suffix, factor times smaller than images/ or than their cameras; otherwise
+    images/ is averaged over factor x factor blocks. Where there is only images_{factor}/, it is used as it is.
 
     Args:
       files: full-size photographs.
       root: the scene's folder.
+      camera_sizes: (width, height) in px of each photograph's camera.
       background: sRGB in [0, 1], put behind transparent pixels (blended in sRGB, as is the convention).
     Returns:
       The images, sRGB, and notes for the user. EXIF orientation is not applied (COLMAP does not either), only noted.
     Raises:
       UserError: a file is not a picture, or factor leaves no pixel of it.
     """
-    sources, notes = _find_downscaled(files, root, factor)
+    sources, notes = _find_downscaled(dict(zip(files, camera_sizes, strict=True)), root, factor)
 
     def decode(source: tuple[pathlib.Path, int]) -> tuple[np.ndarray, int]:
         return _decode(*source, background)
@@ -164,12 +178,22 @@ def read_photos(
     return tuple(image for image, _ in decoded), tuple(notes)
 
 
+def _raise_if_forbidden(error: OSError) -> None:
+    """os.walk passes over what it cannot list: right for a folder that is not there, not for one it may not read."""
+    if isinstance(error, PermissionError):
+        raise error
+
+
+def _loosely(name: str) -> str:
+    return _without_suffix(name) + pathlib.PurePosixPath(name).suffix.lower()
+
+
 def _without_suffix(name: str) -> str:
-    return pathlib.PurePosixPath(name).with_suffix("").as_posix() if name else name
+    return unicodedata.normalize("NFC", pathlib.PurePosixPath(name).with_suffix("").as_posix()) if name else name
 
 
 def _bare_stem(name: str) -> str:
-    return pathlib.PurePosixPath(name).stem
+    return pathlib.PurePosixPath(_without_suffix(name)).name
 
 
 def _group(names: Sequence[str], key: Callable[[str], str]) -> dict[str, list[str]]:
@@ -180,16 +204,24 @@ def _group(names: Sequence[str], key: Callable[[str], str]) -> dict[str, list[st
 
 
 def _find_downscaled(
-    files: Sequence[pathlib.Path], root: pathlib.Path, factor: int
+    camera_sizes: dict[pathlib.Path, tuple[int, int]], root: pathlib.Path, factor: int
 ) -> tuple[list[tuple[pathlib.Path, int]], list[str]]:
     """The file to decode in place of each photograph, and the factor that is left to apply to it."""
-    sources = {path: (path, factor) for path in files}
+    sources = {path: (path, factor) for path in camera_sizes}
     notes = []
-    in_root = [path for path in files if path.is_relative_to(root) and len(path.relative_to(root).parts) > 1]
+    in_root = [path for path in camera_sizes if path.is_relative_to(root) and len(path.relative_to(root).parts) > 1]
     tops = _group([path.relative_to(root).as_posix() for path in in_root], lambda name: name.split("/")[0])
     for top, names in tops.items() if factor > 1 else ():
         if top == f"images_{factor}":  # images/ is missing: these are already small
             sources.update({root / name: (root / name, 1) for name in names})
+            odd = [
+                name[len(top) + 1 :] for name in names if not _is_shrunk(root / name, camera_sizes[root / name], factor)
+            ]
+            if odd:
+                notes.append(
+                    f"{len(odd)} pictures of {top}/ are not {factor} times smaller than their cameras, but used as "
+                    f"they are: {name_some(odd)}; rename {top}/ to images/ to have them resized"
+                )
             continue
         small_folder = root / f"{top}_{factor}"
         if not small_folder.is_dir():
@@ -200,15 +232,42 @@ def _find_downscaled(
         if len(pairs) < len(inner):
             notes.append(f"{small_folder.name}/ does not hold the same pictures as {top}/: resized {top}/ instead")
             continue
-        sources.update({root / top / name: (small[pairs[name]], 1) for name in inner})
-    return [sources[path] for path in files], notes
+        twins = {root / top / name: small[pairs[name]] for name in inner}
+        odd = [
+            path.name
+            for path, twin in twins.items()
+            if not (_is_shrunk(twin, camera_sizes[path], factor) or _is_shrunk(twin, photo_size(path), factor))
+        ]
+        if odd:
+            notes.append(
+                f"{len(odd)} pictures of {small_folder.name}/ are not {factor} times smaller than those of {top}/: "
+                f"{name_some(odd)}; resized {top}/ instead"
+            )
+            continue
+        sources.update({path: (twin, 1) for path, twin in twins.items()})
+    return list(sources.values()), notes
+
+
+def _is_shrunk(path: pathlib.Path, size: tuple[int, int], factor: int) -> bool:
+    """Whether a picture has 1 / factor of a (width, height), up to rounding, or the 2 % that cropping may cost."""
+    return all(
+        abs(small - full / factor) <= 1 + 0.02 * full / factor
+        for small, full in zip(photo_size(path), size, strict=True)
+    )
 
 
 def _open(path: pathlib.Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except Exception as error:  # PIL's readers raise far more than OSError on damaged headers
-        raise _not_a_picture(path, error) from error
+    """Opens a picture of any size: PIL guards servers against huge uploads, but these files are the user's own."""
+    with _ONE_AT_A_TIME:  # the limit is one for the whole process
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path)
+        except PermissionError:
+            raise
+        except Exception as error:  # PIL's readers raise far more than OSError on damaged headers
+            raise _not_a_picture(path, error) from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _not_a_picture(path: pathlib.Path, error: Exception) -> UserError:

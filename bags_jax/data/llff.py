@@ -3,6 +3,7 @@
 import pathlib
 
 import numpy as np
+from jaxtyping import Float
 
 from bags_jax.data.images import Capture, Lens, find_photo_folder, list_photos
 from bags_jax.errors import UserError
@@ -13,7 +14,7 @@ POSES_FILE = "poses_bounds.npy"
 def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
     """Reads the poses of an LLFF scene.
 
-    A row is [3, 5] world_from_cam and two depth bounds (unused). Its columns are the camera's down, right and backward
+    A row is [3, 5] world_from_cam and two depth bounds, without meaning unless 0 < near < far in all of them. Its columns are the camera's down, right and backward
     axes, the camera centre, and (height, width, focal length) in px; the principal point is the image centre.
 
     Args:
@@ -30,7 +31,7 @@ def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
             f"{path} has {len(rows)} poses and {folder} {len(photos)} pictures: LLFF pairs them in the order of names, "
             f"so one for each is needed; remove the extra pictures or run LLFF's imgs2poses again"
         )
-    poses = rows[:, :15].reshape(-1, 3, 5)
+    poses, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
     if not np.isfinite(poses[:, :, 4]).all() or (poses[:, :, 4] <= 0).any():
         raise UserError(f"{path} has a height, width or focal length that is not positive: expected px; make it again")
     down, right, back, centers = (poses[:, :, i] for i in range(4))
@@ -49,7 +50,13 @@ def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
         lenses=tuple(lenses),
         points=np.zeros((0, 3)),
         point_colors=np.zeros((0, 3)),
+        depths=bounds if _are_depths(bounds) else None,
     )
+
+
+def _are_depths(bounds: Float[np.ndarray, "V 2"]) -> bool:
+    nearest, farthest = bounds.T
+    return bool(np.isfinite(bounds).all() and (nearest > 0).all() and (farthest > nearest).all())
 
 
 def _read_rows(path: pathlib.Path) -> np.ndarray:
@@ -58,6 +65,8 @@ def _read_rows(path: pathlib.Path) -> np.ndarray:
         raise UserError(f"{path} is missing: {expected}")
     try:
         rows = np.load(path, allow_pickle=False)
+    except PermissionError:
+        raise
     except Exception as error:  # a damaged header raises ValueError, EOFError, SyntaxError or tokenize.TokenError
         raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): {expected}") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17 or rows.dtype.kind not in "fiu":

@@ -1,20 +1,26 @@
 """nerfstudio scenes: transforms.json (Tancik et al. 2023), also as written by instant-ngp's scripts."""
 
 import dataclasses
-import math
-import os
 import pathlib
+import unicodedata
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax.data.blender import find_frame_photo, frame_viewmat, frames_capture, read_number, read_transforms
-from bags_jax.data.images import Capture, Lens, name_some, pairing_notes, photo_size
+from bags_jax.data.images import Capture, name_some, pairing_notes
+from bags_jax.data.transforms import (
+    find_frame_photos,
+    frame_lens,
+    frame_viewmat,
+    frames_capture,
+    join_path,
+    read_transforms,
+)
 from bags_jax.errors import UserError
 
 TRANSFORMS_FILE = "transforms.json"
-_PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+_LISTS = ("train_filenames", "test_filenames", "val_filenames")
 _PLY_TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
     "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
@@ -29,30 +35,35 @@ def read_nerfstudio(root: pathlib.Path) -> Capture:
     val_filenames lists are left out.
 
     Raises:
-      UserError: unreadable or incomplete json, a lens that is none of the known ones, no picture, a damaged PLY.
+      UserError: unreadable or incomplete json, a lens that is none of the known ones, no picture, a list whose names are
+        no frame's, a damaged PLY.
     """
     json_path = root / TRANSFORMS_FILE
     transforms = read_transforms(json_path)
-    train_listed, test_listed = (_listed(transforms, key, json_path) for key in ("train_filenames", "test_filenames"))
+    photos = find_frame_photos(root, transforms["frames"], json_path)
+    (train_listed, test_listed, val_listed), notes = _read_lists(transforms, root, json_path)
     paths, viewmats, lenses, missing, unlisted, test_paths = [], [], [], [], [], []
-    for index, frame in enumerate(transforms["frames"]):
+    for index, (frame, path) in enumerate(zip(transforms["frames"], photos)):
         where = f"{json_path}, frame {index}"
-        path = find_frame_photo(root, frame, where)
-        listed_as = _normalise(frame["file_path"])
+        listed_as = _normalise(root, frame["file_path"])
         in_test = listed_as in (test_listed or ())
+        in_train = listed_as not in (val_listed or ()) if train_listed is None else listed_as in train_listed
         if path is None:
             missing.append(frame["file_path"])
-        elif not in_test and train_listed is not None and listed_as not in train_listed:
+        elif not in_test and not in_train:
             unlisted.append(frame["file_path"])
         else:
             paths.append(path)
             viewmats.append(frame_viewmat(frame, where))
-            lenses.append(_lens({**transforms, **frame}, path, where))
+            lenses.append(frame_lens({**transforms, **frame}, path, where))
             if in_test:
                 test_paths.append(path)
-    notes = pairing_notes(missing, ())
+    notes = pairing_notes(missing, ()) + notes
     if unlisted:
         notes += (f"{len(unlisted)} frames are in neither split of {json_path.name}: {name_some(unlisted)}",)
+    num_masks = sum(bool(frame.get("mask_path")) for frame in transforms["frames"])
+    if num_masks:
+        notes += (f"{num_masks} frames have a mask_path: masks are not used, every pixel counts",)
     is_split = train_listed is not None or test_listed is not None
     capture = frames_capture(root, paths, viewmats, lenses, test_paths=test_paths if is_split else None, notes=notes)
     return _add_points(capture, root, transforms.get("ply_file_path"), json_path)
@@ -93,6 +104,8 @@ def read_ply_points(path: pathlib.Path) -> tuple[Float[np.ndarray, "P 3"], Float
             is_integer = vertices.dtype["red"].kind in "iu"
             colors = np.stack([vertices[name] for name in ("red", "green", "blue")], axis=-1).astype(np.float64)
             colors = np.clip(colors / np.iinfo(vertices.dtype["red"]).max if is_integer else colors, 0, 1)
+    except PermissionError:
+        raise
     except (ValueError, TypeError, KeyError, IndexError, StopIteration, OverflowError, MemoryError, OSError) as error:
         raise UserError(f"cannot read the points of {path} ({type(error).__name__}: {error}): {expected}") from error
     return points, colors
@@ -124,44 +137,32 @@ def _add_points(capture: Capture, root: pathlib.Path, ply_file_path: Any, json_p
     return dataclasses.replace(capture, points=points, point_colors=colors)
 
 
-def _listed(transforms: dict[str, Any], key: str, json_path: pathlib.Path) -> frozenset[str] | None:
-    names = transforms.get(key)
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{json_path}: {key} is {names!r}; expected a list of file paths")
-    return frozenset(_normalise(name) for name in names)
+def _read_lists(
+    transforms: dict[str, Any], root: pathlib.Path, json_path: pathlib.Path
+) -> tuple[list[frozenset[str] | None], tuple[str, ...]]:
+    """The names in each of _LISTS, None where there is no such list, and notes about names that no frame has."""
+    listed, notes = [], ()
+    frames = [frame["file_path"] for frame in transforms["frames"]]
+    known = {_normalise(root, name) for name in frames}
+    for key in _LISTS:
+        names = transforms.get(key)
+        if names is None:
+            listed.append(None)
+            continue
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{json_path}: {key} is {names!r}; expected a list of file paths")
+        lost = [name for name in names if _normalise(root, name) not in known]
+        if names and len(lost) == len(names):
+            raise UserError(
+                f"{json_path}: none of the {len(names)} names in {key} is the file_path of a frame (the list has "
+                f"{names[0]}, the first frame {frames[0]}): expected the same paths; correct the list or remove it"
+            )
+        if lost:
+            notes += (f"{len(lost)} of the {len(names)} names in {key} are no frame's: {name_some(lost)}",)
+        listed.append(frozenset(_normalise(root, name) for name in names))
+    return listed, notes
 
 
-def _normalise(file_path: str) -> str:
-    return os.path.normpath(file_path.replace("\\", "/"))
-
-
-def _lens(values: dict[str, Any], path: pathlib.Path, where: str) -> Lens:
-    """The lens of one frame; `values` holds the frame's own entries over those for all frames."""
-
-    def number(key: str, default: float | None = None) -> float:
-        return read_number(values, key, f"{where} ({path.name})", default)
-
-    # The size belongs to the intrinsics; where it is not given, they are those of the picture itself.
-    width, height = photo_size(path) if "w" not in values or "h" not in values else (number("w"), number("h"))
-    if "fl_x" not in values and "camera_angle_x" in values:
-        angle = number("camera_angle_x")
-        if not 0 < angle < math.pi:
-            raise UserError(f"{where}: camera_angle_x is {angle}; expected radians between 0 and pi")
-        fx = 0.5 * width / math.tan(0.5 * angle)
-    else:
-        fx = number("fl_x")
-    center = (fx, number("fl_y", fx), number("cx", width / 2), number("cy", height / 2))
-    k1, k2, k3, k4, p1, p2 = (number(key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
-    model = values.get("camera_model", "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV")
-    if model == "OPENCV_FISHEYE":
-        return Lens("OPENCV_FISHEYE", round(width), round(height), (*center, k1, k2, k3, k4))
-    if model not in _PERSPECTIVE or k4:
-        raise UserError(
-            f"{where}: camera_model {model!r}{' with k4' if k4 else ''} is not supported; expected one of "
-            f"{', '.join(_PERSPECTIVE)} or OPENCV_FISHEYE; undistort the pictures first (colmap image_undistorter)"
-        )
-    if k3:
-        return Lens("FULL_OPENCV", round(width), round(height), (*center, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
-    return Lens("OPENCV", round(width), round(height), (*center, k1, k2, p1, p2))
+def _normalise(root: pathlib.Path, file_path: str) -> str:
+    """One spelling for each file, so that lists and frames can be compared."""
+    return unicodedata.normalize("NFC", str(join_path(root, file_path)))

@@ -11,9 +11,11 @@ import functools
 import os
 import pathlib
 import pickle
+import shutil
 import signal
 import struct
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -53,22 +55,36 @@ def load_pycolmap() -> Any:
 
 
 def read_model(model: str, binary: bool) -> dict[str, Any]:
-    """The registered images (name, 3 x 4 cam_from_world, lens), xyz (P x 3) and rgb (P x 3, 0 .. 255) of a model."""
+    """The registered images (name, 3 x 4 cam_from_world, lens), xyz (P x 3) and rgb (P x 3, 0 .. 255) of a model.
+
+    "unturned" are the names of images whose quaternion is 0. A model without a file of points is one without points.
+    """
+    points_name = "points3D.bin" if binary else "points3D.txt"
+    if not pathlib.Path(model, points_name).is_file():  # which pycolmap insists on
+        with tempfile.TemporaryDirectory() as folder:
+            for path in pathlib.Path(model).glob(f"*{pathlib.Path(points_name).suffix}"):
+                shutil.copy(path, folder)
+            pathlib.Path(folder, points_name).write_bytes(bytes(8 if binary else 0))  # their number, or no line
+            return read_model(folder, binary)
     reconstruction = load_pycolmap().Reconstruction()
     if binary:
         reconstruction.read_binary(model)
     else:
         reconstruction.read_text(model)
-    images = []
+    images, unturned = [], []
     for image in reconstruction.images.values():
         if image.has_pose:
             camera = reconstruction.cameras[image.camera_id]
             lens = (camera.model.name, camera.width, camera.height, tuple(camera.params.tolist()))
-            images.append((image.name, np.asarray(image.cam_from_world().matrix(), np.float64), lens))
+            pose = image.cam_from_world()
+            images.append((image.name, np.asarray(pose.matrix(), np.float64), lens))
+            if not np.any(pose.rotation.quat):  # its matrix would be the identity
+                unturned.append(image.name)
     # Sorted: pycolmap's order is that of a hash table, and runs must repeat.
     points = [point for _, point in sorted(reconstruction.points3D.items())]
     return {
         "images": images,
+        "unturned": unturned,
         "xyz": np.array([point.xyz for point in points], np.float64).reshape(-1, 3),
         "rgb": np.array([point.color for point in points], np.float64).reshape(-1, 3),
     }
