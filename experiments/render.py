@@ -2,7 +2,8 @@
 
   python -m experiments.render --workdir=runs/motion --path=spiral
 
-Paths: test (the held-out cameras), train (the training cameras, in order of name), spiral (a loop around them).
+Paths: test (the held-out cameras), train (the training cameras, in order of name), spiral (a loop about
+them, or around what they stand around).
 """
 
 import pathlib
@@ -15,7 +16,7 @@ from experiments.launch import launch, use_compilation_cache
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _PATH = flags.DEFINE_enum("path", "spiral", ["test", "train", "spiral"], "Cameras.")
 _FRAMES = flags.DEFINE_integer("frames", 120, "Frames of the spiral.", lower_bound=2)
-_FPS = flags.DEFINE_float("fps", 30.0, "Frames per second of the film.", lower_bound=0.1)
+_FPS = flags.DEFINE_float("fps", 30.0, "Frames per second of the film.", lower_bound=0.1, upper_bound=240)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
 _DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it is not where training found it.")
 _CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
