@@ -25,6 +25,7 @@ from captures import (
     refused,
     run_pycolmap,
     spots,
+    to_binary,
     write_blender,
     write_colmap,
     write_json,
@@ -74,6 +75,19 @@ def test_model_that_is_not_number_0(tmp_path):
     scene = load_scene(str(tmp_path))
     assert scene.names == NAMES
     assert scene.notes == (f"COLMAP made 2 separate models: only {tmp_path / 'sparse' / '2'} is read",)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_larger_model_is_told_of(tmp_path, binary):
+    write_photos(tmp_path / "images")
+    for number, names in ((0, NAMES[:3]), (1, NAMES)):
+        folder = write_colmap(tmp_path, model=f"sparse/{number}", names=names)
+        if binary:
+            to_binary(folder)
+    (note,) = (note for note in load_scene(str(tmp_path), holdout=3).notes if "separate" in note)
+    assert note.endswith(
+        "only {} is read; 1 has more images: rename the folders to use it".format(tmp_path / "sparse/0")
+    )
 
 
 def test_auto_prefers_colmap_and_format_overrides_it(tmp_path):

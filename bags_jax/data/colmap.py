@@ -51,6 +51,16 @@ def _numbered(parent: pathlib.Path) -> list[pathlib.Path]:
     return sorted(folders, key=lambda path: int(path.name))
 
 
+def _count_images(model: pathlib.Path) -> int:
+    """Registered images of a model, as far as can be told without reading it; 0: none."""
+    binary, text = model / "images.bin", model / "images.txt"
+    if binary.is_file():
+        with binary.open("rb") as file:
+            return int.from_bytes(file.read(8), "little")
+    lines = text.read_bytes().splitlines() if text.is_file() else []
+    return sum(not line.startswith(b"#") for line in lines) // 2
+
+
 def read_colmap(root: pathlib.Path, *, factor: int = 1) -> Capture:
     """Reads the poses, lenses and points of a COLMAP reconstruction.
 
@@ -77,7 +87,13 @@ def read_colmap(root: pathlib.Path, *, factor: int = 1) -> Capture:
     notes = pairing_notes(sorted(set(posed) - set(pairs)), sorted(set(photos) - set(pairs.values())))
     siblings = _numbered(model.parent)
     if model in siblings and len(siblings) > 1:
-        notes += (f"COLMAP made {len(siblings)} separate models: only {model} is read",)
+        largest = max(siblings, key=_count_images)
+        better = (
+            f"; {largest.name} has more images: rename the folders to use it"
+            if _count_images(largest) > _count_images(model)
+            else ""
+        )
+        notes += (f"COLMAP made {len(siblings)} separate models: only {model} is read{better}",)
     points_file = model / f"points3D{_model_suffix(model)}"
     if not points_file.is_file():
         notes += (f"{points_file} is missing: training starts without points",)
