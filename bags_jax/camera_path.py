@@ -7,6 +7,7 @@ from bags_jax.data.poses import camera_centers
 
 RADIUS_SHARE = 0.6  # of the spread of the training cameras
 AROUND = 0.5  # length of the mean direction from a point to the cameras around it: 0 for a ring, 0.64 for half of one
+AIM = 0.7  # cosine of the angle between where a camera looks and where the point is
 
 
 def loop(
@@ -28,18 +29,18 @@ def loop(
 
 
 def meeting_point(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
-    """The point that is nearest to all viewing axes, in least squares; where they are parallel, some point between them."""
+    """The point that is nearest to all viewing axes, in least squares; where they are parallel, at an arbitrary depth."""
     ahead, centers = viewmats[:, 2, :3].astype(np.float64), camera_centers(viewmats).astype(np.float64)
     across = np.eye(3) - ahead[:, :, None] * ahead[:, None, :]
     return np.linalg.lstsq(across.sum(axis=0), np.einsum("vij,vj->i", across, centers), rcond=1e-6)[0]
 
 
 def stand_around(viewmats: Float[np.ndarray, "V 4 4"], subject: Float[np.ndarray, "3"]) -> bool:
-    """Whether the cameras see a point in front of them and stand on all sides of it, seen from above."""
+    """Whether most cameras look at a point, and they stand on all sides of it, seen from above."""
     offsets = camera_centers(viewmats) - subject
-    sees = np.einsum("vi,vi->v", viewmats[:, 2, :3], -offsets) > 0
-    level = _unit(_level(offsets, _down(viewmats)))
-    return bool(sees.mean() > 0.8 and np.linalg.norm(level.mean(axis=0)) < AROUND)
+    aim = np.einsum("vi,vi->v", viewmats[:, 2, :3], -_unit(offsets))
+    level = _unit(_level(offsets, _vertical(viewmats)))
+    return bool(np.median(aim) > AIM and np.linalg.norm(level.mean(axis=0)) < AROUND)
 
 
 def orbit(
@@ -49,7 +50,7 @@ def orbit(
 
     Args and Returns: as of `loop`.
     """
-    down, offsets = _down(viewmats), camera_centers(viewmats) - subject
+    down, offsets = _vertical(viewmats), camera_centers(viewmats) - subject
     level = _level(offsets, down)
     radius, depth = np.median(np.linalg.norm(level, axis=-1)), np.median(offsets @ down)
     first = _unit(level[np.argmax(np.linalg.norm(level, axis=-1))])
@@ -117,6 +118,13 @@ def _mean_direction(directions: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "
 
 def _down(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
     return _mean_direction(viewmats[:, 1, :3])
+
+
+def _vertical(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
+    """Down, as the direction that is square to what is right in the pictures: photographers hold cameras level."""
+    right = viewmats[:, 0, :3].astype(np.float64)
+    axis = np.linalg.eigh(right.T @ right)[1][:, 0]
+    return axis if axis @ _down(viewmats) > 0 else -axis
 
 
 def _level(offsets: Float[np.ndarray, "V 3"], down: Float[np.ndarray, "3"]) -> Float[np.ndarray, "V 3"]:

@@ -25,7 +25,6 @@ from bags_jax.data.pyramid import make_dataset
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
 from bags_jax.export.ply import read_ply, write_ply
-from bags_jax.initialize import near_plane
 from bags_jax.poses import corrected_camera
 from bags_jax.programs import count_pairs
 from bags_jax.rasterize import bucket, rasterization
@@ -107,7 +106,7 @@ _render = jax.jit(eval_step, static_argnames="view")
 def render_views(run: Run, viewmats, Ks, *, width: int, height: int, margin: int = 0) -> Iterator[Rendered]:
     """Sharp pictures of cameras that share an image size, one at a time; viewmats cam_from_world, Ks and margin px."""
     cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
-    view = View(width, height, 0, run.scene.background, margin, near_plane=near_plane(run.job.extent))
+    view = View(width, height, 0, run.scene.background, margin, near_plane=run.job.near_plane)
     sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
     pairs = count_pairs(run.state, Dataset(images=None, sizes=sizes, cameras=cameras, extent=jnp.float32(1)), view)
     view = dataclasses.replace(view, max_intersections=bucket(pairs))
@@ -272,11 +271,12 @@ def write_held_out(workdir: pathlib.Path, pictures: dict, truths: dict) -> None:
 
 
 def file_stems(names: Sequence[str]) -> dict[str, str]:
-    """A name for the pictures of each view, all different: without suffix where that is enough."""
+    """What the pictures of each view are called, before _beside, _mask and _kernels, so that all differ: without suffix if they do."""
     whole = [name.replace("/", "_") for name in names]
     short = [str(pathlib.PurePath(name).with_suffix("")) for name in whole]
     for stems in (short, whole):
-        if len(set(stems)) == len(names):
+        files = {stem + end for stem in stems for end in ("", "_beside", "_mask", "_kernels")}
+        if len(files) == 4 * len(names):
             return dict(zip(names, stems, strict=True))
     return {name: f"{i:04d}_{stem}" for i, (name, stem) in enumerate(zip(names, whole, strict=True))}
 
@@ -374,7 +374,7 @@ def check_export(run: Run, path: str | pathlib.Path) -> str:
             *(jnp.asarray(scene.viewmats[[first]]), jnp.asarray(scene.Ks[[first]]), width, height),
             sh_degree=degree_of(colors.shape[1]),
             backgrounds=jnp.asarray([scene.background]),
-            near_plane=near_plane(run.job.extent),
+            near_plane=run.job.near_plane,
             eps2d=eps2d,
             rasterize_mode=mode,
         )

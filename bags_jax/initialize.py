@@ -9,30 +9,31 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 
 from bags_jax.blur_network import BlurProposalNetwork, init_network
-from bags_jax.data.poses import camera_centers
+from bags_jax.data.poses import ROUNDING, camera_centers
 from bags_jax.data.scene import Scene
 from bags_jax.density import empty_stats
 from bags_jax.errors import UserError
 from bags_jax.optimizer import Optimizers
+from bags_jax.render import View
 from bags_jax.spherical_harmonics import SH_C0, num_coefficients
 from bags_jax.step import network_name
 from bags_jax.structs import Gaussians, TrainState
 
 EXTENT_MARGIN = 1.1
-NEAR_PLANE, NEAR_SHARE = 0.2, 0.25  # scene units, as in 3DGS, but at most so much of the scene extent
+NEAR_SHARE = 0.25  # of the scene extent, that pictures begin at, at most
 
 
 def scene_extent(viewmats: Float[np.ndarray, "V 4 4"]) -> float:
     """1.1 times the largest distance of a camera from the mean camera position, scene units (Kerbl et al. 2023)."""
     centers = camera_centers(viewmats)
     extent = float(EXTENT_MARGIN * np.linalg.norm(centers - centers.mean(axis=0), axis=-1).max())
-    rounding = 1e-6 * max(1.0, float(np.abs(centers).max()))  # cameras on a tripod stand in one place
+    rounding = ROUNDING * max(1.0, float(np.abs(centers).max()))  # cameras on a tripod stand in one place
     return extent if extent > rounding else 1.0
 
 
 def near_plane(extent: float) -> float:
-    """Depth at which pictures begin, scene units; nearer in small units, where 0.2 may be behind the subject."""
-    return min(NEAR_PLANE, NEAR_SHARE * extent)
+    """Depth at which pictures begin, scene units: 3DGS's 0.2; nearer in small units, where that may be behind the subject."""
+    return min(View.near_plane, NEAR_SHARE * extent)
 
 
 def random_points(scene: Scene, num: int, seed: int) -> tuple[Float[np.ndarray, "P 3"], Float[np.ndarray, "P 3"]]:

@@ -17,6 +17,7 @@ from bags_jax.data.scene import Scene, train_on_sharp
 from bags_jax.density import DensityRules
 from bags_jax.errors import UserError
 from bags_jax.optimizer import Rates
+from bags_jax.render import View
 from bags_jax.schedules import Stage
 from bags_jax.step import Objective
 
@@ -74,7 +75,7 @@ WHOLE = ("blur.kernel_sizes", "blur.strides", "data.mixed_factors")  # lists of 
 NUMBERS = ("stages.scales", "stages.stops", "data.background")  # lists of any numbers
 
 POSITIVE = ("optim.means", "optim.means_final", "optim.network", "optim.network_final")
-NOT_NEGATIVE = ("optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps")
+NOT_NEGATIVE = ("data.near_plane", "optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps")
 NOT_NEGATIVE += ("blur.logit_bound", "loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
 NOT_NEGATIVE += (
     "loss.depth_tv",
@@ -125,6 +126,7 @@ def check_known(config: Config) -> None:
 def switch_off_later(config: Config) -> Config:
     """A noted configuration without what came after it, since it was trained without that: terms of the loss weigh 0."""
     later = {"loss": {field.name: 0.0 for field in dataclasses.fields(Objective)}, "blur": {"margin": False}}
+    later["data"] = {"near_plane": View.near_plane}  # which all scenes had
     for group, fields in later.items():
         config[group].update({name: off for name, off in fields.items() if name not in config[group]})
     return config

@@ -27,7 +27,7 @@ class View:
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     margin: int = 0  # px drawn around the picture on each side: light that blur carries into it
     eps_2d: float = 0.1  # variance of Mip-Splatting's 2D filter, px^2
-    near_plane: float = 0.2  # scene units
+    near_plane: float = 0.2  # scene units, as in 3DGS
     backend: str = "auto"  # see `rasterize`
     deterministic: bool = False  # the same
 

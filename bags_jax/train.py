@@ -63,6 +63,11 @@ class Job:
             self._datasets[scale] = parallel.replicate(dataset, self.num_devices)
         return self._datasets[scale]
 
+    @property
+    def near_plane(self) -> float:
+        """Depth at which pictures begin, scene units."""
+        return self.config.data.near_plane or near_plane(self.extent)
+
     def recipe(self, stage: Stage, dataset: Dataset, room: int) -> Recipe:
         """The static part of a stage's step."""
         _, height, width, _ = dataset.images.shape
@@ -71,7 +76,7 @@ class Job:
             stage=stage,
             view=View(
                 *(width, height, room, self.scene.background, plan.margin_of(config, stage)),
-                near_plane=near_plane(self.extent),
+                near_plane=self.near_plane,
                 deterministic=config.get("deterministic", False),  # get: runs from before it was there
             ),
             objective=plan.make_objective(config),
@@ -205,7 +210,6 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
     job = make_job(config)
     template = jax.eval_shape(lambda: first_state(job))
     workdir = claim_workdir(workdir, config)  # last of all checks: a run that cannot start leaves no trace
-    claim_capture(workdir, training_cameras(job.scene))
     with (
         Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints,
         Writers(workdir, max(checkpoints.steps(), default=0)) as writers,
@@ -217,6 +221,7 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
         state = parallel.replicate(jax.tree.map(jnp.asarray, state), job.num_devices)
         step, entered = int(state.step), None
         rooms = prepare_stages(job, programs, state)
+        claim_capture(workdir, training_cameras(job.scene))  # once there is something to train
         while step < config.num_steps:
             stage = stage_at(job.stages, step)
             dataset = job.dataset(stage.scale)

@@ -59,6 +59,7 @@ def data() -> dict:
         "holdout": 0,  # every n-th view is held out; 0: what the file hold=n says, else 8
         "use_sharp": False,  # train on the sharp truth where it is known: the oracle
         "mixed_factors": (),  # coarsen training views by these factors, to make a benchmark of mixed resolution
+        "near_plane": 0.0,  # depth at which pictures begin, scene units; 0: 0.2, or less in scenes of small units
         "background": (0.0, 0.0, 0.0),  # behind transparent photographs and the scene, sRGB
     }
 

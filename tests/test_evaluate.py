@@ -310,6 +310,25 @@ def test_loop_stays_with_cameras_that_stand_on_one_side(viewmats):
     np.testing.assert_array_equal(loop(viewmats, points, num_frames=5), expected)
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.05, 0.15])
+def test_a_row_of_cameras_stands_around_nothing(jitter):
+    """Where axes are nearly parallel they meet anywhere, now and then between the cameras themselves."""
+    down, found = np.array([0.0, 1, 0]), []
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        centers = np.stack([np.linspace(-5, 5, 40), 0.1 * rng.normal(size=40), np.full(40, -1.0)], axis=-1)
+        ahead = np.array([0.0, 0, 1]) + jitter * rng.normal(size=(40, 3))
+        viewmats = np.stack([look_at(c, c + d, down) for c, d in zip(centers, ahead, strict=True)])
+        found.append(stand_around(viewmats, meeting_point(viewmats)))
+    assert not any(found)
+
+
+def test_orbit_is_level_though_one_side_has_more_photographs():
+    many = np.concatenate([ring(24, depth=-4.0), ring(20, degrees=90.0, depth=-4.0)])
+    path = loop(many, np.zeros((0, 3), np.float32), num_frames=12)
+    np.testing.assert_allclose(centers_of(path)[:, 1], 2.0 - 4.0, atol=1e-3)
+
+
 def test_cameras_that_look_outwards_stand_around_nothing():
     viewmats = ring(12)
     viewmats[:, :3] = viewmats[:, :3] * np.array([-1.0, 1.0, -1.0])[:, None]  # each turned about its own vertical
@@ -335,6 +354,7 @@ def test_loop_over_cameras_that_look_down_with_opposite_yaw():
         (["a/b.jpg", "c.png"], ["a_b", "c"]),
         (["d.jpg", "d.png"], ["d.jpg", "d.png"]),
         (["e/f.png", "e_f.png"], ["0000_e_f.png", "0001_e_f.png"]),
+        (["a.png", "a_beside.png"], ["a.png", "a_beside.png"]),
     ],
 )
 def test_pictures_of_different_views_have_different_names(names, stems):

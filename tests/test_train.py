@@ -116,6 +116,19 @@ def test_steps_since_the_checkpoint_are_done_again(straight, tmp_path, monkeypat
     assert [row["step"] for row in log_of(tmp_path)] == [2, 4, 6, 8, 10, 12]
 
 
+@pytest.mark.parametrize("asked, extent, depth", [(0.0, 5.0, 0.2), (0.0, 0.1, 0.025), (0.05, 5.0, 0.05)])
+def test_near_plane_is_that_of_the_configuration_or_of_the_scene(asked, extent, depth):
+    job = dataclasses.replace(train.make_job(make_config(**{"data.near_plane": asked})), extent=extent)
+    assert job.near_plane == pytest.approx(depth)
+
+
+def test_older_runs_keep_their_near_plane():
+    config = make_config()
+    with config.unlocked():
+        del config.data.near_plane
+    assert plan.switch_off_later(config).data.near_plane == 0.2
+
+
 def test_points_that_no_view_sees_are_refused(tmp_path, monkeypatch):
     """Training would end, without a word, in a black scene."""
     load = train.plan.load
@@ -128,6 +141,7 @@ def test_points_that_no_view_sees_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(train.plan, "load", load_and_hide)
     with pytest.raises(UserError, match="no training view sees any of the 200 Gaussians"):
         train.train(make_config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "capture.json").exists()  # a new reconstruction may go on here
 
 
 def test_finished_run_stays_as_it_is(straight, capsys):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from bags_jax.data import blender, colmap, llff, nerfstudio
 from bags_jax.data.images import Capture, Lens, list_photos, name_some, read_photos
-from bags_jax.data.poses import camera_centers
+from bags_jax.data.poses import ROUNDING, camera_centers
 from bags_jax.data.scene import Scene
 from bags_jax.data.split import find_hold, split_every, split_listed
 from bags_jax.errors import UserError
@@ -51,9 +51,10 @@ def load_scene(
     except OSError as error:
         if error.filename is None:
             raise
+        way_out = "change its permissions, or copy it" if isinstance(error, PermissionError) else "copy it"
         raise UserError(
             f"cannot read {error.filename} ({error.strerror}): expected a scene whose files and folders you may read; "
-            f"change its permissions, or copy it to another place"
+            f"{way_out} to another place"
         ) from error
 
 
@@ -164,7 +165,7 @@ def _move_to_origin(capture: Capture) -> Capture:
     middle = np.median(centers, axis=0)  # medians: one lost camera at the origin counts for nothing
     spread = float(np.median(np.linalg.norm(centers - middle, axis=1)))
     distance = float(np.linalg.norm(middle))
-    if spread <= 1e-9 * distance:  # a tripod's pictures have no scale: 1 stands for it, as in initialize.py
+    if spread <= ROUNDING * distance:  # a tripod's pictures have no scale: 1 stands for it, as in initialize.py
         spread = 1.0
     if distance <= _FAR * spread:
         return capture

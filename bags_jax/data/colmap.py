@@ -2,6 +2,7 @@
 
 import atexit
 import collections
+import contextlib
 import dataclasses
 import functools
 import os
@@ -52,13 +53,14 @@ def _numbered(parent: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _count_images(model: pathlib.Path) -> int:
-    """Registered images of a model, as far as can be told without reading it; 0: none."""
-    binary, text = model / "images.bin", model / "images.txt"
-    if binary.is_file():
-        with binary.open("rb") as file:
-            return int.from_bytes(file.read(8), "little")
-    lines = text.read_bytes().splitlines() if text.is_file() else []
-    return sum(not line.startswith(b"#") for line in lines) // 2
+    """Registered images of a model, as far as can be told without reading it whole; 0: none, or it cannot be read."""
+    with contextlib.suppress(OSError):
+        if _model_suffix(model) == ".bin":
+            with (model / "images.bin").open("rb") as file:
+                return int.from_bytes(file.read(8), "little")
+        with (model / "images.txt").open("rb") as lines:
+            return sum(not line.startswith(b"#") for line in lines) // 2
+    return 0
 
 
 def read_colmap(root: pathlib.Path, *, factor: int = 1) -> Capture:

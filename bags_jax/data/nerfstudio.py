@@ -152,7 +152,7 @@ def _read_lists(
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{json_path}: {key} is {names!r}; expected a list of file paths")
         lost = [name for name in names if _normalise(root, name) not in known]
-        if names and len(lost) == len(names):
+        if names and len(lost) == len(names) and key != "val_filenames":
             raise UserError(
                 f"{json_path}: none of the {len(names)} names in {key} is the file_path of a frame (the list has "
                 f"{names[0]}, the first frame {frames[0]}): expected the same paths; correct the list or remove it"

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+ROUNDING = 1e-5  # of a coordinate: what files with few digits leave of it
+
 
 def camera_centers(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "V 3"]:
     """Where the cameras stand, world frame."""

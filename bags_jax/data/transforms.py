@@ -15,6 +15,7 @@ from jaxtyping import Float
 from bags_jax.data.images import PHOTO_SUFFIXES, Capture, Lens, match_photos, name_some, photo_size
 from bags_jax.errors import UserError
 
+_ODD_PIXELS = 0.1  # how far from square the pixels may be that two angles tell of
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 
 
@@ -116,9 +117,10 @@ def frame_viewmat(frame: dict[str, Any], where: str) -> Float[np.ndarray, "4 4"]
     if matrix.shape not in ((4, 4), (3, 4)):
         raise UserError(f"{where} ({frame.get('file_path')}): transform_matrix is no 4 x 4 matrix of numbers; add it")
     if not np.allclose(matrix[3:], [0.0, 0.0, 0.0, 1.0], atol=1e-6):
+        by_columns = np.allclose(matrix[:, 3], [0.0, 0.0, 0.0, 1.0], atol=1e-6)
         raise UserError(
             f"{where} ({frame.get('file_path')}): transform_matrix has the last row {matrix[3].tolist()}; expected "
-            f"0 0 0 1 below rotation and camera centre; transpose it if it was written by columns"
+            f"0 0 0 1 below rotation and camera centre; {'transpose it' if by_columns else 'write it again'}"
         )
     rotation, center = matrix[:3, :3] * [1.0, -1.0, -1.0], matrix[:3, 3]
     viewmat = np.eye(4)
@@ -154,6 +156,11 @@ def frame_lens(values: dict[str, Any], path: pathlib.Path, where: str) -> Lens:
     fx, fy = focal("x", width), focal("y", height)
     if fx is None:
         raise UserError(f"{where}: fl_x is missing; expected fl_x (px) or camera_angle_x (radians), in it or for all")
+    if fy is not None and "fl_y" not in values and abs(fy / fx - 1.0) > _ODD_PIXELS:
+        raise UserError(
+            f"{where}: camera_angle_x and camera_angle_y are those of pixels {fx / fy:.2f} times as high as wide (Blender's "
+            f"angle_y is not that of the picture); expected nearly square ones; remove camera_angle_y, or give fl_x and fl_y"
+        )
     center = (fx, fx if fy is None else fy, number("cx", width / 2), number("cy", height / 2))
     k1, k2, k3, k4, p1, p2 = (number(key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
     model = values.get("camera_model", "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV")

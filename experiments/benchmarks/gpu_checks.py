@@ -101,7 +101,7 @@ def main() -> None:
     # gsplat compiles itself at its first import, for minutes, on the CPU: it may begin at once.
     with open(folder / "gsplat.log", "w") as file:
         build = subprocess.Popen(
-            [sys.executable, "-c", "from gsplat.cuda._backend import _C; print(_C)"],
+            [sys.executable, "-c", "import sys; from gsplat.cuda._backend import _C; print(_C); sys.exit(_C is None)"],
             stdout=file,
             stderr=subprocess.STDOUT,
         )
