@@ -20,10 +20,10 @@ class Scene:
     test_ids: Int[np.ndarray, "_B"]  # indices of held-out views
     points: Float[np.ndarray, "P 3"]  # world frame; P = 0: none came with the capture
     point_colors: Float[np.ndarray, "P 3"]  # sRGB in [0, 1]
-    depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest that each view sees, if the capture says so
     sharp_images: tuple[UInt8[np.ndarray, "_H _W 3"], ...] | None = None  # truth for every view, where it is known
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)  # colour behind the scene, sRGB in [0, 1]
     notes: tuple[str, ...] = ()  # what the loader wants the user to know, one line each
+    depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest that each view sees, if the capture says so
 
 
 def train_on_sharp(scene: Scene) -> Scene:
