@@ -43,7 +43,7 @@ CPU, ON_GPU = (("JAX_PLATFORMS", "cpu"),), (("BAGS_TEST_PLATFORM", "cuda"),)
 CACHED = SMOKE + " --config.compilation_cache={folder}/cache"
 
 PARTS = (
-    Part("1", "kernels against the oracle", 240, f"{TESTS} tests/test_cuda.py", ON_GPU),
+    Part("1", "kernels against the oracle", 180, f"{TESTS} tests/test_cuda.py", ON_GPU),
     Part(
         "1", "every backend", 180, f"{TESTS} tests/test_rasterize.py tests/test_cameras.py tests/test_tiles.py", ON_GPU
     ),
