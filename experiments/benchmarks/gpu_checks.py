@@ -45,7 +45,7 @@ CACHED = SMOKE + " --config.compilation_cache={folder}/cache"
 PARTS = (
     Part("1", "kernels against the oracle", 180, f"{TESTS} tests/test_cuda.py", ON_GPU),
     Part(
-        "1", "every backend", 180, f"{TESTS} tests/test_rasterize.py tests/test_cameras.py tests/test_tiles.py", ON_GPU
+        "1", "every backend", 90, f"{TESTS} tests/test_rasterize.py tests/test_cameras.py tests/test_tiles.py", ON_GPU
     ),
     Part("1", "smoke on the GPU", 60, SMOKE),
     Part("1", "its checkpoint on the CPU", 60, "-m experiments.evaluate --workdir={folder}/smoke", CPU),
