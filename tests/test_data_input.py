@@ -1,4 +1,4 @@
-"""The scene loaders: splits, leftovers, points, and all that a user can get wrong."""
+"""The scene loaders: points, and all that a user can get wrong."""
 
 import builtins
 import errno
@@ -10,13 +10,11 @@ import pathlib
 import struct
 import subprocess
 import sys
-import unicodedata
 
 import numpy as np
 import pytest
 from captures import (
     COLORS,
-    FOCAL,
     NAMES,
     POINTS,
     WRITERS,
@@ -34,209 +32,10 @@ from captures import (
     write_nerfstudio,
     write_photos,
 )
-from PIL import Image
 
 from bags_jax.data import load_scene
-from bags_jax.data.images import match_photos
 from bags_jax.data.nerfstudio import read_ply_points
-from bags_jax.data.split import find_hold, split_every
 from bags_jax.errors import UserError
-
-# --- leftovers are named, not fatal
-
-
-def test_leftovers_are_counted_and_named(tmp_path):
-    write_photos(tmp_path / "images")
-    write_colmap(tmp_path)
-    (tmp_path / "images" / NAMES[4]).unlink()
-    for i in range(7):
-        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"x{i}.jpg")
-    (tmp_path / "images" / "._v0.png").write_text("macOS leaves such files")
-    scene = load_scene(str(tmp_path))
-    assert scene.names == tuple(name for name in NAMES if name != NAMES[4])
-    poses, photos = scene.notes
-    assert poses == "1 poses have no photograph, left out: v4.png"
-    assert photos == "7 photographs have no pose, left out: x0.jpg, x1.jpg, x2.jpg, x3.jpg, x4.jpg and 2 more"
-
-
-@pytest.mark.parametrize("writer", ["blender", "nerfstudio"])
-def test_missing_frames_are_named(tmp_path, writer):
-    write_photos(tmp_path / "images")
-    WRITERS[writer](tmp_path)
-    (tmp_path / "images" / NAMES[4]).unlink()
-    scene = load_scene(str(tmp_path))
-    assert len(scene.names) == 5 and any("1 poses have no photograph" in note and "v4" in note for note in scene.notes)
-
-
-def test_points_that_are_not_finite_and_no_points(tmp_path):
-    write_photos(tmp_path / "images")
-    folder = write_colmap(tmp_path)
-    to_binary(folder)
-    data = bytearray((folder / "points3D.bin").read_bytes())
-    struct.pack_into("<d", data, 16, math.nan)
-    (folder / "points3D.bin").write_bytes(data)
-    scene = load_scene(str(tmp_path))
-    assert scene.points.shape == (3, 3) and scene.notes == ("1 of 4 points are not finite, left out",)
-    (folder / "points3D.bin").write_bytes(bytes(8))
-    assert load_scene(str(tmp_path)).points.shape == (0, 3)
-
-
-def test_match_photos():
-    assert match_photos(["a/0.png", "1.png"], ["a/0.jpg", "b/0.jpg", "1.png", "1.jpg"]) == {
-        "a/0.png": "a/0.jpg",
-        "1.png": "1.png",
-    }
-    assert match_photos(["input/0.png"], ["0.jpg"]) == {"input/0.png": "0.jpg"}
-    assert match_photos(["0.png"], ["a/0.png", "b/0.png"]) == {}
-    with pytest.raises(UserError, match="could be any of"):
-        match_photos(["0.png"], ["0.jpg", "0.tif"])
-    with pytest.raises(UserError, match="one file"):
-        match_photos(["a/0.png", "b/0.png"], ["0.png"])
-
-
-def test_match_photos_of_another_folder_only_where_folders_say_nothing():
-    here = {"cam0/0.png": "cam0/0.png"}
-    assert match_photos(["cam0/0.png", "cam0/1.png"], ["cam0/0.png", "cam1/1.png"]) == here
-    assert match_photos(["cam0/0.png", "cam0/1.png", "cam1/1.png"], ["cam0/0.png", "cam1/1.png"]) == {
-        **here,
-        "cam1/1.png": "cam1/1.png",
-    }
-    assert match_photos(["cam0/0.png", "cam0/1.png"], ["left/0.jpg", "left/1.jpg"]) == {
-        "cam0/0.png": "left/0.jpg",
-        "cam0/1.png": "left/1.jpg",
-    }
-
-
-def test_match_photos_of_other_spelling():
-    composed, separate = (unicodedata.normalize(form, "é/ü") for form in ("NFC", "NFD"))
-    for model, disk in ((composed, separate), (separate, composed)):
-        files = [f"{disk}.JPG", f"{disk}.png", f"{disk}2.tif"]
-        assert match_photos([f"{model}.jpg", f"{model}2.png"], files) == {
-            f"{model}.jpg": f"{disk}.JPG",
-            f"{model}2.png": f"{disk}2.tif",
-        }
-
-
-def test_lost_photograph_of_a_rig(tmp_path):
-    names = [f"cam{i % 2}/v{i // 2}.png" for i in range(6)]
-    for name, pixels in zip(names, known_pixels()):
-        write_photos(tmp_path / "images" / name[:4], [pixels], names=[name[5:]])
-    (tmp_path / "images" / "cam0" / "v1.png").unlink()
-    write_colmap(tmp_path, names=names)
-    scene = load_scene(str(tmp_path))
-    assert len(scene.names) == 5 and scene.notes == ("1 poses have no photograph, left out: cam0/v1.png",)
-
-
-def plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-@pytest.mark.parametrize(
-    ("file_path", "on_disk"),
-    [
-        ("images/v{}", "images/v{}.PNG"),
-        ("images/v.{}", "images/v.{}.Png"),
-        ("images/v{}.png", "images/v{}.PNG"),
-        ("images/v{}.jpg", "images/v{}.png"),
-        (unicodedata.normalize("NFC", "é/ü{}.png"), unicodedata.normalize("NFD", "é/ü{}.png")),
-        (unicodedata.normalize("NFD", "é/ü{}.png"), unicodedata.normalize("NFC", "é/ü{}.png")),
-    ],
-)
-def test_frame_of_another_spelling(tmp_path, file_path, on_disk):
-    names = [on_disk.format(i) for i in range(6)]
-    write_photos((tmp_path / names[0]).parent, names=[name.split("/")[1] for name in names])
-    frames = [frame(i, file_path.format(i)) for i in range(6)]
-    write_json(tmp_path / "transforms.json", {"fl_x": FOCAL, "test_filenames": [file_path.format(3)], "frames": frames})
-    scene = load_scene(str(tmp_path))
-    # A Mac finds either spelling.
-    assert [plain(name) for name in scene.names] == [plain(name.split("/")[1]) for name in names] and scene.notes == ()
-    assert scene.test_ids.tolist() == [3]
-    np.testing.assert_allclose(project(scene), known_pixels(), atol=1e-3)
-
-
-def test_frame_that_could_be_several_pictures(tmp_path):
-    write_photos(tmp_path / "images")
-    (tmp_path / "images" / "v0.png").rename(tmp_path / "images" / "v0.jpg")
-    (tmp_path / "images" / "v0.TIF").touch()
-    write_nerfstudio(tmp_path)
-    refused(tmp_path, "v0.png could be any of the files v0.TIF, v0.jpg")
-
-
-# --- who is held out
-
-
-def test_split_rule(tmp_path):
-    train_ids, test_ids = split_every(10, hold=4)
-    assert test_ids.tolist() == [0, 4, 8] and train_ids.tolist() == [1, 2, 3, 5, 6, 7, 9]
-    assert find_hold(tmp_path) == 8
-    (tmp_path / "hold=3").touch()
-    assert find_hold(tmp_path) == 3 and find_hold(tmp_path, 5) == 5
-    (tmp_path / "hold=4").touch()
-    with pytest.raises(UserError, match="keep or fix one"):
-        find_hold(tmp_path)
-    with pytest.raises(UserError, match="1 of 2 views are left for training"):
-        split_every(2, hold=8)
-
-
-@pytest.mark.parametrize("mark", ["hold=x", "hold=0", "hold=-3"])
-def test_bad_hold_file(tmp_path, mark):
-    (tmp_path / mark).touch()
-    with pytest.raises(UserError, match="expected one file named hold=N"):
-        find_hold(tmp_path)
-
-
-def test_holdout_options(tmp_path):
-    write_photos(tmp_path / "images")
-    write_nerfstudio(tmp_path)
-    assert load_scene(str(tmp_path), holdout=2).test_ids.tolist() == [0, 2, 4]
-    refused(tmp_path, "0 of 6 views are left", holdout=1)
-    refused(tmp_path, "holdout is -1", holdout=-1)
-
-
-def test_blender_lists(tmp_path):
-    write_photos(tmp_path / "images")
-    write_blender(tmp_path, test=(2, 5), suffix=".png")
-    scene = load_scene(str(tmp_path), holdout=4)
-    assert scene.test_ids.tolist() == [2, 5] and scene.train_ids.tolist() == [0, 1, 3, 4]
-    assert any("holdout is ignored" in note for note in scene.notes)
-
-
-def test_blender_in_train_and_test_folders(tmp_path):
-    pixels = known_pixels()
-    for folder, ids in (("train", (1, 2, 3)), ("test", (0,))):
-        write_photos(tmp_path / folder, pixels[list(ids)], names=[f"r_{i}.png" for i in ids])
-        frames = [frame(i, f"./{folder}/r_{i}") for i in ids]
-        values = {"camera_angle_x": 2 * math.atan(0.5 * W / FOCAL), "frames": frames}
-        write_json(tmp_path / f"transforms_{folder}.json", values)
-    scene = load_scene(str(tmp_path))
-    assert scene.names == ("test/r_0.png", "train/r_1.png", "train/r_2.png", "train/r_3.png")
-    assert scene.test_ids.tolist() == [0] and scene.train_ids.tolist() == [1, 2, 3]
-    np.testing.assert_allclose(project(scene), pixels[:4], atol=1e-3)
-
-
-def test_nerfstudio_lists(tmp_path):
-    write_photos(tmp_path / "images")
-    listed = {"train_filenames": ["./images/v1.png", "images/v2.png", "images/v4.png"]}
-    write_nerfstudio(tmp_path, **listed, test_filenames=["images/v3.png"], val_filenames=["images/v5.png"])
-    scene = load_scene(str(tmp_path))
-    assert scene.names == ("v1.png", "v2.png", "v3.png", "v4.png")
-    assert scene.test_ids.tolist() == [2] and scene.train_ids.tolist() == [0, 1, 3]
-    assert any("2 frames are in neither split" in note for note in scene.notes)
-
-
-@pytest.mark.parametrize("key", ["train_filenames", "test_filenames", "val_filenames"])
-def test_listed_names_that_no_frame_has(tmp_path, key):
-    write_photos(tmp_path / "images")
-    write_nerfstudio(tmp_path, **{key: ["v0.png", "v1.png"]})
-    if key == "val_filenames":  # which are left out anyway
-        assert "2 of the 2 names in val_filenames are no frame's: v0.png, v1.png" in load_scene(str(tmp_path)).notes
-    else:
-        refused(tmp_path, f"none of the 2 names in {key} .*the list has v0.png, the first frame images/v0.png")
-    write_nerfstudio(tmp_path, **{key: ["v0.png", *(str(tmp_path / "images" / name) for name in NAMES[2:5])]})
-    scene = load_scene(str(tmp_path))
-    assert f"1 of the 4 names in {key} are no frame's: v0.png" in scene.notes
-    if key == "test_filenames":
-        assert scene.test_ids.tolist() == [2, 3, 4]
 
 
 def test_masks_are_not_used(tmp_path):
