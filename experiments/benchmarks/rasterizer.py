@@ -9,7 +9,6 @@ colours have gradients, the pose too. Times are medians, from the call to the re
 
 import functools
 import importlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -26,6 +25,7 @@ from scipy.spatial import KDTree
 from bags_jax.errors import UserError
 from bags_jax.rasterize import rasterization
 from bags_jax.rasterize.image import choose_backend
+from experiments.benchmarks.gsplat_step import check_gsplat
 from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
 
@@ -188,9 +188,8 @@ def main() -> None:
     """Measures every scene with every rasterizer."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX looks: torch wants memory too
     backends = [(choose_backend(name.rstrip("!")) + "!" * name.endswith("!")) for name in _BACKENDS.value]
-    missing = [name for name in ("torch", "gsplat") if _BESIDE.value and not importlib.util.find_spec(name)]
-    if missing:
-        raise UserError(f"--beside=gsplat needs {' and '.join(missing)}: install them, or leave the flag out")
+    if _BESIDE.value:
+        check_gsplat()
     for text in _SCENES.value:
         scene = make_scene(text)
         other = measure_gsplat(scene) if _BESIDE.value else None

@@ -4,6 +4,7 @@
 
 A step is render, L1 and SSIM, gradients, Adam on every group, with SH degree 3. CPU seconds are those of all threads of
 the process: on a machine that others use too, they say more than wall time. compile_s is tracing and compilation of the step.
+--beside=gsplat times a step of gsplat and torch on the same scene, where they and a GPU are there.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from bags_jax.rasterize.image import choose_backend
 from bags_jax.render import project_gaussians
 from bags_jax.step import Recipe, train_steps
 from bags_jax.structs import Dataset, TrainState
+from experiments.benchmarks import gsplat_step
 from experiments.benchmarks.arguments import counts, sizes
 from experiments.benchmarks.cost import make_case
 from experiments.benchmarks.provenance import provenance
@@ -35,6 +38,7 @@ _SIZES = flags.DEFINE_list("images", "132x236,266x473", "Image sizes, px.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps a timing: one dispatch, as in training.", lower_bound=1)
 _TURNS = flags.DEFINE_integer("turns", 5, "Timings, of which the median is taken.", lower_bound=1)
 _BACKEND = flags.DEFINE_list("backend", "auto", "Rasterizers: auto, xla, cpu. Several are timed in turn.")
+_BESIDE = flags.DEFINE_enum("beside", "", ["", "gsplat"], "Another trainer, whose step takes turns with ours.")
 _ROWS = flags.DEFINE_string("rows", "", "File to which the JSON rows are appended; default: none.")
 
 
@@ -57,38 +61,61 @@ def blended_per_pixel(state: TrainState, dataset: Dataset, recipe: Recipe) -> fl
     return float(np.mean([jnp.sum(weights(ones, y, x) > 0) for y in rows for x in columns]))
 
 
+def our_step(state: TrainState, dataset: Dataset, recipe: Recipe) -> Callable[[], None]:
+    """A function that takes --steps steps in one dispatch, and returns when they are done."""
+    own = jax.tree.map(jnp.copy, state)
+    compiled = jax.jit(functools.partial(train_steps, recipe=recipe), donate_argnums=1)
+    compiled = compiled.lower(jnp.int32(0), own, dataset, jnp.int32(1)).compile()
+
+    def run():
+        nonlocal own
+        own, metrics = compiled(jnp.int32(0), own, dataset, jnp.int32(_STEPS.value))
+        assert int(metrics["ok"]) == 1, metrics
+
+    return run
+
+
+def gsplat_steps(state: TrainState, dataset: Dataset, recipe: Recipe) -> Callable[[], None]:
+    """The same by gsplat."""
+    step = gsplat_step.make_step(state, dataset, recipe)
+
+    def run():
+        for _ in range(_STEPS.value):
+            step()
+        gsplat_step.synchronize()
+
+    return run
+
+
 def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict]:
-    """One row a backend; they take turns, so that what else the machine does is shared between them."""
+    """One row a trainer; they take turns, so that what else the machine does is shared between them."""
     state, dataset, recipe = make_case(num, width, height)
-    blended = round(blended_per_pixel(state, dataset, recipe), 1)
-    pairs = count_pairs(state, dataset, recipe.view)
-    size = {"gaussians": num, "width": width, "height": height, "pairs": pairs, "blended": blended}
-    states, steps, times, compile_s = {}, {}, {name: [] for name in backends}, {}
-    for name in backends:
-        own = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, backend=name))
-        take = jax.jit(functools.partial(train_steps, recipe=own), donate_argnums=1)
-        states[name] = jax.tree.map(jnp.copy, state)
+    size = {"gaussians": num, "width": width, "height": height, "pairs": count_pairs(state, dataset, recipe.view)}
+    size["blended"] = round(blended_per_pixel(state, dataset, recipe), 1)
+    runs, compile_s = {}, {}
+    for name in backends + [_BESIDE.value] * bool(_BESIDE.value):
         start = time.perf_counter()
-        steps[name] = take.lower(jnp.int32(0), state, dataset, jnp.int32(1)).compile()
+        if name == "gsplat":
+            runs[name] = gsplat_steps(state, dataset, recipe)
+        else:
+            view = dataclasses.replace(recipe.view, backend=name)
+            runs[name] = our_step(state, dataset, dataclasses.replace(recipe, view=view))
         compile_s[name] = round(time.perf_counter() - start, 1)
-    for turn in range(_TURNS.value + 1):
-        for name in backends:
+    times: dict[str, list] = {name: [] for name in runs}
+    for _ in range(_TURNS.value + 1):
+        for name, run in runs.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            states[name], metrics = steps[name](jnp.int32(0), states[name], dataset, jnp.int32(_STEPS.value))
-            assert int(metrics["ok"]) == 1, metrics
-            if turn:  # the first is the warm-up
-                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    seconds = {name: np.median(rows, axis=0) / _STEPS.value for name, rows in times.items()}
-    return [
-        {
-            **size,
-            "backend": name,
-            "wall_s": round(float(wall), 5),
-            "cpu_s": round(float(cpu), 5),
-            "compile_s": compile_s[name],
-        }
-        for name, (wall, cpu) in seconds.items()
-    ]
+            run()
+            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    rows = []
+    for name, taken in times.items():
+        wall, cpu = np.median(taken[1:], axis=0) / _STEPS.value  # the first is the warm-up
+        row = {"backend": name, "wall_s": round(float(wall), 5), "cpu_s": round(float(cpu), 5)}
+        rows.append({**size, **row, "compile_s": compile_s[name]})
+    for row in rows:
+        if _BESIDE.value:
+            row[f"{_BESIDE.value}_over_this"] = round(rows[-1]["wall_s"] / row["wall_s"], 2)
+    return rows
 
 
 def backends_of(names: list[str]) -> list[str]:
@@ -105,8 +132,11 @@ def backends_of(names: list[str]) -> list[str]:
 
 def main() -> None:
     """Measures every case and prints its rows."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX looks: torch wants memory too
     machine = {**provenance(), "cores": len(os.sched_getaffinity(0))}
     backends = backends_of(_BACKEND.value)
+    if _BESIDE.value:
+        gsplat_step.check_gsplat()
     for width, height in sizes(_SIZES):
         for num in counts(_GAUSSIANS):
             for row in measure(num, width, height, backends):
