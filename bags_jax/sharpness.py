@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 SHARP_PX = 0.25  # blur under which one view is as good as another
-SHARP_CAPTURE_PX = 0.5  # a little more than a pixel itself averages over: a box of 1 x 1 px has an RMS width of 0.41 px
-SHARP_SHARE = 0.9  # of the views, that must be sharper than that
+ALIKE_RATIO = 1.5  # of the variances of views that are blurred alike
+ALIKE_PX = 0.5  # blur beyond that which makes no difference: a little more than a pixel itself averages over, 0.41 px
+COMMON_PX = 1.5  # blur of a whole capture that may be none: kernels open so far to hide what splats get wrong
+NEARLY_ALL = 0.9  # of the views
 SHARP_PART = 0.6  # of the median blur: kernels of sharp photographs open to half of it, to hide what splats get wrong
 HALF_PRICE_PART = 0.3  # of the median blur, where the price of blur is half way: the same at every image size
 
@@ -44,11 +46,13 @@ def pose_trust(blur_px: Float[Array, "*V"]) -> Float[Array, "*V"]:
 
 
 def looks_sharp(blur_px: Float[Array, "V"]) -> Bool[Array, ""]:
-    """Whether nearly all views are blurred by about as little as a pixel itself: then kernels fit what splats get wrong, not blur.
+    """Whether nearly all views are blurred alike, and by little: then kernels fit what splats get wrong, not blur.
 
-    Views not seen yet do not count; while none has been seen, no.
+    Hands shake and lenses focus otherwise from photograph to photograph, by twice the width and more. What splats get wrong is the
+    same in all, whether they are small against the pixel or large. Views not seen yet do not count; while none has been seen, no.
     """
-    return jnp.nanquantile(_known(blur_px), SHARP_SHARE) < SHARP_CAPTURE_PX  # NaN is not less than anything
+    least, most = jnp.nanquantile(_known(blur_px), jnp.array([1.0 - NEARLY_ALL, NEARLY_ALL]))
+    return (most < COMMON_PX) & (most**2 < ALIKE_RATIO * least**2 + ALIKE_PX**2)  # NaN is not less than anything
 
 
 def sharp_views(blur_px: Float[Array, "V"]) -> Bool[Array, "V"]:

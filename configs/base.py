@@ -112,8 +112,8 @@ def loss() -> dict:
         "mask": 1e-4,  # mean mask
         "centroid": 0.01,  # mean over the image of mask times squared kernel centroid, per px^2
         "width_tv": 0.02,  # total variation of the kernels' widths, px per px: kernels must not hide edges that splats miss
-        "sharp": 2e-3,  # blur of a view (0 to 1), where nine of ten are blurred by less than half a pixel, or this one much less than most
-        "sharp_start": 0.3,  # S: from here on where nine of ten are
+        "sharp": 2e-3,  # blur of a view (0 to 1), where nearly all are blurred alike and by little, or this one much less than most
+        "sharp_start": 0.3,  # S: from here on where nearly all are
         "sharp_view_start": 0.5,  # S: from here on of single views: the scene is to be as sharp as the sharpest photographs, no sharper
         "confidence": 1.0,  # views blurred by this many times the median count half for the scene; 0: all count the same
         "poses": 2e-3,  # squared correction of the view's pose, in units of the view's blur
