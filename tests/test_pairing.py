@@ -34,6 +34,8 @@ def test_leftovers_are_counted_and_named(tmp_path):
     for i in range(7):
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"x{i}.jpg")
     (tmp_path / "images" / "._v0.png").write_text("macOS leaves such files")
+    (tmp_path / "images" / ".thumbnails").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / ".thumbnails" / "v0.png")
     scene = load_scene(str(tmp_path))
     assert scene.names == tuple(name for name in NAMES if name != NAMES[4])
     poses, photos = scene.notes

@@ -52,10 +52,11 @@ def list_photos(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       PermissionError: the folder or one below it may not be read.
     """
     photos = {}
-    for parent, _, file_names in os.walk(folder, onerror=_raise_if_forbidden, followlinks=True):
+    for parent, folder_names, file_names in os.walk(folder, onerror=_raise_if_forbidden, followlinks=True):
+        # macOS leaves ._000.jpg beside 000.jpg, others thumbnails in .folders: what is hidden is no photograph.
+        folder_names[:] = [name for name in folder_names if not name.startswith(".")]
         for file_name in file_names:
             path = pathlib.Path(parent, file_name)
-            # macOS leaves ._000.jpg beside 000.jpg: hidden files are not photographs.
             if not file_name.startswith(".") and path.suffix.lower() in PHOTO_SUFFIXES:
                 photos[path.relative_to(folder).as_posix()] = path
     return dict(sorted(photos.items()))
