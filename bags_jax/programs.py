@@ -6,7 +6,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from bags_jax import parallel
 from bags_jax.density import densify_and_prune, reset_opacity
@@ -43,8 +42,8 @@ class Programs:
             shapes = jax.tree.map(_shape, (state, dataset))
             self._futures[key] = self._pool.submit(self._compile, recipe, *shapes)
 
-    def steps(self, recipe: Recipe, state: TrainState, dataset: Dataset, start: int, stop: int):
-        """Asks the device for steps start to stop, as in `train_steps`: (state, metrics). The state is donated.
+    def step(self, recipe: Recipe, state: TrainState, dataset: Dataset, num_steps: int):
+        """Takes up to num_steps steps: (state, metrics). The state is donated.
 
         A program that nobody has begun to compile is compiled at once: it must not wait behind those of later stages.
         """
@@ -56,7 +55,7 @@ class Programs:
         if self._in_use not in (None, key):
             self._forget(self._in_use, capacity=state.alive.shape[0])
         self._in_use = key
-        return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(start), jnp.int32(stop))
+        return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(num_steps))
 
     def _forget(self, left, *, capacity: int) -> None:
         """Drops the program that was left and those of smaller capacities: training never goes back, and each holds
@@ -65,9 +64,10 @@ class Programs:
             self._futures.pop(key).cancel()
 
     def _compile(self, recipe: Recipe, state, dataset):
-        steps = functools.partial(train_steps, recipe=recipe)
-        mapped = parallel.parallelize(steps, num_args=3, num_devices=self._num_devices)
-        lowered = mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(0), jnp.int32(1))
+        mapped = parallel.parallelize(
+            functools.partial(train_steps, recipe=recipe), num_args=2, num_devices=self._num_devices
+        )
+        lowered = mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(1))
         return lowered.compile(compiler_options=compiler_options(recipe))
 
 
@@ -85,32 +85,20 @@ def _shape(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("rules", "resets_opacity"), donate_argnames="state")
-def tend(
-    state: TrainState, due: Int[Array, ""], key, grad_threshold, dataset: Dataset, *, rules, resets_opacity: bool
-) -> TrainState:
-    """What is done between two dispatches: density control, opacity reset, and the 3D filter of what they leave.
-
-    Args:
-      due: the step that the state should have come to; one that ended early stays as it is.
-      key, grad_threshold, rules: of one turn of density control; rules None: no turn.
-      dataset: of the scale that is being trained.
-      resets_opacity: whether opacities are reset.
-    """
-
-    def tended(state):
-        if rules is not None:
-            state = densify_and_prune(state, key, grad_threshold, extent=dataset.extent, rules=rules)
-        state = _with_filter(state, dataset)
-        return reset_opacity(state) if resets_opacity else state
-
-    return jax.lax.cond(state.step == due, tended, lambda state: state, state)
+@functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
+def control_density(state: TrainState, key, grad_threshold, dataset: Dataset, *, rules) -> TrainState:
+    """One turn of density control, and the 3D filter of what it leaves."""
+    state = densify_and_prune(state, key, grad_threshold, extent=dataset.extent, rules=rules)
+    return _with_filter(state, dataset)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def refresh_filter(state: TrainState, dataset: Dataset) -> TrainState:
     """The 3D filter for the cameras of the scale that is being trained."""
     return _with_filter(state, dataset)
+
+
+lower_opacity = jax.jit(reset_opacity, donate_argnames="state")
 
 
 def _with_filter(state: TrainState, dataset: Dataset) -> TrainState:

@@ -20,16 +20,16 @@ class Progress:
     def __exit__(self, *_):
         self._bar.close()
 
-    def update(self, step: int, stage: Stage, metrics: dict, num_gaussians: int) -> None:
-        """Takes the metrics of the steps up to `step`."""
+    def update(self, step: int, stage: Stage, metrics: dict) -> None:
+        """Takes the metrics of the steps up to `step`, numbers on the host."""
         self._scalars = {f"train/{name}": float(value) for name, value in metrics["mean"].items()}
-        self._scalars["num_gaussians"] = num_gaussians
+        self._scalars["num_gaussians"] = metrics["num_gaussians"]
         self._scalars["num_intersections"] = int(metrics["num_intersections"])
         self._scalars["image_scale"] = stage.scale
         self._bar.set_description(stage.name, refresh=False)
         self._bar.set_postfix_str(
             f"loss {self._scalars['train/total']:.4f}, PSNR {self._scalars['train/psnr']:.2f}, "
-            f"{num_gaussians} Gaussians",
+            f"{self._scalars['num_gaussians']} Gaussians",
             refresh=False,
         )
         self._bar.update(step - self._bar.n)

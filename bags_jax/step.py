@@ -280,37 +280,27 @@ def _is_finite(tree) -> Bool[Array, ""]:
 
 
 def train_steps(
-    rank: Int[Array, ""],
-    state: TrainState,
-    dataset: Dataset,
-    start: Int[Array, ""],
-    stop: Int[Array, ""],
-    *,
-    recipe: Recipe,
+    rank: Int[Array, ""], state: TrainState, dataset: Dataset, num_steps: Int[Array, ""], *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Steps start to stop in one dispatch; ends early, before a step that is not ok.
+    """Up to num_steps steps in one dispatch; ends early, before a step that is not ok.
 
-    Args:
-      rank, state, dataset, recipe: as in train_step. A state that has not come to `start` stays as it is, so that steps may be
-        asked for before anybody knows how those before them went.
     Returns:
       state, and metrics: those of the last step that was tried, with the loss terms averaged over the steps that were ok
       under the key "mean".
     """
 
     def body(carry):
-        state, _, sums = carry
+        i, state, _, sums = carry
         state, metrics = train_step(rank, state, dataset, recipe=recipe)
         sums = {name: total + jnp.where(metrics["ok"] > 0, metrics[name], 0.0) for name, total in sums.items()}
-        return state, metrics, sums
+        return i + metrics["ok"], state, metrics, sums
 
     shapes = jax.eval_shape(lambda: train_step(rank, state, dataset, recipe=recipe)[1])
     metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes) | {"ok": jnp.int32(1)}
     sums = {name: x for name, x in metrics.items() if name not in ("ok", "num_intersections", "num_dropped")}
-    goes_on = lambda carry: (carry[0].step >= start) & (carry[0].step < stop) & (carry[1]["ok"] > 0)
-    first, (state, metrics, sums) = state.step, jax.lax.while_loop(goes_on, body, (state, metrics, sums))
-    taken = jnp.maximum(state.step - first, 1)
-    return state, {**metrics, "mean": jax.tree.map(lambda x: x / taken, sums)}
+    goes_on = lambda carry: (carry[0] < num_steps) & (carry[2]["ok"] > 0)
+    taken, state, metrics, sums = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state, metrics, sums))
+    return state, {**metrics, "mean": jax.tree.map(lambda x: x / jnp.maximum(taken, 1), sums)}
 
 
 def eval_step(state: TrainState, camera: Camera, *, view: View) -> Rendered:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,12 @@ from bags_jax.poses import make_pose_frame
 from bags_jax.programs import (
     HEADROOM_AHEAD,
     Programs,
+    control_density,
     count_pairs,
+    lower_opacity,
     more_room,
     refresh_filter,
     room_for,
-    tend,
 )
 from bags_jax.progress import Progress
 from bags_jax.render import View
@@ -183,30 +183,24 @@ def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> 
 
 
 def after_step(job: Job, state: TrainState, step: int, dataset: Dataset) -> TrainState:
-    """Density control, opacity reset and 3D filter: whatever is due after `step` steps, if the state has come so far."""
+    """Density control, opacity reset and 3D filter: whatever is due after `step` steps."""
     density = job.density
     if step % density.every:
         return state
-    key = jax.random.fold_in(jax.random.key(job.config.seed + 1), step)
-    return tend(
-        *(state, jnp.int32(step), key, jnp.float32(density.threshold(step)), dataset),
-        rules=density.rules_at(step) if density.is_due(step) else None,
-        resets_opacity=density.resets_opacity(step),
-    )
+    if density.is_due(step):
+        key = jax.random.fold_in(jax.random.key(job.config.seed + 1), step)
+        rules, threshold = density.rules_at(step), jnp.float32(density.threshold(step))
+        state = control_density(state, key, threshold, dataset, rules=rules)
+    else:
+        state = refresh_filter(state, dataset)
+    return lower_opacity(state) if density.resets_opacity(step) else state
 
 
-@dataclasses.dataclass(frozen=True)
-class Dispatch:
-    """Steps that the device has been asked for, and what the host is to look at when they are done."""
-
-    stop: int
-    metrics: dict  # as train_steps returns them
-    num_gaussians: Any  # that live after what is due at `stop`
-
-    def on_host(self) -> "Dispatch":
-        """Waits until the device is done: numbers, not arrays."""
-        metrics, num_gaussians = jax.device_get((self.metrics, self.num_gaussians))
-        return Dispatch(self.stop, metrics, int(num_gaussians))
+def grown(job: Job, state: TrainState, num_gaussians: int) -> TrainState:
+    """The state with more rows, where so many Gaussians nearly fill those that it has."""
+    capacity = state.alive.shape[0]
+    wanted = plan.next_capacity(capacity, num_gaussians, job.config.max_gaussians)
+    return parallel.replicate(grow(state, wanted), job.num_devices) if wanted > capacity else state
 
 
 def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
@@ -231,7 +225,6 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
         step, entered = int(state.step), None
         rooms = prepare_stages(job, programs, state)
         claim_capture(workdir, training_cameras(job.scene))  # once there is something to train
-        sent: list[Dispatch] = []
         while step < config.num_steps:
             stage = stage_at(job.stages, step)
             dataset = job.dataset(stage.scale)
@@ -240,29 +233,24 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
                 state = enter_stage(job, stage, state, dataset) if step == stage.start else state
                 needed = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
                 rooms[stage] = rooms[stage] if needed < rooms[stage] else room_for(needed)
-            stop = next_event(config, stage, step)
             recipe = job.recipe(stage, dataset, rooms[stage])
-            state, metrics = programs.steps(recipe, state, dataset, step, stop)
-            state = after_step(job, state, stop, dataset)
-            sent.append(Dispatch(stop, metrics, jnp.sum(state.alive)))
-            step = stop
-            saves = step % config.checkpoint_every == 0 or step == config.num_steps
-            # The host looks at a dispatch while the device works on the next: it waits for all only where it must know.
-            while len(sent) > (0 if saves or step == stage.stop else 1):
-                seen = sent.pop(0).on_host()
-                if seen.metrics["num_dropped"] > 0:  # what was sent after it has left the state as it is, too
-                    rooms[stage] = more_room(rooms[stage], int(seen.metrics["num_intersections"]))
-                    step, saves = int(state.step), False
-                    sent.clear()
-                    continue
-                if not seen.metrics["ok"]:
-                    raise_not_finite(seen.metrics, int(state.step), stage, checkpoints)
-                state = grown(job, state, seen.num_gaussians)
-                prepare_growth(job, programs, state, stage, rooms, seen)
-                progress.update(seen.stop, stage, seen.metrics, seen.num_gaussians)
-                if seen.stop % config.log_every == 0 or seen.stop == config.num_steps:
-                    writers.write(seen.stop, progress.scalars())
-            if saves:
+            stop = next_event(config, stage, step)
+            state, metrics = programs.step(recipe, state, dataset, stop - step)
+            metrics, step = jax.device_get(metrics), int(state.step)
+            if metrics["num_dropped"] > 0:
+                rooms[stage] = more_room(rooms[stage], int(metrics["num_intersections"]))
+            elif not metrics["ok"]:
+                raise_not_finite(metrics, step, stage, checkpoints)
+            if step < stop:
+                continue
+            state = after_step(job, state, step, dataset)
+            metrics["num_gaussians"] = int(jnp.sum(state.alive))
+            state = grown(job, state, metrics["num_gaussians"])
+            prepare_growth(job, programs, state, stage, rooms, metrics)
+            progress.update(step, stage, metrics)
+            if step % config.log_every == 0 or step == config.num_steps:
+                writers.write(step, progress.scalars())
+            if step % config.checkpoint_every == 0 or step == config.num_steps:
                 checkpoints.save(state)
     return state
 
@@ -288,31 +276,24 @@ def prepare_stages(job: Job, programs: Programs, state: TrainState) -> dict[Stag
     return rooms
 
 
-def grown(job: Job, state: TrainState, num_gaussians: int) -> TrainState:
-    """The state with more rows, where so many Gaussians nearly fill those that it has."""
-    capacity = state.alive.shape[0]
-    wanted = plan.next_capacity(capacity, num_gaussians, job.config.max_gaussians)
-    return parallel.replicate(grow(state, wanted), job.num_devices) if wanted > capacity else state
-
-
 def prepare_growth(
-    job: Job, programs: Programs, state: TrainState, stage: Stage, rooms: dict[Stage, int], seen: Dispatch
+    job: Job, programs: Programs, state: TrainState, stage: Stage, rooms: dict[Stage, int], metrics: dict
 ) -> None:
     """Starts to compile what a growing scene needs next: steps with more rows, in this stage and the next, or with more room.
 
     Args:
-      seen: what the device did last, on the host.
+      metrics: of the last step: num_intersections of its largest view, and num_gaussians.
     """
-    capacity = state.alive.shape[0]
-    wanted = plan.next_capacity(capacity, seen.num_gaussians, job.config.max_gaussians, full=GROWS_SOON)
+    capacity, step = state.alive.shape[0], int(state.step)
+    wanted = plan.next_capacity(capacity, metrics["num_gaussians"], job.config.max_gaussians, full=GROWS_SOON)
     states = [state]
-    if wanted > capacity and job.density.start <= seen.stop < job.density.stop:
+    if wanted > capacity and job.density.start <= step < job.density.stop:
         shapes = jax.eval_shape(lambda: grow(state, wanted))
         states.append(jax.tree.map(lambda x, now: x.update(sharding=now.sharding), shapes, state))
-        for soon in [s for s in job.stages if s.stop > seen.stop][:2]:
+        for soon in [s for s in job.stages if s.stop > step][:2]:
             dataset = job.dataset(soon.scale)
             programs.prepare(job.recipe(soon, dataset, rooms[soon]), states[-1], dataset)
-    if seen.metrics["num_intersections"] > ROOM_ENDS_SOON * rooms[stage]:
+    if metrics["num_intersections"] > ROOM_ENDS_SOON * rooms[stage]:
         dataset = job.dataset(stage.scale)
         for each in states:
             programs.prepare(job.recipe(stage, dataset, more_room(rooms[stage])), each, dataset)

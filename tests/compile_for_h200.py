@@ -99,7 +99,7 @@ def step_row(width: int, height: int, deterministic: bool) -> dict:
     number = jax.ShapeDtypeStruct((), jnp.int32)
     step = functools.partial(train_steps, recipe=recipe)
     with mock.patch.object(jax, "default_backend", lambda: "gpu"):
-        return compile_for_h200(step, number, state, dataset, number, number, options=compiler_options(recipe))
+        return compile_for_h200(step, number, state, dataset, number, options=compiler_options(recipe))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """One training step: which views it takes, and that it changes nothing where it cannot be trusted."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,7 @@ import pytest
 
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
-from bags_jax.density import DensityRules
-from bags_jax.programs import count_pairs, refresh_filter, room_for, tend
+from bags_jax.programs import count_pairs, refresh_filter, room_for
 from bags_jax.sharpness import SHARP_PX
 from bags_jax.step import draw_views, eval_step, loss_fn, train_steps
 from bags_jax.train import first_state, make_job
@@ -48,16 +46,15 @@ def copies(tree):
 
 @pytest.fixture(scope="module")
 def run(start):
-    """Compiles once a recipe: (state, num_steps, recipe) -> state and metrics; `ahead`: so many steps too early."""
+    """Compiles once a recipe: (state, num_steps, recipe) -> state and metrics."""
     _, dataset, _ = start
     compiled = {}
 
-    def run(state, num_steps, recipe, ahead=0):
+    def run(state, num_steps, recipe):
         if recipe not in compiled:
-            step = functools.partial(train_steps, recipe=recipe)
-            compiled[recipe] = parallel.parallelize(step, num_args=3, num_devices=1)
-        first = jnp.int32(int(state.step) + ahead)
-        return compiled[recipe](parallel.ranks(1), copies(state), dataset, first, first + num_steps)
+            step = lambda rank, state, dataset, num: train_steps(rank, state, dataset, num, recipe=recipe)
+            compiled[recipe] = parallel.parallelize(step, num_args=2, num_devices=1)
+        return compiled[recipe](parallel.ranks(1), copies(state), dataset, jnp.int32(num_steps))
 
     return run
 
@@ -173,17 +170,6 @@ def test_too_little_room_changes_nothing_and_says_so(start, run):
     assert int(metrics["num_dropped"]) > 0 and int(metrics["ok"]) == 0
     assert int(metrics["num_intersections"]) == int(metrics["num_dropped"]) + 8
     assert same(after, state)
-
-
-def test_steps_and_tending_that_come_too_early_change_nothing(start, run):
-    """They were asked for before anybody knew that the steps before them ended early."""
-    state, dataset, recipe = start
-    after, _ = run(state, 2, recipe, ahead=1)
-    assert same(after, state)
-    rules = DensityRules(min_opacity=0.5, clone_max_scale=0.01)
-    tended = functools.partial(tend, key=jax.random.key(0), dataset=dataset, rules=rules, resets_opacity=True)
-    assert same(tended(copies(state), jnp.int32(1), grad_threshold=jnp.float32(0)), state)
-    assert not same(tended(copies(state), jnp.int32(0), grad_threshold=jnp.float32(0)).alive, state.alive)
 
 
 @pytest.mark.parametrize("part", ["network", "colour"])

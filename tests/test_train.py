@@ -172,26 +172,6 @@ def test_growth_is_compiled_ahead(straight, tmp_path, monkeypatch):
     assert {rows for _, rows, stage in compiled if stage.start == 6} >= {ROWS, ROWS + ROWS // 2}
 
 
-def test_the_device_never_waits_for_the_host_within_a_stage(straight, tmp_path, monkeypatch):
-    """The next steps are asked for before anybody looks at the last, but where a stage ends or the state is saved."""
-    events = []
-    steps, on_host = train.Programs.steps, train.Dispatch.on_host
-
-    def steps_and_note(self, recipe, state, dataset, start, stop):
-        events.append(f"ask {stop}")
-        return steps(self, recipe, state, dataset, start, stop)
-
-    def on_host_and_note(self):
-        events.append(f"look {self.stop}")
-        return on_host(self)
-
-    monkeypatch.setattr(train.Programs, "steps", steps_and_note)
-    monkeypatch.setattr(train.Dispatch, "on_host", on_host_and_note)
-    train.train(make_config(checkpoint_every=12), tmp_path)
-    expected = "ask 2, ask 4, look 2, ask 6, look 4, look 6, ask 8, ask 10, look 8, ask 12, look 10, look 12"
-    assert ", ".join(events) == expected
-
-
 @pytest.mark.parametrize("room,pairs", [(4, 0), (1024, 1025), (5120, 100_000), (1 << 20, 0)])
 def test_more_room_is_more(room, pairs):
     found = train.more_room(room, pairs)
@@ -200,7 +180,7 @@ def test_more_room_is_more(room, pairs):
 
 
 def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeypatch):
-    """The first guess at the room is far too small: steps are repeated, and the result is the same, whatever was asked for since."""
+    """The first guess at the room is far too small: steps are repeated, and the result is the same."""
     rooms = []
     recipe_of = train.Job.recipe
 

@@ -1,7 +1,7 @@
 """A whole step of plain splatting by gsplat and torch, on the case that ours is timed with.
 
-As a trainer that is built on gsplat has it: antialiased rendering of SH, L1 and SSIM, gradients, fused Adam on every group.
-Both are there or not: torch and gsplat are no requirement of this package.
+Antialiased rendering of SH, L1 and SSIM, gradients, fused Adam on every group. SSIM by fused_ssim where it is installed, as in gsplat's own
+trainer, else by separable convolutions. They are there or not: torch, gsplat and fused_ssim are no requirement of this package.
 """
 
 import importlib
@@ -15,8 +15,6 @@ from bags_jax.losses import SSIM_C1, SSIM_C2
 from bags_jax.step import Recipe
 from bags_jax.structs import Dataset, TrainState
 
-RATE = 1e-5  # of all groups: the scene is to stay what it is while it is timed
-
 
 def check_gsplat() -> None:
     """Raises UserError where torch or gsplat is missing."""
@@ -24,8 +22,10 @@ def check_gsplat() -> None:
         raise UserError(f"--beside=gsplat needs {' and '.join(missing)}: install them, or leave the flag out")
 
 
-def make_step(state: TrainState, dataset: Dataset, recipe: Recipe, *, device: str = "cuda") -> Callable[[], None]:
-    """A function that takes one step of the scene of a state, and returns before the device is done."""
+def make_step(
+    state: TrainState, dataset: Dataset, recipe: Recipe, *, rate: float, device: str = "cuda"
+) -> Callable[[], None]:
+    """A function that takes one step of the scene of a state, at one rate for all, and returns before the device is done."""
     torch, gsplat = importlib.import_module("torch"), importlib.import_module("gsplat")
 
     def tensor(x, *, trained=False):
@@ -36,26 +36,31 @@ def make_step(state: TrainState, dataset: Dataset, recipe: Recipe, *, device: st
     trained = [tensor(x, trained=True) for x in leaves]
     viewmats, Ks = tensor(dataset.cameras.viewmat), tensor(dataset.cameras.K)
     photo = tensor(dataset.images)[0].float() / 255.0
-    optimizer = torch.optim.Adam([{"params": [x], "lr": RATE} for x in trained], eps=1e-15, fused=True)
+    optimizer = torch.optim.Adam([{"params": [x], "lr": rate} for x in trained], eps=1e-15, fused=True)
     taps = torch.exp(-((torch.arange(11, device=device) - 5.0) ** 2) / (2.0 * 1.5**2))
-    window = torch.outer(taps, taps)[None, None].div(taps.sum() ** 2).expand(15, 1, 11, 11).contiguous()
+    window = (taps / taps.sum()).expand(15, 1, 11).contiguous()
     view = recipe.view
     options = {"sh_degree": 3, "packed": False, "eps2d": view.eps_2d, "near_plane": view.near_plane}
 
-    def ssim(x, y):
-        x, y = x.permute(2, 0, 1), y.permute(2, 0, 1)
-        moments = torch.cat([x, y, x * x, y * y, x * y])[None]
-        mean_x, mean_y, xx, yy, xy = torch.nn.functional.conv2d(moments, window, padding=5, groups=15)[0].split(3)
+    def separable_ssim(x, y):
+        moments = torch.cat([x, y, x * x, y * y, x * y], 1)
+        for taps, padding in ((window[:, :, :, None], (5, 0)), (window[:, :, None], (0, 5))):
+            moments = torch.nn.functional.conv2d(moments, taps, padding=padding, groups=15)
+        mean_x, mean_y, xx, yy, xy = moments[0].split(3)
         luminance = (2.0 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
         structure = 2.0 * (xy - mean_x * mean_y) + SSIM_C2
         return (luminance * structure / (xx - mean_x**2 + yy - mean_y**2 + SSIM_C2)).mean()
+
+    fused = importlib.util.find_spec("fused_ssim")
+    ssim = importlib.import_module("fused_ssim").fused_ssim if fused else separable_ssim
 
     def step():
         means, quats, log_scales, logits, sh_dc, sh_rest = trained
         inputs = means, quats, log_scales.exp(), logits.sigmoid(), torch.cat([sh_dc, sh_rest], 1), viewmats, Ks
         image = gsplat.rasterization(*inputs, view.width, view.height, rasterize_mode="antialiased", **options)[0][0]
         weight = recipe.objective.ssim
-        loss = (1.0 - weight) * (image - photo).abs().mean() + weight * (1.0 - ssim(image, photo))
+        planes = (x.permute(2, 0, 1)[None] for x in (image, photo))
+        loss = (1.0 - weight) * (image - photo).abs().mean() + weight * (1.0 - ssim(*planes))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
