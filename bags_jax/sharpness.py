@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 SHARP_PX = 0.25  # blur under which one view is as good as another
-ALIKE_RATIO = 1.5  # of the variances of views that are blurred alike
+ALIKE_RATIO = 1.5  # of the variances of views that are blurred alike: 1.22 of their widths
 ALIKE_PX = 0.5  # blur beyond that which makes no difference: a little more than a pixel itself averages over, 0.41 px
 COMMON_PX = 1.5  # blur of a whole capture that may be none: kernels open so far to hide what splats get wrong
 NEARLY_ALL = 0.9  # of the views
