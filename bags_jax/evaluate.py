@@ -348,9 +348,13 @@ def export(workdir: str | pathlib.Path, path: str | pathlib.Path, *, step: int |
     Raises:
       UserError: there is no checkpoint, or the file cannot be written.
     """
+    if pathlib.Path(path).suffix.lower() != ".ply":
+        raise UserError(f"the file to export to is {str(path)!r}, expected one that ends in .ply")
     read_config(workdir)  # says best what is wrong with a folder that is no run
     with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
         living, filter_3d, step = checkpoints.restore_living(step)
+    if not len(filter_3d):
+        raise UserError(f"no Gaussian is left in the checkpoint of step {step}: there is nothing to export")
     write_ply(path, living, filter_3d)
     return len(filter_3d), step
 

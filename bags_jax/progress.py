@@ -8,10 +8,10 @@ from bags_jax.schedules import Stage
 class Progress:
     """One line that tells step, stage, loss, PSNR, number of Gaussians and the time that is left."""
 
-    def __init__(self, num_steps: int, notes: tuple[str, ...] = ()):
+    def __init__(self, num_steps: int, notes: tuple[str, ...] = (), *, step: int = 0):
         for note in notes:
             tqdm.tqdm.write(f"note: {note}")
-        self._bar = tqdm.tqdm(total=num_steps, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self._bar = tqdm.tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
         self._scalars: dict[str, float] = {}
 
     def __enter__(self):

@@ -217,7 +217,7 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
         Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints,
         Writers(workdir, max(checkpoints.steps(), default=0)) as writers,
         Programs(job.num_devices) as programs,
-        Progress(config.num_steps, job.scene.notes) as progress,
+        Progress(config.num_steps, job.scene.notes, step=max(checkpoints.steps(), default=0)) as progress,
     ):
         state = checkpoints.restore(template) if checkpoints.steps() else first_state(job)
         check_views(state, job.scene)
@@ -245,6 +245,11 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
                 continue
             state = after_step(job, state, step, dataset)
             metrics["num_gaussians"] = int(jnp.sum(state.alive))
+            if not metrics["num_gaussians"]:
+                raise UserError(
+                    f"no Gaussian is left after step {step}: lower config.density.min_opacity "
+                    f"({config.density.min_opacity}), or look for broken photographs or poses"
+                )
             state = grown(job, state, metrics["num_gaussians"])
             prepare_growth(job, programs, state, stage, rooms, metrics)
             progress.update(step, stage, metrics)

@@ -174,6 +174,7 @@ def smoke(config: Any) -> Any:
     config.blur.width, config.blur.conv_width, config.blur.feature_width = 8, 4, 4
     config.blur.embedding_width = 4
     config.density.every = 4
+    config.density.min_opacity = config.density.min_opacity_early = 0.005  # new Gaussians may have no more than 0.1
     config.log_every = 2
     config.checkpoint_every = 6
     return config

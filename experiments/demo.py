@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from bags_jax.atomic import write_atomic
-from bags_jax.metrics import LPIPS_EXTRA
+from bags_jax.metrics import why_no_lpips
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
 from configs import procedural
@@ -78,7 +78,7 @@ def main() -> None:
     write_png(workdir / "before_after.png", before_after(plain, bags))
     print(table(results, photo_scores(bags.scene)))
     if results["bags"]["deblur_nerf"]["LPIPS"] is None:
-        print(f"LPIPS needs its weights: {LPIPS_EXTRA}")
+        print(why_no_lpips())
     gain = results["bags"]["deblur_nerf"]["PSNR"] - results["plain"]["deblur_nerf"]["PSNR"]
     print(f"BAGS is ahead of plain splatting by {gain:.2f} dB on held-out sharp views.")
     print(check_export(bags, workdir / "scene.ply"))

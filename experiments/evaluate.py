@@ -7,7 +7,7 @@ Both metric protocols are printed, and they are not comparable: see bags_jax/met
 
 from absl import flags
 
-from bags_jax.metrics import LPIPS_EXTRA
+from bags_jax.metrics import why_no_lpips
 from bags_jax.report.no_truth import table_rows
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
 from experiments.launch import launch, use_compilation_cache
@@ -36,7 +36,7 @@ def main() -> None:
         print(f"PSNR after the best sub-pixel shift of each view: {results['shift_aligned']['PSNR']:.2f}")
     print(markdown_table(["without sharp truth", "value", "what it says"], table_rows(results["no_truth"])))
     if results["per_view"] and results["deblur_nerf"]["LPIPS"] is None:
-        print(f"LPIPS needs its weights: {LPIPS_EXTRA}")
+        print(why_no_lpips())
 
 
 if __name__ == "__main__":

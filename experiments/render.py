@@ -31,6 +31,8 @@ def main() -> None:
 
     run = open_run(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
     folder = pathlib.Path(run.workdir) / "renders" / _PATH.value
+    for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of an earlier film, which may have been longer
+        old.unlink()
     frames = []
     for number, rendered in enumerate(render_path(run, _PATH.value, num_frames=_FRAMES.value)):
         frames.append(to_uint8(rendered.image))

@@ -18,6 +18,8 @@ import pytest
 from absl import app, flags
 from PIL import Image
 
+from bags_jax.metrics import why_no_lpips
+
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = "--config=configs/procedural.py:motion,smoke"
 QUICK = (SMOKE, "--config.num_devices=1", "--config.num_steps=4", "--config.max_gaussians=512")
@@ -113,7 +115,7 @@ def test_evaluation_writes_results_and_prints_both_protocols(trained):
     assert results["step"] == 4 and "deblur_nerf" in done.stdout and "gaussian_splatting" in done.stdout
     assert "sharpness gain" in done.stdout and "no_truth" in results
     if results["deblur_nerf"]["LPIPS"] is None:
-        assert done.stdout.count("LPIPS needs") == 1 and "pip install" in done.stdout
+        assert done.stdout.count("LPIPS needs") == 1 and why_no_lpips() in done.stdout
 
 
 @pytest.mark.parametrize("path,count", [("test", 2), ("train", 4), ("spiral", 3)])
@@ -134,6 +136,7 @@ def test_export_writes_a_splat(trained, call, tmp_path):
     head = (tmp_path / "new" / "scene.ply").read_bytes()[:2000].decode("latin1")
     count = re.search(r"element vertex (\d+)", head)
     assert code in (None, 0) and count and out.startswith(f"{count[1]} Gaussians of step 4")
+    assert_refused(call("export", f"--workdir={workdir}", f"--output={tmp_path / 'scene.splat'}"), "ends in .ply")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +198,13 @@ MISTAKES = {
     "degree": ((SMOKE, "--config.sh_degree=4"), ("sh_degree is 4, expected 0 to 3",)),
     "devices": ((SMOKE, "--config.num_devices=7"), ("num_devices is 7, but this machine has 2",)),
     "too few rows": ((SMOKE, "--config.max_gaussians=100"), ("max_gaussians",)),
+    "negative threshold": (
+        (SMOKE, "--config.density.grad_threshold=-1"),
+        ("density.grad_threshold is -1", "at least 0"),
+    ),
+    "no time": ((SMOKE, "--config.blur.warmup=nan"), ("blur.warmup is nan", "at least 0")),
+    "negative rate": ((SMOKE, "--config.optim.quats=-1"), ("optim.quats is -1", "at least 0")),
+    "negative degree": ((SMOKE, "--config.sh_every=-1"), ("sh_every is -1", "at least 0")),
     "no root": (("--config=configs/custom.py",), ("config.data.root is empty",)),
     "root missing": (("--config=configs/custom.py", "--config.data.root=/nowhere"), ("/nowhere does not exist",)),
     "unknown format": (
@@ -247,6 +257,7 @@ def test_capture_that_is_none(call, tmp_path, photographs):
         (("--suite=blurball", "--data=/nowhere"), "--data=/nowhere is no folder"),
         (("--seeds=0",), "seeds"),
         (("--jobs=0",), "jobs"),
+        (("--tables_only",), "no run of these cases, methods and seeds is done"),
     ],
 )
 def test_mistaken_benchmark(call, tmp_path, arguments, said):
@@ -264,6 +275,8 @@ def test_mistaken_benchmark(call, tmp_path, arguments, said):
         ("memory", "--kernel=4", "--kernel is 4, expected an odd number"),
         ("memory", "--strides=1,-2", "--strides has '-2', expected whole numbers"),
         ("cost", "--sizes=0x3", "--sizes has '0x3', expected WIDTHxHEIGHT"),
+        ("cost", "--output=/proc/none/rows", "--output=/proc/none/rows cannot be written"),
+        ("training_step", "--rows=/proc/none/rows", "--rows=/proc/none/rows cannot be written"),
     ],
 )
 def test_mistaken_cost_benchmark(call, name, argument, said):

@@ -1,6 +1,7 @@
 """The benchmarks of the rasterizer: that they run, on the CPU and small, and that the checks on a GPU fit their time."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -66,3 +67,13 @@ def test_parts_of_the_checks(tmp_path):
     assert (tmp_path / "1_quotes.log").read_text() == "it's here\na | b\n"
     time.sleep(4.5)
     assert not (tmp_path / "alive").exists()
+
+
+@pytest.mark.parametrize(
+    "argument, said", [("--only=6", "one of <1|2|3|4|5>"), ("--seconds=5", "JAX sees no GPU here")]
+)
+def test_checks_that_cannot_begin(tmp_path, argument, said):
+    command = [sys.executable, "-m", "experiments.benchmarks.gpu_checks", f"--folder={tmp_path}/new", argument]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and said in done.stderr and not (tmp_path / "new").exists()

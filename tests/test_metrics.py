@@ -134,6 +134,12 @@ def test_bad_shift_arguments_are_named():
         metrics.shift_aligned_psnr(image, image, border=16)
 
 
+def test_why_there_is_no_lpips(monkeypatch):
+    for there, said in ((True, "at least 32 px a side"), (False, metrics.LPIPS_EXTRA)):
+        monkeypatch.setattr(metrics, "lpips_available", lambda there=there: there)
+        assert said in metrics.why_no_lpips()
+
+
 @needs_lpips
 @pytest.mark.parametrize("network", ["alexnet", "vgg16"])
 def test_lpips_equals_the_packages_own_network(network):

@@ -290,6 +290,9 @@ def test_benchmark_trains_scores_and_repeats_nothing(tmp_path):
     assert second.returncode == 0 and "2 of 2 runs are done" in second.stdout, second.stderr
     assert [path.read_bytes() for path in paths] == before
 
+    third = benchmark(*arguments, "--num_steps=99", "--tables_only")  # as many steps as they do not have
+    assert third.returncode == 2 and "another configuration" in third.stderr, third.stderr
+
 
 def assert_latex_is_whole(latex):
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == latex.count(r"\toprule") == 4

@@ -222,6 +222,13 @@ def test_blow_up_names_the_term_and_keeps_the_checkpoint(straight, tmp_path, mon
     assert_same(train.train(make_config(), tmp_path), straight[1])
 
 
+def test_a_scene_that_is_gone_is_no_success(tmp_path):
+    with pytest.raises(UserError, match=r"no Gaussian is left after step 4: lower config.density.min_opacity \(2.0\)"):
+        train.train(
+            make_config(**{"density.every": 4, "density.min_opacity_early": 2.0, "density.min_opacity": 2.0}), tmp_path
+        )
+
+
 def test_plain_splatting_trains(tmp_path):
     config = make_config(**{"blur.enabled": False, "blur.kernel_sizes": (3,), "blur.strides": (1,)})
     config.update_from_flattened_dict({"stages.scales": (0.5,), "stages.stops": (1.0,), "density.every": 20})

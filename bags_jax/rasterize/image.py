@@ -1,6 +1,7 @@
 """`rasterize`: N projected Gaussians with features become one image, by one of several backends."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -121,6 +122,11 @@ def capacity_for(
     grid_size(width, height, tile_size)  # raises where there is nothing to draw on
     projected = jax.lax.stop_gradient(projected)
     if isinstance(projected.means_px, Tracer):
+        warnings.warn(
+            "under jit no pairs of tile and Gaussian are counted, and room for 16 a Gaussian is made: pass max_intersections, "
+            "and look at num_dropped",
+            stacklevel=3,
+        )
         return bucket(16 * projected.depths.shape[0])
     count = _counters[choose_backend(backend)]
     return bucket(int(count(projected, width=width, height=height, tile_size=tile_size)))

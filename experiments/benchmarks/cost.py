@@ -8,8 +8,6 @@ L1 and SSIM, gradients, Adam), `blur model` what BAGS adds to it with 9 x 9 kern
 
 import dataclasses
 import functools
-import json
-import pathlib
 import platform
 import time
 
@@ -33,14 +31,14 @@ from bags_jax.schedules import Stage
 from bags_jax.step import Objective, Recipe, train_step
 from bags_jax.structs import Camera, Dataset
 from configs import base
-from experiments.benchmarks.arguments import counts, sizes
+from experiments.benchmarks.arguments import counts, row_writer, sizes
 from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
 
 _GAUSSIANS = flags.DEFINE_list("gaussians", "1000,3000,10000,30000,100000", "Numbers of Gaussians, at 320 x 240.")
 _SIZES = flags.DEFINE_list("sizes", "64x48,160x120,320x240,640x480", "Image sizes, with 10 000 Gaussians.")
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs, of which the median is taken.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "", "File for one JSON row a case; default: none.")
+_OUTPUT = flags.DEFINE_string("output", "", "File to which the JSON rows are appended; default: none.")
 
 PARTS = ("project", "bin and sort", "blend", "backward", "loss", "Adam")
 TRAINED = ("means", "means_final", "quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
@@ -148,10 +146,10 @@ def measure_blur(state, camera: Camera, view: View) -> float:
 def main() -> None:
     """Measures every case and prints the tables."""
     cases = [(num, 320, 240) for num in counts(_GAUSSIANS)] + [(10_000, *size) for size in sizes(_SIZES)]
-    rows, lines = [], []
+    write, lines = row_writer(_OUTPUT), []
     for case in cases:
         row = measure(*case)
-        rows.append({**row, **provenance(), "machine": platform.machine()})
+        write({**row, **provenance(), "machine": platform.machine()})
         ms = row["ms"]
         shares = [f"{100 * ms[part] / sum(ms[p] for p in PARTS):.0f} %" for part in PARTS]
         lines.append(
@@ -166,8 +164,6 @@ def main() -> None:
         )
         print(f"{case[0]} Gaussians, {case[1]} x {case[2]}: {ms['step']:.1f} ms", flush=True)
     print(markdown_table(["Gaussians", "image", "pairs", "step, ms", *PARTS, "blur model, ms"], lines))
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ are medians of calls taken in turn, for programs that fit --time_below.
 """
 
 import functools
-import json
-import pathlib
 import time
 
 import jax
@@ -21,7 +19,7 @@ from bags_jax.blur import apply_kernels
 from bags_jax.blur_stream import kernels_of, stream_blur
 from bags_jax.errors import UserError
 from bags_jax.report.tables import markdown_table
-from experiments.benchmarks.arguments import counts, sizes
+from experiments.benchmarks.arguments import counts, row_writer, sizes
 from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
 
@@ -89,11 +87,11 @@ def main() -> None:
     """Measures every case and prints the table."""
     if _KERNEL.value % 2 == 0:
         raise UserError(f"--kernel is {_KERNEL.value}, expected an odd number: the centre of a kernel is a pixel")
-    rows, lines = [], []
+    write, lines = row_writer(_OUTPUT), []
     for width, height in sizes(_SIZES):
         for stride in counts(_STRIDES):
             row = measure(width, height, stride)
-            rows.append({**row, **provenance()})
+            write({**row, **provenance()})
             mib = [f"{x / 2**20:.0f}" for x in (*row["bytes"].values(), row["features_bytes"])]
             took = [f"{row['seconds'][name]:.2f}" if name in row["seconds"] else "" for name in ("naive", "streamed")]
             lines.append([f"{width} x {height}", str(stride), *mib, *took])
@@ -108,8 +106,6 @@ def main() -> None:
         "streamed, s",
     ]
     print(markdown_table(header, lines))
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

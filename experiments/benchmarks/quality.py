@@ -91,6 +91,10 @@ def main() -> None:
 
     if not _TABLES.value:
         train_missing(each, write)
+    elif "done" not in [run.status() for run in each]:  # which also refuses runs of another configuration
+        raise UserError(
+            f"no run of these cases, methods and seeds is done in {workdir}: see --first_seed, --seeds and --cases"
+        )
     for table in write():
         print(f"\n{table.title}\n{markdown_table(table.header, table.rows)}")
     print(f"\nWritten: {workdir}/results.csv, results.md, results.tex")

@@ -25,6 +25,7 @@ from scipy.spatial import KDTree
 from bags_jax.errors import UserError
 from bags_jax.rasterize import rasterization
 from bags_jax.rasterize.image import choose_backend
+from experiments.benchmarks.arguments import row_writer
 from experiments.benchmarks.gsplat_step import check_gsplat
 from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
@@ -37,6 +38,7 @@ _GARDEN = flags.DEFINE_string("garden", "../shared/data/test_garden.npz", "The p
 _TIMED = flags.DEFINE_integer("timed", 50, "Timed runs, of which the median is taken.", lower_bound=1)
 _WARM_UP = flags.DEFINE_integer("warm_up", 10, "Runs before them.", lower_bound=1)
 _ROWS = flags.DEFINE_string("rows", "", "File to which the JSON rows are appended; default: none.")
+Write = Callable[[dict], None]
 NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
 COVER = (
     3.0  # how often invented Gaussians cover the image, one standard deviation to each side: some 25 blended a pixel
@@ -167,7 +169,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return min(99.0, -10.0 * float(np.log10(np.mean((a.astype(float) - b) ** 2) + 1e-30)))
 
 
-def report(text: str, scene: Scene, name: str, result: Result, other: Result | None) -> None:
+def report(text: str, scene: Scene, name: str, result: Result, other: Result | None, write: Write) -> None:
     """Prints a row and appends it to the file of rows."""
     row = {"scene": text, "gaussians": len(scene.arrays[0]), "backend": name, "pairs": result.pairs}
     row |= {"forward_ms": round(result.forward_ms, 3), "both_ms": round(result.both_ms, 3)}
@@ -179,9 +181,7 @@ def report(text: str, scene: Scene, name: str, result: Result, other: Result | N
         }
     row |= provenance()
     print(json.dumps(row), flush=True)
-    if _ROWS.value:
-        with open(_ROWS.value, "a") as file:
-            file.write(json.dumps(row) + "\n")
+    write(row)
 
 
 def main() -> None:
@@ -190,13 +190,14 @@ def main() -> None:
     backends = [(choose_backend(name.rstrip("!")) + "!" * name.endswith("!")) for name in _BACKENDS.value]
     if _BESIDE.value:
         check_gsplat()
+    write = row_writer(_ROWS)
     for text in _SCENES.value:
         scene = make_scene(text)
         other = measure_gsplat(scene) if _BESIDE.value else None
         if other:
-            report(text, scene, "gsplat", other, None)
+            report(text, scene, "gsplat", other, None, write)
         for backend in backends:
-            report(text, scene, backend, measure_ours(scene, backend), other)
+            report(text, scene, backend, measure_ours(scene, backend), other, write)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -28,7 +27,7 @@ from bags_jax.render import project_gaussians
 from bags_jax.step import Recipe, train_steps
 from bags_jax.structs import Dataset, TrainState
 from experiments.benchmarks import gsplat_step
-from experiments.benchmarks.arguments import counts, sizes
+from experiments.benchmarks.arguments import counts, row_writer, sizes
 from experiments.benchmarks.cost import RATE, make_case
 from experiments.benchmarks.provenance import provenance
 from experiments.launch import launch
@@ -134,17 +133,14 @@ def main() -> None:
     """Measures every case and prints its rows."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX looks: torch wants memory too
     machine = {**provenance(), "cores": len(os.sched_getaffinity(0))}
-    backends = backends_of(_BACKEND.value)
+    backends, write = backends_of(_BACKEND.value), row_writer(_ROWS)
     if _BESIDE.value:
         gsplat_step.check_gsplat()
     for width, height in sizes(_SIZES):
         for num in counts(_GAUSSIANS):
             for row in measure(num, width, height, backends):
-                line = json.dumps({**row, **machine})
-                print(line, flush=True)
-                if _ROWS.value:
-                    with pathlib.Path(_ROWS.value).open("a") as file:
-                        file.write(line + "\n")
+                print(json.dumps({**row, **machine}), flush=True)
+                write({**row, **machine})
 
 
 if __name__ == "__main__":
