@@ -19,7 +19,7 @@ from bags_jax.numerics import clip_with_return, safe_normalize
 from bags_jax.structs import BlurField
 
 POSITION_FREQUENCIES = 4
-TRUNK_BLOCK_PIXELS = 1 << 15  # that the trunk works on at a time
+CPU_TRUNK_PIXELS, DEVICE_TRUNK_PIXELS = 1 << 15, 1 << 18  # that the trunk works on at a time; more is fewer launches
 
 
 def position_waves(count: int) -> Float[Array, "count 8"]:
@@ -166,7 +166,8 @@ class BlurProposalNetwork(nn.Module):
             return x, self._mask(x, *mask_head)
 
         inputs = (rows,) if self.render_features is None else (rows, self.render_features(rgbd))
-        return jax.lax.map(row_features, inputs, batch_size=min(height, -(-TRUNK_BLOCK_PIXELS // width)))
+        pixels = CPU_TRUNK_PIXELS if jax.default_backend() == "cpu" else DEVICE_TRUNK_PIXELS
+        return jax.lax.map(row_features, inputs, batch_size=min(height, -(-pixels // width)))
 
     def _mask(self, features: Float[Array, "w F"], weight, bias) -> Float[Array, "w"]:
         """The mask; with a bound one that its own cost cannot close for good where there is little blur to explain.

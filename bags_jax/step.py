@@ -27,6 +27,9 @@ from bags_jax.sharpness import blur_price, looks_sharp, pose_trust, sharp_views,
 from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussians, TrainState
 
 
+FEW = 1 << 16  # numbers of a small array
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """Weights of the loss terms. A variation of the render of weight 0 is not computed; what the blur model shows is always told."""
@@ -274,9 +277,12 @@ def _parameters(state: TrainState):
 
 def _is_finite(tree) -> Bool[Array, ""]:
     """Whether all numbers are, and their squares: a Gaussian that is not finite is culled, so that the loss would not show it."""
-    leaves = jnp.stack([jnp.all(jnp.abs(x) < LARGEST) for x in jax.tree.leaves(tree)])
+    leaves = jax.tree.leaves(tree)
+    # The many small arrays of the network are looked at together: each look is a launch on a GPU.
+    looks = [x for x in leaves if x.size > FEW] + [jnp.concatenate([x.ravel() for x in leaves if x.size <= FEW])]
+    finite = jnp.stack([jnp.all(jnp.abs(x) < LARGEST) for x in looks])
     # Without the barrier XLA lays the whole chain of ands out anew in every array that is selected: half of a step's code.
-    return jnp.all(jax.lax.optimization_barrier(leaves))
+    return jnp.all(jax.lax.optimization_barrier(finite))
 
 
 def train_steps(

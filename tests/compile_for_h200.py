@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from bags_jax.density import grow
 from bags_jax.programs import compiler_options
 from bags_jax.rasterize import rasterization
-from bags_jax.rasterize.cuda import launch
+from bags_jax.cuda import launch
 from bags_jax.step import train_steps
 from bags_jax.train import first_state, make_job
 from configs import procedural

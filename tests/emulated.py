@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from bags_jax.rasterize.cuda import build, launch
+from bags_jax.cuda import build, launch
 
 FOLDER = pathlib.Path(__file__).parent / "emulator"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax"

@@ -1,4 +1,4 @@
-// A CPU in the words of CUDA: enough to run the kernels of bags_jax/rasterize/cuda, the very source, for their values.
+// A CPU in the words of CUDA: enough to run the kernels of bags_jax/cuda, the very source, for their values.
 //
 // Each thread of a block is a fiber with a stack of its own; all of them share one thread of the operating system and hand
 // it on where they meet: at a barrier, a vote or a shuffle. Blocks run one after the other. A block whose threads do not

@@ -1,5 +1,5 @@
 // All kernels behind one XLA custom call for the CPU: its buffers and attributes are those of the call that launches them on
-// a GPU. Each blend file is compiled once for each number of channels, as it is for the GPU.
+// a GPU. blend.cu is compiled once for each number of channels, blur.cu for each stride, as they are for the GPU.
 #include "cuda_emulator.h"
 
 #include <functional>
@@ -35,6 +35,26 @@ namespace blend_8 {
 #include "blend.cu"
 }
 
+#define STRIDE 1
+namespace blur_1 {
+#include "blur.cu"
+}
+#undef STRIDE
+#define STRIDE 2
+namespace blur_2 {
+#include "blur.cu"
+}
+#undef STRIDE
+#define STRIDE 3
+namespace blur_3 {
+#include "blur.cu"
+}
+#undef STRIDE
+#define STRIDE 4
+namespace blur_4 {
+#include "blur.cu"
+}
+
 namespace ffi = xla::ffi;
 
 using Buffers = std::vector<void*>;
@@ -55,12 +75,15 @@ Kernel wrap(void (*kernel)(Pointers...)) {
 }
 
 #define BOTH(file) {#file "/blend_forward", wrap(file::blend_forward)}, {#file "/blend_backward", wrap(file::blend_backward)}
+#define BLUR(file)                                                                                          \
+  {#file "/filter_rows", wrap(file::filter_rows)}, {#file "/logit_gradients", wrap(file::logit_gradients)}, \
+      {#file "/slab_gradients", wrap(file::slab_gradients)}
 #define BINNING(name) {"binning/" #name, wrap(binning::name)}
 
 static const std::map<std::string, Kernel, std::less<>> kKernels = {
     BINNING(count_tiles), BINNING(sum_blocks), BINNING(scan_blocks), BINNING(expand_pairs_u16), BINNING(expand_pairs_u32),
     BINNING(find_ranges_u16), BINNING(find_ranges_u32), BINNING(sum_slots),
-    BOTH(blend_1), BOTH(blend_3), BOTH(blend_4), BOTH(blend_8)};
+    BOTH(blend_1), BOTH(blend_3), BOTH(blend_4), BOTH(blend_8), BLUR(blur_1), BLUR(blur_2), BLUR(blur_3), BLUR(blur_4)};
 
 static ffi::Error emulate(ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view name, std::string_view,
                           std::string_view, int32_t grid_x, int32_t grid_y, int32_t, int32_t block_x, int32_t, int32_t,

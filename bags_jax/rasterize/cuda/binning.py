@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
-from bags_jax.rasterize.cuda.launch import Kernel, launch
+from bags_jax.cuda.launch import Kernel, launch
 from bags_jax.rasterize.tiles import grid_size
 
 TILE = 16  # side of a tile, px; as in device.cuh

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bags_jax.rasterize.cuda.binning import TILE, Pairs, sum_slots
-from bags_jax.rasterize.cuda.launch import Kernel, launch
+from bags_jax.cuda import CHANNELS
+from bags_jax.cuda.launch import Kernel, launch
 from bags_jax.rasterize.tiles import grid_size
 
-CHANNELS = (1, 3, 4, 8)  # there are kernels for depth, RGB, RGB and depth; other numbers are padded, or cut into eights
 THREADS = 64  # of a block, as in blend.cu
 GEOMETRY = 6  # columns of a Gaussian before its features, and values of a gradient before theirs
 LOG2_E = math.log2(math.e)

@@ -78,7 +78,12 @@ def launch(
     """
     route = route or current_route()
     call = jax.ffi.ffi_call(
-        route.target, list(outputs), input_output_aliases=aliases, custom_call_api_version=4, has_side_effect=False
+        route.target,
+        list(outputs),
+        input_output_aliases=aliases,
+        custom_call_api_version=4,
+        has_side_effect=False,
+        vmap_method="sequential",
     )
     blocks = dict(zip(("grid_x", "grid_y", "grid_z"), (*grid, 1), strict=True))
     threads = {"block_x": kernel.threads, "block_y": 1, "block_z": 1}

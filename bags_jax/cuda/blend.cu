@@ -47,23 +47,6 @@ struct Batch {
   unsigned touched[STRIPS][WORDS];  // bit k of word w: the strip sees Gaussian 32 w + k
 };
 
-#ifdef EMULATOR
-__device__ __forceinline__ float exp2_approx(float x) { return exp2f(x); }
-__device__ __forceinline__ float reciprocal_approx(float x) { return 1.0f / x; }
-#else
-__device__ __forceinline__ float exp2_approx(float x) {  // one instruction; 2 ulp
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float reciprocal_approx(float x) {  // one instruction; 1 ulp
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-#endif
-
 // Where a lane's pixels are.
 struct Place {
   int x, y;          // first pixel, px

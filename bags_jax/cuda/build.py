@@ -1,4 +1,4 @@
-"""From CUDA source to the PTX that the package ships: `python -m bags_jax.rasterize.cuda.build`, needs nvcc.
+"""From CUDA source to the PTX that the package ships: `python -m bags_jax.cuda.build`, needs nvcc.
 
 Users need no compiler: the driver translates PTX for the GPU that is there. Every file says which source it is from, and
 tests/test_cuda_build.py fails when that is no longer the source beside it.
@@ -13,20 +13,25 @@ import tempfile
 
 import numpy as np
 
+from bags_jax.cuda import CHANNELS, STRIDES
 from bags_jax.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
-from bags_jax.rasterize.cuda.blend import CHANNELS
 
 FOLDER = pathlib.Path(__file__).parent
-PROGRAMS = {"binning": 0, **{f"blend_{num}": num for num in CHANNELS}}  # name of the PTX file: its number of channels
+# Name of each PTX file: what it is compiled for.
+PROGRAMS = {
+    "binning": {},
+    **{f"blend_{num}": {"CHANNELS": num} for num in CHANNELS},
+    **{f"blur_{stride}": {"STRIDE": stride} for stride in STRIDES},
+}
 PTX_VERSION = "8.3"  # the oldest that has what nvcc uses; nvcc writes its own, which drivers older than nvcc refuse
 NVCC = ("nvcc", "-ptx", "-O3", "-std=c++17", "-arch=compute_80", "-fmad=false")
 
 
 def defines(program: str) -> list[str]:
-    """Macros of a program: the limits of blending, as float32, and the number of channels."""
+    """Macros of a program: the limits of blending, as float32, and what it is compiled for."""
     limits = {"MIN_ALPHA": MIN_ALPHA, "MAX_ALPHA": MAX_ALPHA, "MIN_TRANSMITTANCE": MIN_TRANSMITTANCE}
     macros = [f"-D{name}={np.float32(value):.9g}f" for name, value in limits.items()]
-    return [*macros, f"-DCHANNELS={PROGRAMS[program]}"] if PROGRAMS[program] else macros
+    return macros + [f"-D{name}={number}" for name, number in PROGRAMS[program].items()]
 
 
 def source(program: str) -> pathlib.Path:
