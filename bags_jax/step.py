@@ -26,8 +26,8 @@ from bags_jax.schedules import Stage
 from bags_jax.sharpness import blur_price, looks_sharp, pose_trust, sharp_views, view_confidence
 from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussians, TrainState
 
-
 FEW = 1 << 16  # numbers of a small array
+LAST_STEP = jnp.iinfo(jnp.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,9 @@ class Recipe:
     views_per_step: int
     num_devices: int
     sh_every: int  # steps after which one more degree of SH is in use; 0: all from the start
+    # Rounds of the loop of a dispatch, those too many without effect. A GPU waits for its host before each round of a loop whose
+    # end is computed. 0: it is, and the loop ends where it has to.
+    loop_length: int = 0
 
 
 def network_name(index: int) -> str:
@@ -224,14 +227,20 @@ def _sum_over_devices(stats: DensityStats, largest: dict, num_devices: int):
 
 
 def train_step(
-    rank: Int[Array, ""], state: TrainState, dataset: Dataset, *, recipe: Recipe
+    rank: Int[Array, ""],
+    state: TrainState,
+    dataset: Dataset,
+    stop: Int[Array, ""] | int = LAST_STEP,
+    *,
+    recipe: Recipe,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Takes the state one step further, or leaves it as it is where the step cannot be trusted.
+    """Takes the state one step further, or leaves it as it is where the step cannot be trusted, or is not wanted.
 
     Args:
       rank: number of this device; it takes its own part of the step's views.
       state: the same on all devices.
       dataset: the same on all devices.
+      stop: from this step on nothing is done.
       recipe: static part.
     Returns:
       state, and metrics: mean loss terms, num_intersections (largest of the views), num_dropped, ok (0 or 1).
@@ -266,7 +275,12 @@ def train_step(
         density=add_stats(state.density, stats),
     )
     # Of what goes into the update, not of what comes out of it: else Adam would pass over memory twice.
-    ok = (largest["num_dropped"] == 0) & jnp.isfinite(terms["total"]) & _is_finite((grads, _parameters(state)))
+    ok = (
+        (state.step < stop)
+        & (largest["num_dropped"] == 0)
+        & jnp.isfinite(terms["total"])
+        & _is_finite((grads, _parameters(state)))
+    )
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
     return state, {**terms, **largest, "ok": ok.astype(jnp.int32)}
 
@@ -288,25 +302,33 @@ def _is_finite(tree) -> Bool[Array, ""]:
 def train_steps(
     rank: Int[Array, ""], state: TrainState, dataset: Dataset, num_steps: Int[Array, ""], *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Up to num_steps steps in one dispatch; ends early, before a step that is not ok.
+    """Up to num_steps steps in one dispatch; none is taken after one that is not ok.
 
     Returns:
       state, and metrics: those of the last step that was tried, with the loss terms averaged over the steps that were ok
       under the key "mean".
     """
+    first, stop = state.step, state.step + num_steps
 
-    def body(carry):
-        i, state, _, sums = carry
-        state, metrics = train_step(rank, state, dataset, recipe=recipe)
-        sums = {name: total + jnp.where(metrics["ok"] > 0, metrics[name], 0.0) for name, total in sums.items()}
-        return i + metrics["ok"], state, metrics, sums
+    def one_more(carry):
+        state, metrics, sums = carry
+        due = state.step < stop
+        state, tried = train_step(rank, state, dataset, stop, recipe=recipe)
+        metrics = jax.tree.map(lambda new, old: jnp.where(due, new, old), tried, metrics)
+        sums = {name: total + jnp.where(tried["ok"] > 0, tried[name], 0.0) for name, total in sums.items()}
+        return state, metrics, sums
 
-    shapes = jax.eval_shape(lambda: train_step(rank, state, dataset, recipe=recipe)[1])
+    shapes = jax.eval_shape(lambda: train_step(rank, state, dataset, stop, recipe=recipe)[1])
     metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes) | {"ok": jnp.int32(1)}
     sums = {name: x for name, x in metrics.items() if name not in ("ok", "num_intersections", "num_dropped")}
-    goes_on = lambda carry: (carry[0] < num_steps) & (carry[2]["ok"] > 0)
-    taken, state, metrics, sums = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state, metrics, sums))
-    return state, {**metrics, "mean": jax.tree.map(lambda x: x / jnp.maximum(taken, 1), sums)}
+    carry = state, metrics, sums
+    if recipe.loop_length:
+        carry = jax.lax.fori_loop(0, recipe.loop_length, lambda _, carry: one_more(carry), carry)
+    else:
+        carry = jax.lax.while_loop(lambda c: (c[0].step < stop) & (c[1]["ok"] > 0), one_more, carry)
+    state, metrics, sums = carry
+    taken = jnp.maximum(state.step - first, 1)
+    return state, {**metrics, "mean": jax.tree.map(lambda x: x / taken, sums)}
 
 
 def eval_step(state: TrainState, camera: Camera, *, view: View) -> Rendered:

@@ -85,6 +85,7 @@ class Job:
             views_per_step=config.views_per_step,
             num_devices=self.num_devices,
             sh_every=plan.steps_of(config.sh_every, config.num_steps),
+            loop_length=min(config.density.every, config.log_every) if jax.default_backend() == "gpu" else 0,
         )
 
 

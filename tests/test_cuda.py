@@ -9,8 +9,8 @@ import pytest
 from emulated import emulated
 from splats import HEIGHT, KINDS, NUM, WIDTH, alphas_in_order, make_splats, on_cutoff, project_splats
 
-from bags_jax.rasterize import rasterization, rasterize
 from bags_jax.cuda import launch
+from bags_jax.rasterize import rasterization, rasterize
 from bags_jax.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
 from bags_jax.rasterize.cuda.blend import channel_groups
 from bags_jax.rasterize.cuda.views import rasterize_cuda

@@ -50,7 +50,10 @@ def test_no_kernel_spills(program):
 def test_main_loops_are_short(program):
     kernels = kernel_costs.table()["programs"][program]["kernels"]
     assert kernels["blend_forward"]["main_loop"] / PIXELS <= MOST_FORWARD
-    assert kernels["blend_backward"]["main_loop"] * STRIPS + FETCH_AND_SCATTER <= MOST_BACKWARD[build.PROGRAMS[program]["CHANNELS"]]
+    assert (
+        kernels["blend_backward"]["main_loop"] * STRIPS + FETCH_AND_SCATTER
+        <= MOST_BACKWARD[build.PROGRAMS[program]["CHANNELS"]]
+    )
 
 
 @pytest.mark.parametrize("stride", MOST_BLUR)

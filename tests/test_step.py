@@ -193,3 +193,20 @@ def test_evaluation_is_the_sharp_render(start):
     sharp = jax.jit(lambda state: eval_step(state, camera, view=recipe.view).image)
     other = dataclasses.replace(state, network=jax.tree.map(lambda x: x + 1.0, state.network))
     np.testing.assert_array_equal(sharp(state), sharp(other))
+
+
+@pytest.mark.parametrize("num_steps", [0, 3, 8])
+def test_a_loop_of_known_length_takes_the_same_steps(start, run, num_steps):
+    state, _, recipe = start
+    expected, told = run(state, num_steps, recipe)
+    taken, also_told = run(state, num_steps, dataclasses.replace(recipe, loop_length=8))
+    assert int(taken.step) == num_steps and same(taken, expected) and same(also_told, told)
+
+
+def test_a_loop_of_known_length_ends_at_a_step_without_room(start, run):
+    state, _, recipe = start
+    small = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, max_intersections=32))
+    expected, told = run(state, 5, small)
+    taken, also_told = run(state, 5, dataclasses.replace(small, loop_length=8))
+    assert int(also_told["ok"]) == 0 < int(also_told["num_dropped"]) == int(told["num_dropped"])
+    assert int(taken.step) == 0 and same(taken, expected) and same(also_told, told)

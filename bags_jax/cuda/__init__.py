@@ -6,5 +6,10 @@ launch.py                       how a kernel gets into a program, and whether it
 Their callers, as functions of arrays, are beside what they compute: rasterize/cuda/ and blur_cuda.py.
 """
 
-CHANNELS = (1, 3, 4, 8)  # that blending is compiled for: depth, RGB, RGB and depth; other numbers are padded, or cut into eights
+CHANNELS = (
+    1,
+    3,
+    4,
+    8,
+)  # that blending is compiled for: depth, RGB, RGB and depth; other numbers are padded, or cut into eights
 STRIDES = (1, 2, 3, 4)  # that blurring is compiled for: side of the blocks of pixels that share a kernel

@@ -63,6 +63,7 @@ def blended_per_pixel(state: TrainState, dataset: Dataset, recipe: Recipe) -> fl
 def our_step(state: TrainState, dataset: Dataset, recipe: Recipe) -> Callable[[], None]:
     """A function that takes --steps steps in one dispatch, and returns when they are done."""
     own = jax.tree.map(jnp.copy, state)
+    recipe = dataclasses.replace(recipe, loop_length=_STEPS.value)
     compiled = jax.jit(functools.partial(train_steps, recipe=recipe), donate_argnums=1)
     compiled = compiled.lower(jnp.int32(0), own, dataset, jnp.int32(1)).compile()
 

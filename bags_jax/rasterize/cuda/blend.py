@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bags_jax.rasterize.cuda.binning import TILE, Pairs, sum_slots
 from bags_jax.cuda import CHANNELS
 from bags_jax.cuda.launch import Kernel, launch
+from bags_jax.rasterize.cuda.binning import TILE, Pairs, sum_slots
 from bags_jax.rasterize.tiles import grid_size
 
 THREADS = 64  # of a block, as in blend.cu
