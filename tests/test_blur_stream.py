@@ -98,7 +98,9 @@ def test_an_image_of_another_size_than_the_kernels_is_refused():
         (9, 9, 4, 3, 0.0, 1),
     ],
 )
-def test_equals_kernels_that_are_made(height, width, stride, side, bound, block_bytes):
+@pytest.mark.parametrize("native", ["1", "0"])
+def test_equals_kernels_that_are_made(monkeypatch, native, height, width, stride, side, bound, block_bytes):
+    monkeypatch.setenv("BAGS_JAX_NATIVE", native)
     args = layer(height, width, side=side, stride=stride)
     ours = functools.partial(stream_blur, stride=stride, bound=bound, block_bytes=block_bytes)
     oracle = functools.partial(naive, stride=stride, bound=bound)

@@ -14,8 +14,7 @@ PACKAGE = [p for p in FILES if p.parts[0] == "bags_jax"]
 LAYERS = (
     ("errors",),
     ("atomic", "structs", "numerics", "tone", "limits", "schedules", "sharpness", "parallel"),
-    ("cuda",),
-    ("blur_cuda", "convolution"),
+    ("cuda", "native", "convolution"),
     ("blur_stream",),
     ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "data"),
     ("rasterize", "blur_network", "density", "optimizer", "poses", "camera_path"),

@@ -14,9 +14,11 @@ import pytest
 from splats import HEIGHT, KINDS, WIDTH, make_splats, project_splats
 
 from bags_jax.errors import UserError
+from bags_jax.native import build
+from bags_jax.native.build import is_available
 from bags_jax.rasterize import count_intersections, rasterize
 from bags_jax.rasterize.image import choose_backend
-from bags_jax.rasterize.native import bin_pairs, build, is_available
+from bags_jax.rasterize.native import bin_pairs
 from bags_jax.rasterize.tiles import bin_tiles
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -211,7 +213,7 @@ def test_environment_forbids_it_without_a_word(monkeypatch, recwarn):
 
 @needs_native
 def test_builds_at_the_same_time_do_not_disturb_each_other(tmp_path):
-    code = "from bags_jax.rasterize.native import build; print(build.build()); assert build.is_available()"
+    code = "from bags_jax.native import build; print(build.build()); assert build.is_available()"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def run(_):

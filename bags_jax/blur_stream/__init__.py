@@ -1,7 +1,9 @@
 """Per-pixel kernels that never exist as a whole: last layer, softmax and weighted sum of shifted pixels in one operation.
 
 kernels.py                   what a kernel is: its taps, their moments, how logits become weights
-rows_xla.py, rows_cuda.py    the pass over one block of rows and its gradient: anywhere, and by own kernels on NVIDIA GPUs
+rows_xla.py                  the pass over one block of rows and its gradient, anywhere
+rows_native.py               the same in C++ on a CPU
+rows_cuda.py                 the same by own kernels on NVIDIA GPUs
 stream.py                    block after block, in as much memory as there is
 """
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bags_jax.blur_stream import rows_cuda, rows_xla
+from bags_jax.blur_stream import rows_cuda, rows_native, rows_xla
 from bags_jax.blur_stream.kernels import Filtered, Plan, kernel_side
 
-CPU_BLOCK_BYTES = 4 << 20  # logits of one block: in the cache of a CPU core
+CPU_BLOCK_BYTES = 2 << 20  # logits of one block: in the caches of a CPU
 DEVICE_BLOCK_BYTES = 100 << 20  # on an accelerator: few launches
 
 
@@ -61,7 +61,7 @@ def stream_blur(
     if not block_bytes:
         block_bytes = CPU_BLOCK_BYTES if jax.default_backend() == "cpu" else DEVICE_BLOCK_BYTES
     plan = Plan(side, stride, float(bound), rows_per_block(h, w, side * side, block_bytes))
-    method = rows_cuda if rows_cuda.can_run(plan, channels) else rows_xla
+    method = next((own for own in (rows_cuda, rows_native) if own.can_run(plan, channels)), rows_xla)
     split = method.split(_with_border(planes, margin, side // 2), h, w, plan)
     filtered, moments = _stream(split, features, weight, bias, plan, method)
     return method.join(filtered)[:, :height, :width], moments

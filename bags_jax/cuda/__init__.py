@@ -3,7 +3,7 @@
 binning.cu, blend.cu, blur.cu   the kernels; *.ptx is what nvcc makes of them (build.py), and what is shipped
 launch.py                       how a kernel gets into a program, and whether it can
 
-Their callers, as functions of arrays, are beside what they compute: rasterize/cuda/ and blur_cuda.py.
+Their callers, as functions of arrays, are beside what they compute: rasterize/cuda/ and blur_stream/rows_cuda.py.
 """
 
 CHANNELS = (

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from bags_jax.native.build import is_available, require
 from bags_jax.rasterize import cuda
 from bags_jax.rasterize.blend_xla import rasterize_xla
-from bags_jax.rasterize.native import count_pairs, is_available, rasterize_native, require
+from bags_jax.rasterize.native import count_pairs, rasterize_native
 from bags_jax.rasterize.tiles import count_intersections, grid_size
 from bags_jax.structs import Projected, RasterOutput
 

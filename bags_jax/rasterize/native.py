@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from bags_jax.rasterize.native import build
+from bags_jax.native import build
 from bags_jax.rasterize.tiles import grid_size
 from bags_jax.structs import Projected, RasterOutput
 

@@ -1,4 +1,4 @@
-// The CPU rasterizer as XLA custom calls: binning, blending and its gradient. `native/__init__.py` builds and binds it.
+// The CPU rasterizer as XLA custom calls: binning, blending and its gradient. `build.py` builds and binds it.
 //
 // Every result is a function of the arguments alone, bit for bit, whatever the number of threads: a tile is one thread's,
 // and what tiles add to a Gaussian is written down pair by pair and then summed in a fixed order.

@@ -18,7 +18,10 @@ import jax
 from bags_jax.errors import UserError
 
 SOURCES = pathlib.Path(__file__).parent
-TARGETS = ("bags_jax_count", "bags_jax_bin", "bags_jax_blend", "bags_jax_blend_gradient")
+TARGETS = (
+    *("bags_jax_count", "bags_jax_bin", "bags_jax_blend", "bags_jax_blend_gradient"),
+    *("bags_jax_filter_rows", "bags_jax_filter_rows_gradient"),
+)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", "-Wno-psabi")
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS = 600  # that a build may take: it is one of seconds, on a machine that may be busy
@@ -73,7 +76,8 @@ def _compile(compiler: list[str], library: pathlib.Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=library.parent, prefix=".building_", suffix=".so")
     os.close(handle)
-    command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / "rasterize.cc"), "-o", draft]
+    sources = map(str, sorted(SOURCES.glob("*.cc")))
+    command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), *sources, "-o", draft]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
         if done.returncode:
@@ -120,7 +124,7 @@ def _register() -> str | None:
 
 @functools.cache
 def _warn(problem: str) -> None:
-    warnings.warn(f"bags_jax: the CPU rasterizer is slower than it could be, in pure XLA: {problem}", stacklevel=2)
+    warnings.warn(f"bags_jax: the CPU is slower than it could be, with pure XLA: {problem}", stacklevel=2)
 
 
 def is_available() -> bool:

@@ -1,0 +1,130 @@
+// The blur of a block of rows as XLA custom calls, forward and backward. `build.py` builds and binds it.
+//
+// Every result is a function of the arguments alone, bit for bit, whatever the number of threads: kernels are one thread's,
+// and what they add to the gradient of the image is added up in pieces of a fixed number of rows, and these in their order.
+
+#include "blur.h"
+
+#include <cstdint>
+#include <type_traits>
+
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace bags {
+namespace {
+
+using FloatsIn = ffi::Buffer<ffi::F32>;
+using FloatsOut = ffi::ResultBuffer<ffi::F32>;
+
+// Calls body with the stride as a compile-time constant.
+template <typename F>
+ffi::Error WithStride(int32_t stride, F&& body) {
+  switch (stride) {
+    case 1: body(std::integral_constant<int, 1>()); break;
+    case 2: body(std::integral_constant<int, 2>()); break;
+    case 3: body(std::integral_constant<int, 3>()); break;
+    case 4: body(std::integral_constant<int, 4>()); break;
+    default: return ffi::Error::InvalidArgument("blocks of pixels need a side of 1 to 4");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error FilterRows(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logits, int32_t side, int32_t stride, float bound,
+                      float floor, FloatsOut image, FloatsOut moments, FloatsOut normalizer) {
+  const auto size = normalizer->dimensions();
+  const Kernels kernels{size[0], size[1], side, stride};
+  const BlurIn in{slab.typed_data(), logits.typed_data()};
+  const Filtered out{image->typed_data(), moments->typed_data(), normalizer->typed_data()};
+  return WithStride(stride, [&](auto constant) {
+    ParallelFor(pool, kernels.rows, [&](int64_t y) {
+      ForEachEight(kernels, [&](int64_t x, auto whole) {
+        FilterEight<constant, whole>(kernels, {bound, floor}, in, out, y, x);
+      });
+    });
+  });
+}
+
+// Sums, for each row of pixels of a slab, the pieces that have it, in their order.
+void SumPieces(ffi::ThreadPool& pool, const Kernels& kernels, int64_t piece_rows, const float* pieces, float* d_slab) {
+  const int64_t rows = piece_rows * kernels.stride + 2 * kernels.radius(), columns = kernels.columns();
+  const int64_t num = (kernels.rows + piece_rows - 1) / piece_rows, planes = kernels.phases() * kColors;
+  ParallelFor(pool, kernels.slab_rows(), [&](int64_t y) {
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      float* sum = d_slab + (plane * kernels.slab_rows() + y) * columns;
+      std::fill(sum, sum + columns, 0.0f);
+      for (int64_t piece = 0; piece < num; ++piece) {
+        const int64_t row = y - piece * piece_rows * kernels.stride;
+        if (row < 0 || row >= rows) continue;
+        const float* part = pieces + ((piece * planes + plane) * rows + row) * columns;
+        for (int64_t x = 0; x < columns; ++x) sum[x] += part[x];
+      }
+    }
+  });
+}
+
+ffi::Error FilterRowsGradient(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logits, FloatsIn image, FloatsIn moments,
+                              FloatsIn normalizer, FloatsIn d_image, FloatsIn d_moments, int32_t side, int32_t stride,
+                              float bound, float floor, FloatsOut d_slab, FloatsOut d_logits, FloatsOut pieces) {
+  const auto size = normalizer.dimensions();
+  const Kernels kernels{size[0], size[1], side, stride};
+  const BlurIn in{slab.typed_data(), logits.typed_data()};
+  const FilteredIn filtered{image.typed_data(), moments.typed_data(), normalizer.typed_data()};
+  const BlurCotangents cotangents{d_image.typed_data(), d_moments.typed_data()};
+  const int64_t num = static_cast<int64_t>(pieces->dimensions()[0]), piece_size = pieces->element_count() / num;
+  const int64_t piece_rows = (static_cast<int64_t>(pieces->dimensions()[3]) - 2 * kernels.radius()) / stride;
+  return WithStride(stride, [&](auto constant) {
+    ParallelFor(pool, num, [&](int64_t piece) {
+      float* start = pieces->typed_data() + piece * piece_size;
+      std::fill(start, start + piece_size, 0.0f);
+      const Planes<float> d_read(start, piece_rows * stride + 2 * kernels.radius(), kernels.columns());
+      const int64_t first = piece * piece_rows, stop = std::min(kernels.rows, first + piece_rows);
+      for (int64_t y = first; y < stop; ++y) {
+        ForEachEight(kernels, [&](int64_t x, auto whole) {
+          DifferentiateEight<constant, whole>(kernels, {bound, floor}, in, filtered, cotangents,
+                                              d_read.Moved((y - first) * stride, 0), d_logits->typed_data(), y, x);
+        });
+      }
+    });
+    SumPieces(pool, kernels, piece_rows, pieces->typed_data(), d_slab->typed_data());
+  });
+}
+
+// The static part of every call.
+template <typename Binding>
+auto WithSizes(Binding binding) {
+  return std::move(binding)
+      .template Attr<int32_t>("side")
+      .template Attr<int32_t>("stride")
+      .template Attr<float>("bound")
+      .template Attr<float>("floor");
+}
+
+}  // namespace
+}  // namespace bags
+
+using bags::FloatsIn;
+using FloatsRet = ffi::Buffer<ffi::F32>;
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    bags_jax_filter_rows, bags::FilterRows,
+    bags::WithSizes(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<FloatsIn>().Arg<FloatsIn>())
+        .Ret<FloatsRet>()
+        .Ret<FloatsRet>()
+        .Ret<FloatsRet>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bags_jax_filter_rows_gradient, bags::FilterRowsGradient,
+                              bags::WithSizes(ffi::Ffi::Bind()
+                                                  .Ctx<ffi::ThreadPool>()
+                                                  .Arg<FloatsIn>()
+                                                  .Arg<FloatsIn>()
+                                                  .Arg<FloatsIn>()
+                                                  .Arg<FloatsIn>()
+                                                  .Arg<FloatsIn>()
+                                                  .Arg<FloatsIn>()
+                                                  .Arg<FloatsIn>())
+                                  .Ret<FloatsRet>()
+                                  .Ret<FloatsRet>()
+                                  .Ret<FloatsRet>());

@@ -1,0 +1,163 @@
+"""The blur in C++ and by CUDA kernels, these on an emulator or a GPU, against the same pass by XLA."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from emulated import emulated
+
+from bags_jax.blur_stream import rows_cuda, rows_native, stream_blur
+from bags_jax.blur_stream.kernels import Plan
+from bags_jax.native.build import is_available
+
+F = 6
+METHODS = ("native", "cuda")
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """A context for what is traced within it: the blur takes this method, "native", "cuda" or "xla"."""
+
+    @contextlib.contextmanager
+    def context(method: str):
+        if method == "native" and not is_available():
+            pytest.skip("the native backend cannot be built on this machine")
+        with monkeypatch.context() as patch, emulated() if method == "cuda" else contextlib.nullcontext():
+            for name, rows in (("native", rows_native), ("cuda", rows_cuda)):
+                if name != method:
+                    patch.setattr(rows, "can_run", lambda plan, channels: False)
+            yield
+
+    return context
+
+
+def layer(height, width, *, side, stride, margin, spread=1.0):
+    """Image with its margin, features, weight, bias, and cotangents of image and moments; logits reach beyond +-2."""
+    draw = np.random.default_rng(side)
+    h, w, num_taps = -(-height // stride), -(-width // stride), side * side
+    arrays = (
+        draw.random((3, height + 2 * margin, width + 2 * margin)),
+        draw.random((h, w, F)),
+        draw.normal(size=(F, num_taps)) * spread,
+        draw.normal(size=num_taps) * spread,
+        draw.normal(size=(3, height, width)),
+        draw.normal(size=(5, h, w)),
+    )
+    *args, d_image, d_moments = [jnp.asarray(x, jnp.float32) for x in arrays]
+    return tuple(args), (d_image, d_moments)
+
+
+def value_and_gradients(args, cotangents, **options):
+    """Outputs and gradients; traced anew, so that it counts where it was called."""
+
+    @jax.jit
+    def both(args, cotangents):
+        value, pull = jax.vjp(functools.partial(stream_blur, **options), *args)
+        return value, pull(cotangents)
+
+    return both(args, cotangents)
+
+
+def calls(args, **options) -> int:
+    """How often something outside of XLA is called."""
+    return str(jax.make_jaxpr(functools.partial(stream_blur, **options))(*args)).count("ffi_call[")
+
+
+# Sizes that are no multiple of the stride or of eight; margins of less than half a kernel, as much and more; one block, several.
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "height, width, stride, side, margin, bound, block_bytes",
+    [
+        (13, 10, 1, 5, 2, 2.0, 3000),
+        (13, 10, 2, 3, 0, 0.0, 600),
+        (17, 37, 2, 5, 1, 2.0, 0),
+        (14, 19, 3, 7, 4, 2.0, 3000),
+        (9, 9, 4, 3, 0, 0.0, 1),
+        (5, 40, 1, 17, 8, 5.0, 0),  # kernels reach further than the image is high
+        (53, 33, 2, 3, 0, 2.0, 0),  # more rows than one thread takes
+    ],
+)
+def test_equals_the_pass_by_xla(only, method, height, width, stride, side, margin, bound, block_bytes):
+    args, cotangents = layer(height, width, side=side, stride=stride, margin=margin)
+    options = {"stride": stride, "bound": bound, "margin": margin, "block_bytes": block_bytes}
+    with only("xla"):
+        assert calls(args, **options) == 0
+        expected, expected_gradients = value_and_gradients(args, cotangents, **options)
+    with only(method):
+        assert calls(args, **options) == 1
+        outputs, gradients = value_and_gradients(args, cotangents, **options)
+    np.testing.assert_allclose(outputs[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(outputs[1], expected[1], atol=1e-5 * side**2)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spread", [1e4, 0.0])
+def test_nothing_is_lost_in_extreme_logits(only, method, spread):
+    args, cotangents = layer(8, 8, side=3, stride=1, margin=0, spread=spread)
+    with only(method):
+        outputs, gradients = value_and_gradients(args, cotangents, stride=1, bound=0.0)
+    with only("xla"):
+        expected = value_and_gradients(args, cotangents, stride=1, bound=0.0)[0]
+    assert all(np.isfinite(x).all() for x in (*outputs, *gradients))
+    for a, b in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bound", [0.0, 2.0])
+def test_what_is_no_number_shows(only, method, bound):
+    (planes, features, weight, bias), cotangents = layer(4, 4, side=3, stride=1, margin=0)
+    broken = (planes, features.at[1, 2, 0].set(jnp.nan), weight, bias)
+    with only(method):
+        outputs, gradients = value_and_gradients(broken, cotangents, stride=1, bound=bound)
+    assert np.isnan(outputs[0][:, 1, 2]).all() and np.isfinite(outputs[0][:, 0]).all()
+    assert np.isnan(gradients[1][1, 2]).any()
+
+
+@pytest.mark.parametrize("stride, channels", [(5, 3), (1, 4)])
+def test_what_they_are_not_compiled_for_goes_through_xla(only, stride, channels):
+    for method, rows in (("native", rows_native), ("cuda", rows_cuda)):
+        with only(method):
+            assert rows.can_run(Plan(side=3, stride=4, bound=5.0, rows=1), 3)
+            assert not rows.can_run(Plan(side=3, stride=stride, bound=5.0, rows=1), channels)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_views_can_be_mapped(only, method):
+    """Under vmap, too: one view after the other."""
+    args, _ = layer(6, 8, side=3, stride=2, margin=0)
+    planes = jnp.stack([args[0], args[0][::-1], 0.5 * args[0]])
+
+    def brightest(planes):
+        return jnp.max(stream_blur(planes, *args[1:], stride=2, bound=2.0)[0])
+
+    with only(method):
+        each, gradients = jax.vmap(jax.value_and_grad(brightest))(planes)
+        alone, gradient = jax.value_and_grad(brightest)(planes[2])
+    np.testing.assert_allclose(each[2], alone, rtol=1e-6)
+    np.testing.assert_allclose(gradients[2], gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_repeat_and_number_of_threads_change_no_bit(only, method, monkeypatch):
+    args, cotangents = layer(53, 33, side=5, stride=2, margin=2)
+    with only(method):
+        results = []
+        for threads in ("1", "2", "2"):
+            monkeypatch.setenv("BAGS_JAX_NUM_THREADS", threads)
+            results.append(value_and_gradients(args, cotangents, stride=2, bound=5.0, margin=2))
+    for result in results[1:]:
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(results[0]), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="C++ is for CPUs")
+def test_native_code_can_be_forbidden(monkeypatch):
+    args, _ = layer(8, 8, side=3, stride=2, margin=0)
+    monkeypatch.setenv("BAGS_JAX_NATIVE", "0")
+    assert calls(args, stride=2, bound=2.0) == 0
