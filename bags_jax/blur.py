@@ -3,7 +3,7 @@
   blurred(x) = m(x) * sum_k h_k(x) C(x + k) + (1 - m(x)) * C(x)        (Peng et al. 2024, BAGS, eq. 4)
 
 Kernels are constant over blocks of stride x stride px (stride 1: one kernel a pixel). `blur` never makes them: what there is to
-know of them comes as moments from the pass that applies them (blur_stream.py). For single pixels there is `kernels_at`;
+know of them comes as moments from the pass that applies them (blur_stream/). For single pixels there is `kernels_at`;
 `every_kernel` and `apply_kernels` are the same the long way, for kernels that are at hand and as the oracle.
 """
 

@@ -4,7 +4,7 @@ Each training stage has its own heads on a shared trunk, which is one layer deep
 where the fields of the module say so: a table of kernel logits per view, kernels that start as a delta, a mask that starts
 open, kernels handed over from stage to stage, and a field that may be coarser than the image.
 
-The last layer is not applied here: its K * K numbers a pixel are more than all else together (blur_stream.py). What works on
+The last layer is not applied here: its K * K numbers a pixel are more than all else together (blur_stream/). What works on
 single pixels runs over blocks of rows and is made again for the gradients.
 """
 

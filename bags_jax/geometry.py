@@ -22,7 +22,8 @@ Numbers = list[Float[Array, "N"]]
 
 
 def _columns(x: Float[Array, "N D"]) -> Numbers:
-    return [x[:, i] for i in range(x.shape[1])]
+    """By a split: its gradient puts columns side by side, that of indexing adds up an array for each."""
+    return [column[:, 0] for column in jax.lax.split(x, [1] * x.shape[1], axis=1)]
 
 
 def _dot(a, b):
@@ -66,14 +67,28 @@ def _clip_to_view(slope, focal, center, size: int):
     return jnp.clip(slope, (-center - margin) / focal, (size - center + margin) / focal)
 
 
+def _spread(camera: Camera, num: int) -> list[list[Float[Array, "*S"]]]:
+    """The rows of cam_from_world, then fx, skew, cx, fy, cy: each number once, or as often as there are Gaussians.
+
+    The gradient of them all is one sum over an array: on a GPU each sum is a launch or two. A CPU is faster with a sum for each.
+    """
+    numbers = jnp.concatenate([camera.viewmat[:3].reshape(-1), camera.K[0], camera.K[1, 1:]])
+    if jax.default_backend() == "cpu":
+        each = list(numbers)
+    else:
+        repeated = jnp.broadcast_to(numbers[:, None], (numbers.shape[0], num))
+        each = [row[0] for row in jax.lax.split(repeated, [1] * numbers.shape[0])]
+    return [each[:4], each[4:8], each[8:12], each[12:]]
+
+
 def _screen_factor(axes: list[Numbers], turn, K, x_lin, y_lin, z) -> tuple[Numbers, Numbers]:
     """The two rows of M = J W R S: what each axis becomes on the screen, px."""
-    row_x, row_y = [], []
+    (fx, fy, skew), row_x, row_y = K, [], []
     for axis in axes:
         right, down, ahead = (_dot(turn[k], axis) for k in range(3))
         slope_x, slope_y = right - x_lin * ahead, down - y_lin * ahead
-        row_x.append((K[0, 0] * slope_x + K[0, 1] * slope_y) / z)
-        row_y.append(K[1, 1] * slope_y / z)
+        row_x.append((fx * slope_x + skew * slope_y) / z)
+        row_y.append(fy * slope_y / z)
     return row_x, row_y
 
 
@@ -130,15 +145,14 @@ def project(
     finite = _all_below(LARGEST, numbers)
     numbers = [jnp.where(finite, x, 0.0) for x in numbers]
     mean, quat, scale, opacity = numbers[:3], numbers[3:7], numbers[7:10], numbers[10]
-    turn, shift = camera.viewmat[:3, :3], camera.viewmat[:3, 3]
+    *rows, (fx, skew, cx, fy, cy) = _spread(camera, means.shape[0])
+    turn, shift = [row[:3] for row in rows], [row[3] for row in rows]
     x_cam, y_cam, depth = (_dot(turn[k], mean) + shift[k] for k in range(3))
     in_range = finite & (depth > near_plane) & (depth < far_plane)
     z = jnp.where(in_range, depth, 1.0)
     x, y = x_cam / z, y_cam / z
-    fx, fy, skew, cx, cy = (camera.K[0, 0], camera.K[1, 1], camera.K[0, 1], camera.K[0, 2], camera.K[1, 2])
-
     x_lin, y_lin = _clip_to_view(x, fx, cx, width), _clip_to_view(y, fy, cy, height)
-    row_x, row_y = _screen_factor(_own_axes(quat, scale), turn, camera.K, x_lin, y_lin, z)
+    row_x, row_y = _screen_factor(_own_axes(quat, scale), turn, (fx, fy, skew), x_lin, y_lin, z)
     drawable = in_range & _all_below(LARGEST_PX, row_x + row_y)
     # Before their fourth power overflows into the gradients.
     row_x, row_y = ([jnp.where(drawable, v, 0.0) for v in row] for row in (row_x, row_y))

@@ -278,6 +278,17 @@ def make_density_plan(config: Config, stages: tuple[Stage, ...]) -> DensityPlan:
     )
 
 
+def looks_every(config: Config) -> tuple[int, int, int]:
+    """Periods, in steps, after which the loop has to look: density control, log, checkpoint."""
+    return config.density.every, config.log_every, config.checkpoint_every
+
+
+def loop_length(config: Config) -> int:
+    """Recipe.loop_length for a GPU: the shortest of these periods, if the others are multiples of it; 0: rounds would be wasted."""
+    shortest = min(looks_every(config))
+    return 0 if any(period % shortest for period in looks_every(config)) else shortest
+
+
 def load(config: Config) -> Scene:
     """The scene that a configuration names."""
     scene = _load_photographs(config)

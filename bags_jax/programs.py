@@ -74,12 +74,14 @@ class Programs:
 def compiler_options(recipe: Recipe) -> dict[str, bool]:
     """What XLA is told on a GPU.
 
-    Matrices are multiplied by cuBLAS: XLA 0.10's own kernels fail on features of 600 x 400 pixels, and are tried out at length
-    when a program is compiled. In a deterministic step the convolutions, too, have to be the same to the last bit each time.
+    Matrices are multiplied by cuBLAS: XLA's own kernels are tried out at length when a program is compiled, and those of jax
+    0.10.2 failed on some shapes of the network. In a deterministic step the convolutions, too, have to be the same to the last
+    bit each time.
     """
     if jax.default_backend() != "gpu":
         return {}
-    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_deterministic_ops": recipe.view.deterministic}
+    in_fixed_order = {"xla_gpu_deterministic_ops": True} if recipe.view.deterministic else {}
+    return {"xla_gpu_enable_triton_gemm": False, **in_fixed_order}
 
 
 def _key(recipe: Recipe, state: TrainState, dataset: Dataset):

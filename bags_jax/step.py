@@ -59,8 +59,8 @@ class Recipe:
     views_per_step: int
     num_devices: int
     sh_every: int  # steps after which one more degree of SH is in use; 0: all from the start
-    # Rounds of the loop of a dispatch, those too many without effect. A GPU waits for its host before each round of a loop whose
-    # end is computed. 0: it is, and the loop ends where it has to.
+    # Rounds of the loop of a dispatch; those too many take their time and have no effect. A GPU waits for its host before each
+    # round of a loop whose end is computed. 0: it is, and the loop ends where it has to.
     loop_length: int = 0
 
 
@@ -302,7 +302,7 @@ def _is_finite(tree) -> Bool[Array, ""]:
 def train_steps(
     rank: Int[Array, ""], state: TrainState, dataset: Dataset, num_steps: Int[Array, ""], *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Up to num_steps steps in one dispatch; none is taken after one that is not ok.
+    """Up to num_steps steps in one dispatch; none beyond one that is not ok.
 
     Returns:
       state, and metrics: those of the last step that was tried, with the loss terms averaged over the steps that were ok

@@ -85,7 +85,7 @@ class Job:
             views_per_step=config.views_per_step,
             num_devices=self.num_devices,
             sh_every=plan.steps_of(config.sh_every, config.num_steps),
-            loop_length=min(config.density.every, config.log_every) if jax.default_backend() == "gpu" else 0,
+            loop_length=plan.loop_length(config) if jax.default_backend() == "gpu" else 0,
         )
 
 
@@ -307,8 +307,7 @@ def prepare_growth(
 
 def next_event(config: plan.Config, stage: Stage, step: int) -> int:
     """The next step at which the loop has to look: end of the stage, density control, log, checkpoint."""
-    periods = (config.density.every, config.log_every, config.checkpoint_every)
-    return min([stage.stop] + [(step // period + 1) * period for period in periods])
+    return min([stage.stop] + [(step // period + 1) * period for period in plan.looks_every(config)])
 
 
 def raise_not_finite(metrics: dict, step: int, stage: Stage, checkpoints: Checkpoints) -> None:

@@ -28,6 +28,7 @@ from jax.experimental import topologies
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from bags_jax import plan
 from bags_jax.cuda import launch
 from bags_jax.density import grow
 from bags_jax.programs import compiler_options
@@ -39,6 +40,7 @@ from configs import procedural
 H200 = pathlib.Path(__file__).parent / "golden" / "h200.txtpb"
 NUM, WIDTH, HEIGHT, ROOM = 1_000_000, 1296, 840, 4_000_000
 TRIPS = "known_trip_count"
+ON_A_GPU = mock.patch.object(jax, "default_backend", lambda: "gpu")  # what is traced within it, is for one
 NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
 
 
@@ -89,7 +91,7 @@ def count_launches(text: str) -> int:
 def compile_for_h200(function, *inputs, options: dict[str, bool] | None = None) -> dict:
     """Compiles a function of shapes; how long it took, what it calls, and the memory it needs."""
     start = time.perf_counter()
-    with launch.forced_route(launch.XLA):
+    with launch.forced_route(launch.XLA), ON_A_GPU:
         lowered = jax.jit(function).trace(*on_h200(inputs)).lower(lowering_platforms=("cuda",))
     compiled = lowered.compile(compiler_options=options)
     memory, text = compiled.memory_analysis(), compiled.as_text()
@@ -127,11 +129,12 @@ def step_row(width: int, height: int, stride: int, deterministic: bool) -> dict:
     dataset = dataclasses.replace(dataset, images=images)
     recipe = job.recipe(job.stages[-1], dataset, ROOM)
     view = dataclasses.replace(recipe.view, backend="cuda")
-    recipe = dataclasses.replace(recipe, view=view, loop_length=config.log_every)
+    recipe = dataclasses.replace(recipe, view=view, loop_length=plan.loop_length(config))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     step = functools.partial(train_steps, recipe=recipe)
-    with mock.patch.object(jax, "default_backend", lambda: "gpu"):
-        row = compile_for_h200(step, number, state, dataset, number, options=compiler_options(recipe))
+    with ON_A_GPU:
+        options = compiler_options(recipe)
+    row = compile_for_h200(step, number, state, dataset, number, options=options)
     return {**row, "launches": row["launches"] // recipe.loop_length}  # of a step
 
 

@@ -28,11 +28,12 @@ def test_rasterization_compiles_for_an_h200(cameras, deterministic):
     row = compile_for_h200("rasterization", cameras, int(deterministic))
     # count, sum, scan, expand, find, forward, backward; the sum over slots is one more
     assert row["calls"]["__gpu$xla.gpu.ptx"] == 7 + deterministic
+    assert row["waits"] == 0 and row["launches"] <= 70
     # Pairs and their sorted copies, images, gradients; in fixed order also 40 bytes a pair.
     assert row["temporary_bytes"] < (1.5e9 if deterministic else 5e8)
 
 
-@pytest.mark.parametrize("stride, deterministic, launches", [(2, False, 380), (2, True, 380), (1, False, 450)])
+@pytest.mark.parametrize("stride, deterministic, launches", [(2, False, 340), (2, True, 345), (1, False, 415)])
 def test_training_step_compiles_for_an_h200(stride, deterministic, launches):
     """BAGS at 600 x 400 with kernels of 17 x 17 and a million Gaussians, under 6 GB; a kernel for each pixel as published, too."""
     row = compile_for_h200("step", 600, 400, stride, int(deterministic))

@@ -108,6 +108,26 @@ def test_culled_has_no_gradient():
         assert np.isfinite(gradient).all() and not gradient[behind].any() and gradient[~behind].any()
 
 
+def test_gradients_are_the_same_as_a_gpu_sums_them(monkeypatch):
+    """There the camera's numbers are laid out for every Gaussian; value, gradients, forward mode, and several cameras under vmap."""
+    splats = make_splats("typical")
+
+    def total(splats):
+        def of_one(viewmat, K):
+            seen = project(*splats[:4], Camera(viewmat, K), width=WIDTH, height=HEIGHT, antialiased=True)
+            return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(seen))
+
+        return jnp.sum(jax.vmap(of_one)(splats.viewmats, splats.Ks))
+
+    expected = jax.value_and_grad(total)(splats)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    found = jax.value_and_grad(total)(splats)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+    _, along = jax.jvp(total, (splats,), (expected[1],))
+    np.testing.assert_allclose(along, sum(jnp.vdot(x, x) for x in jax.tree.leaves(expected[1])), rtol=1e-3)
+
+
 def test_smoothing_filter_takes_the_nearest_camera_that_sees():
     turned = np.eye(4)
     turned[:3, :3] = rotation([0, 1, 0], np.pi)  # looks back

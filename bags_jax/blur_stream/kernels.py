@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from bags_jax.numerics import clip_with_return
 
 FLOOR = 0.99  # part of the weight of a tap at the lower bound that is taken off every tap
+LARGEST_BOUND = 30.0  # beyond, nothing is: e^(-2 bound) is nearly too small for a float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Plan:
 
     @property
     def floor(self) -> float:
-        """What is taken off exp(logit - bound) of every tap."""
+        """What is taken off exp(logit - bound) of every tap; 0: nothing, and the largest logit takes the place of the bound."""
         return floor_of(self.bound)
 
 
@@ -72,13 +73,13 @@ def clip(logits: Float[Array, "*S"], bound: float) -> Float[Array, "*S"]:
 
 
 def floor_of(bound: float) -> float:
-    """What is taken off exp(logit - bound) of every tap where logits are clipped to +- bound; 0: not clipped."""
-    return FLOOR * math.exp(-2.0 * bound) if bound else 0.0
+    """What is taken off exp(logit - bound) of every tap where logits are clipped to +- bound (0: they are not)."""
+    return FLOOR * math.exp(-2.0 * bound) if 0.0 < bound <= LARGEST_BOUND else 0.0
 
 
 def kernels_of(logits: Float[Array, "*S KK"], bound: float) -> Float[Array, "*S KK"]:
     """Kernels whose logits are at hand: softmax of the clipped logits, less its floor."""
-    if not bound:
-        return jax.nn.softmax(logits, axis=-1)
+    if not floor_of(bound):
+        return jax.nn.softmax(clip(logits, bound), axis=-1)
     taps = jnp.exp(clip(logits, bound) - bound) - floor_of(bound)
     return taps / jnp.sum(taps, axis=-1, keepdims=True)

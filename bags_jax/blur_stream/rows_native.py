@@ -1,4 +1,4 @@
-"""A block of rows by the C++ of bags_jax/native/blur.cc: what rows_xla.py does, with all that a kernel adds up in registers."""
+"""A block of rows by the C++ of bags_jax/native/blur.cc: what rows_xla.py does, eight kernels at a time."""
 
 import math
 
@@ -15,7 +15,7 @@ __all__ = ["can_run", "filter_rows", "filter_rows_gradient", "join", "split"]
 
 STRIDES = (1, 2, 3, 4)  # that the C++ is compiled for
 COLORS = 3
-PIECE_ROWS = 8  # of kernels, whose part in the gradient of the image is one thread's
+PIECES = 8  # of a block of rows: the part of each in the gradient of the image is one thread's
 
 
 def can_run(plan: Plan, channels: int) -> bool:
@@ -48,7 +48,7 @@ def filter_rows_gradient(
     plan: Plan,
 ) -> tuple[Float[Array, "E D y x"], Float[Array, "KK n"]]:
     """rows_xla.filter_rows_gradient."""
-    piece_rows = min(PIECE_ROWS, plan.rows)
+    piece_rows = -(-plan.rows // PIECES)
     read_rows = piece_rows * plan.stride + 2 * (plan.side // 2)
     pieces = (-(-plan.rows // piece_rows), *slab.shape[:2], read_rows, slab.shape[3])  # work space
     operands = (slab, logits, *filtered, d_image, d_moments)

@@ -45,7 +45,7 @@ def filter_rows(slab: Float[Array, "E D y x"], logits: Float[Array, "KK n"], pla
     starts, moments = _tap_table(plan)
     basis = jnp.concatenate([jnp.ones((1, plan.side**2)), moments.T])
     logits = clip(logits, plan.bound)
-    peak = _peak(logits, plan.bound)
+    peak = _peak(logits, plan)
     weights = jnp.exp(logits - peak[None]) - plan.floor
     sums = jnp.dot(basis, weights, precision=EXACT)
 
@@ -73,7 +73,7 @@ def filter_rows_gradient(
     """Gradients of a slab and of the logits from those of what `filter_rows` made of them."""
     w = d_moments.shape[2]
     g = _by_row(d_image, plan)
-    floor = plan.floor * jnp.exp(plan.bound - filtered.normalizer)
+    floor = plan.floor * jnp.exp(plan.bound - filtered.normalizer) if plan.floor else 0.0
     # sum_k h_k dh_k, from the outputs
     inner = _dot(g, _by_row(filtered.image, plan)) + jnp.sum(d_moments * filtered.moments, axis=0)
 
@@ -100,10 +100,10 @@ def _tap_table(plan: Plan):
     return jnp.asarray(starts), jnp.asarray(tap_moments(plan.side).T)
 
 
-def _peak(logits, bound: float):
+def _peak(logits, plan: Plan):
     """What is subtracted before exp; a scan, because XLA's CPU code for a maximum over the leading axis is scalar."""
-    if bound:
-        return jnp.full(logits.shape[1:], bound)
+    if plan.floor:
+        return jnp.full(logits.shape[1:], plan.bound)
     return jax.lax.scan(lambda m, x: (jnp.maximum(m, x), None), logits[0], logits)[0]
 
 

@@ -48,7 +48,7 @@ def stream_blur(
       moments: sum_k h_k times dx, dy (px), dx dx, dx dy, dy dy (px^2) of each kernel.
     Raises:
       ValueError: the image without its margin has not the size that the kernels are for.
-    Differentiable in all arrays.
+    Differentiable in all arrays, once, in reverse mode.
     """
     side = kernel_side(weight.shape[1])
     h, w, _ = features.shape

@@ -32,12 +32,12 @@ struct Shape {
   __device__ __forceinline__ int corner(int i, int row) const { return i / width * STRIDE * row + i % width * STRIDE; }
 };
 
-// Bounds of the logits; infinity and 0 where there are none.
 struct Limits {
-  float bound, floor;  // floor: what is taken off exp(logit - bound)
+  float bound;  // of the logits; infinity: none
+  float floor;  // what is taken off exp(logit - bound); 0: nothing, and the largest logit takes the place of the bound
 
   __device__ __forceinline__ explicit Limits(const float* limits) : bound(limits[0]), floor(limits[1]) {}
-  __device__ __forceinline__ bool exist() const { return floor > 0.0f; }
+  __device__ __forceinline__ bool have_floor() const { return floor > 0.0f; }
   // NaN stays: fminf and fmaxf would hide it.
   __device__ __forceinline__ float clip(float x) const { return x > bound ? bound : x < -bound ? -bound : x; }
 };
@@ -105,9 +105,10 @@ KERNEL filter_rows(const int* sizes, const float* limit, const float* slab, cons
   if (i >= shape.count) return;
   const int taps = shape.side * shape.side;
   float peak = limits.bound;
-  if (!limits.exist()) {
+  if (!limits.have_floor()) {
     peak = logits[i];
     for (int k = 1; k < taps; ++k) peak = fmaxf(peak, logits[size_t(k) * shape.count + i]);
+    peak = limits.clip(peak);
   }
 
   Pixels total;
@@ -156,7 +157,7 @@ KERNEL logit_gradients(const int* sizes, const float* limit, const float* slab, 
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= shape.count) return;
   const float log_sum = normalizer[i];
-  const float floor = limits.exist() ? limits.floor * expf(limits.bound - log_sum) : 0.0f;
+  const float floor = limits.have_floor() ? limits.floor * expf(limits.bound - log_sum) : 0.0f;
   // sum_k h_k dh_k, from the outputs
   Pixels g, filtered;
   g.load(d_image + shape.corner(i, shape.row), shape.row, shape.size);

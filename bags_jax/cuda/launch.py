@@ -157,7 +157,9 @@ def find_route() -> Route | None:
 
 
 def _warn(problem: str) -> None:
-    message = f"bags_jax: no CUDA kernels here, the rasterizer is many times slower in pure XLA: {problem}"
+    message = (
+        f"bags_jax: no CUDA kernels here, the rasterizer and the blur are many times slower in pure XLA: {problem}"
+    )
     warnings.warn(message, stacklevel=2)
 
 

@@ -19,6 +19,22 @@ namespace {
 using FloatsIn = ffi::Buffer<ffi::F32>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 
+// Whether arrays have the sizes that kernels need.
+bool Fits(const Kernels& kernels, int64_t slab, int64_t logits, int64_t image, int64_t moments) {
+  if (kernels.side < 1 || kernels.stride < 1) return false;
+  return slab == kernels.phases() * kColors * kernels.slab_rows() * kernels.columns() &&
+         logits == kernels.side * kernels.side * kernels.count() &&
+         image == kernels.stride * kernels.stride * kColors * kernels.count() &&
+         moments == kBlurMoments * kernels.count();
+}
+
+template <typename Array>
+int64_t Count(const Array& array) {
+  return static_cast<int64_t>(array.element_count());
+}
+
+ffi::Error WrongSizes() { return ffi::Error::InvalidArgument("arrays of other sizes than the kernels need"); }
+
 // Calls body with the stride as a compile-time constant.
 template <typename F>
 ffi::Error WithStride(int32_t stride, F&& body) {
@@ -36,6 +52,7 @@ ffi::Error FilterRows(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logits, int3
                       float floor, FloatsOut image, FloatsOut moments, FloatsOut normalizer) {
   const auto size = normalizer->dimensions();
   const Kernels kernels{size[0], size[1], side, stride};
+  if (!Fits(kernels, Count(slab), Count(logits), Count(*image), Count(*moments))) return WrongSizes();
   const BlurIn in{slab.typed_data(), logits.typed_data()};
   const Filtered out{image->typed_data(), moments->typed_data(), normalizer->typed_data()};
   return WithStride(stride, [&](auto constant) {
@@ -73,8 +90,11 @@ ffi::Error FilterRowsGradient(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logi
   const BlurIn in{slab.typed_data(), logits.typed_data()};
   const FilteredIn filtered{image.typed_data(), moments.typed_data(), normalizer.typed_data()};
   const BlurCotangents cotangents{d_image.typed_data(), d_moments.typed_data()};
-  const int64_t num = static_cast<int64_t>(pieces->dimensions()[0]), piece_size = pieces->element_count() / num;
-  const int64_t piece_rows = (static_cast<int64_t>(pieces->dimensions()[3]) - 2 * kernels.radius()) / stride;
+  if (!Fits(kernels, Count(slab), Count(logits), Count(d_image), Count(d_moments))) return WrongSizes();
+  if (Count(*d_slab) != Count(slab) || Count(*d_logits) != Count(logits)) return WrongSizes();
+  const int64_t num = pieces->dimensions()[0], piece_size = Count(*pieces) / num;
+  const int64_t piece_rows = (pieces->dimensions()[3] - 2 * kernels.radius()) / stride;
+  if (num * piece_rows < kernels.rows || (num - 1) * piece_rows >= kernels.rows) return WrongSizes();
   return WithStride(stride, [&](auto constant) {
     ParallelFor(pool, num, [&](int64_t piece) {
       float* start = pieces->typed_data() + piece * piece_size;

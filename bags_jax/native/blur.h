@@ -2,8 +2,7 @@
 // at a time (blur_stream/).
 //
 // Images come with their columns apart by their place in a block of pixels (rows_xla.split), so that eight kernels multiply
-// eight neighbours in memory. What a row of kernels adds up is in registers while their taps go by; memory sees each logit
-// once.
+// eight neighbours in memory. What kernels add up is in registers while their taps go by.
 #pragma once
 
 #include <algorithm>
@@ -60,11 +59,11 @@ struct Planes {
   T* Pixel(int j, int c, int i) const { return at + j * phase + c * color + i * row; }
 };
 
-// Bounds of the logits; infinity and 0 where there are none.
 struct Limits {
-  float bound, floor;  // floor: what is taken off exp(logit - bound)
+  float bound;  // of the logits; infinity: none
+  float floor;  // what is taken off exp(logit - bound); 0: nothing, and the largest logit takes the place of the bound
 
-  bool exist() const { return floor > 0.0f; }
+  bool HaveFloor() const { return floor > 0.0f; }
   Floats Clip(Floats x) const { return x > bound ? Splat(bound) : x < -bound ? Splat(-bound) : x; }
 };
 
@@ -133,9 +132,12 @@ void FilterEight(const Kernels& kernels, const Limits& limits, const BlurIn& in,
   const Lanes<kWhole> lanes{static_cast<int>(std::min<int64_t>(kLanes, kernels.width - x))};
   const int64_t here = y * kernels.width + x, count = kernels.count();
   Floats peak = Splat(limits.bound);
-  if (!limits.exist()) {
+  if (!limits.HaveFloor()) {
     peak = lanes.Load(in.logits + here);
-    for (int64_t k = 1; k < kernels.side * kernels.side; ++k) peak = Max(peak, lanes.Load(in.logits + k * count + here));
+    for (int64_t k = 1; k < kernels.side * kernels.side; ++k) {
+      peak = Max(peak, lanes.Load(in.logits + k * count + here));
+    }
+    peak = limits.Clip(peak);
   }
   const auto slab = Planes<const float>(in.slab, kernels.slab_rows(), kernels.columns()).Moved(y * kStride, x);
   Pixels<kStride> total = {};
@@ -188,7 +190,7 @@ void DifferentiateEight(const Kernels& kernels, const Limits& limits, const Blur
     inner += d[m] * lanes.Load(filtered.moments + m * count + here);
   }
   const Floats log_sum = lanes.Load(filtered.normalizer + here);
-  const Floats floor = limits.exist() ? limits.floor * Exp(limits.bound - log_sum) : Floats{};
+  const Floats floor = limits.HaveFloor() ? limits.floor * Exp(limits.bound - log_sum) : Floats{};
 
   const auto slab = Planes<const float>(in.slab, kernels.slab_rows(), kernels.columns()).Moved(y * kStride, x);
   const auto d_read = d_slab.Moved(0, x);

@@ -62,7 +62,7 @@ CACHED = " --config.compilation_cache={made}/cache"
 EVERY_BACKEND = f"{TESTS} tests/test_rasterize.py tests/test_cameras.py tests/test_tiles.py"
 
 PARTS = (
-    Part("1", "kernels against the oracle", 130, f"{TESTS} tests/test_cuda.py", alone=False),
+    Part("1", "kernels against the oracle", 130, f"{TESTS} tests/test_cuda.py tests/test_blur_rows.py", alone=False),
     Part("1", "every backend", 130, EVERY_BACKEND, alone=False),
     Part("1", "smoke on the GPU, on the CPU and back", 130, THERE_AND_BACK, alone=False),
     Part("3", "rasterizer, invented", 100, f"{RASTERIZER} --backends=cuda,cuda! --scenes={CLOUDS}"),

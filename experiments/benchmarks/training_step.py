@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from bags_jax.errors import UserError
-from bags_jax.programs import count_pairs
+from bags_jax.programs import compiler_options, count_pairs
 from bags_jax.rasterize import rasterize
 from bags_jax.rasterize.image import choose_backend
 from bags_jax.render import project_gaussians
@@ -65,7 +65,7 @@ def our_step(state: TrainState, dataset: Dataset, recipe: Recipe) -> Callable[[]
     own = jax.tree.map(jnp.copy, state)
     recipe = dataclasses.replace(recipe, loop_length=_STEPS.value)
     compiled = jax.jit(functools.partial(train_steps, recipe=recipe), donate_argnums=1)
-    compiled = compiled.lower(jnp.int32(0), own, dataset, jnp.int32(1)).compile()
+    compiled = compiled.lower(jnp.int32(0), own, dataset, jnp.int32(1)).compile(compiler_options(recipe))
 
     def run():
         nonlocal own
