@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> Any:
             "loss": loss(),
             "optim": optim(),
             "density": density(),
-            "log_every": 50,  # steps
+            "log_every": 100,  # steps
             "checkpoint_every": 1000,  # steps
             "keep_checkpoints": 2,
             "compilation_cache": "~/.cache/bags_jax/xla",  # "": none
