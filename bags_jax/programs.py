@@ -71,7 +71,7 @@ class Programs:
         return lowered.compile(compiler_options=compiler_options(recipe))
 
 
-def compiler_options(recipe: Recipe) -> dict[str, bool]:
+def compiler_options(recipe: Recipe) -> dict[str, bool | str]:
     """What XLA is told on a GPU.
 
     Matrices are multiplied by cuBLAS: XLA's own kernels are tried out at length when a program is compiled, and those of jax

@@ -88,7 +88,7 @@ def count_launches(text: str) -> int:
     return launches("ENTRY")
 
 
-def compile_for_h200(function, *inputs, options: dict[str, bool] | None = None) -> dict:
+def compile_for_h200(function, *inputs, options: dict[str, bool | str] | None = None) -> dict:
     """Compiles a function of shapes; how long it took, what it calls, and the memory it needs."""
     start = time.perf_counter()
     with launch.forced_route(launch.XLA), ON_A_GPU:
