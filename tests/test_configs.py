@@ -304,3 +304,10 @@ def test_oracle_is_loaded_sharp_or_refused(monkeypatch):
     monkeypatch.setattr(plan, "make_scene", lambda *_, **__: dataclasses.replace(scene, sharp_images=None))
     with pytest.raises(UserError, match="use_sharp is set, but no sharp truth"):
         plan.load(config)
+
+
+@pytest.mark.parametrize("periods, length", [((100, 50, 1000), 50), ((100, 100, 10), 10), ((100, 30, 1000), 0)])
+def test_loops_of_known_length_waste_no_rounds(periods, length):
+    config = base.get_config()
+    config.density.every, config.log_every, config.checkpoint_every = periods
+    assert plan.loop_length(config) == length
