@@ -22,7 +22,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_rows_of_the_rasterizer(tmp_path):
     rows = tmp_path / "rows.jsonl"
-    done = call("--scenes=200:64x48", "--backends=xla", "--timed=1", "--warm_up=1", f"--rows={rows}")
+    done = call("--scenes=200:64x48", "--backends=xla", "--timed=15", "--warm_up=2", f"--rows={rows}")
     assert done.returncode == 0, done.stderr
     (row,) = map(json.loads, rows.read_text().splitlines())
     assert row["backend"] == "xla" and row["gaussians"] == 200 and row["pairs"] > 200
