@@ -81,9 +81,9 @@ def _spread(camera: Camera, num: int) -> list[list[Float[Array, "*S"]]]:
     return [each[:4], each[4:8], each[8:12], each[12:]]
 
 
-def _screen_factor(axes: list[Numbers], turn, K, x_lin, y_lin, z) -> tuple[Numbers, Numbers]:
-    """The two rows of M = J W R S: what each axis becomes on the screen, px."""
-    (fx, fy, skew), row_x, row_y = K, [], []
+def _screen_factor(axes: list[Numbers], turn, lens, x_lin, y_lin, z) -> tuple[Numbers, Numbers]:
+    """The two rows of M = J W R S: what each axis becomes on the screen, px; lens is fx, fy and skew, px."""
+    (fx, fy, skew), row_x, row_y = lens, [], []
     for axis in axes:
         right, down, ahead = (_dot(turn[k], axis) for k in range(3))
         slope_x, slope_y = right - x_lin * ahead, down - y_lin * ahead

@@ -91,7 +91,7 @@ ffi::Error FilterRowsGradient(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logi
   const FilteredIn filtered{image.typed_data(), moments.typed_data(), normalizer.typed_data()};
   const BlurCotangents cotangents{d_image.typed_data(), d_moments.typed_data()};
   if (!Fits(kernels, Count(slab), Count(logits), Count(d_image), Count(d_moments))) return WrongSizes();
-  if (Count(*d_slab) != Count(slab) || Count(*d_logits) != Count(logits)) return WrongSizes();
+  if (!Fits(kernels, Count(*d_slab), Count(*d_logits), Count(image), Count(moments))) return WrongSizes();
   const int64_t num = pieces->dimensions()[0], piece_size = Count(*pieces) / num;
   const int64_t piece_rows = (pieces->dimensions()[3] - 2 * kernels.radius()) / stride;
   if (num * piece_rows < kernels.rows || (num - 1) * piece_rows >= kernels.rows) return WrongSizes();
