@@ -42,8 +42,8 @@ class Programs:
             shapes = jax.tree.map(_shape, (state, dataset))
             self._futures[key] = self._pool.submit(self._compile, recipe, *shapes)
 
-    def step(self, recipe: Recipe, state: TrainState, dataset: Dataset, num_steps: int):
-        """Takes up to num_steps steps: (state, metrics). The state is donated.
+    def steps(self, recipe: Recipe, state: TrainState, dataset: Dataset, start: int, stop: int):
+        """Asks for the steps from start to stop, and does not wait for them: (state, metrics). The state is donated.
 
         A program that nobody has begun to compile is compiled at once: it must not wait behind those of later stages.
         """
@@ -55,7 +55,7 @@ class Programs:
         if self._in_use not in (None, key):
             self._forget(self._in_use, capacity=state.alive.shape[0])
         self._in_use = key
-        return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(num_steps))
+        return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(start), jnp.int32(stop))
 
     def _forget(self, left, *, capacity: int) -> None:
         """Drops the program that was left and those of smaller capacities: training never goes back, and each holds
@@ -65,9 +65,9 @@ class Programs:
 
     def _compile(self, recipe: Recipe, state, dataset):
         mapped = parallel.parallelize(
-            functools.partial(train_steps, recipe=recipe), num_args=2, num_devices=self._num_devices
+            functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=self._num_devices
         )
-        lowered = mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(1))
+        lowered = mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(0), jnp.int32(1))
         return lowered.compile(compiler_options=compiler_options(recipe))
 
 
@@ -93,19 +93,33 @@ def _shape(x):
 
 
 @functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
-def control_density(state: TrainState, key, grad_threshold, dataset: Dataset, *, rules) -> TrainState:
-    """One turn of density control, and the 3D filter of what it leaves."""
-    state = densify_and_prune(state, key, grad_threshold, extent=dataset.extent, rules=rules)
-    return _with_filter(state, dataset)
+def control_density(state: TrainState, step, key, grad_threshold, dataset: Dataset, *, rules) -> TrainState:
+    """One turn of density control, and the 3D filter of what it leaves, if the state is at this step."""
+    controlled = densify_and_prune(state, key, grad_threshold, extent=dataset.extent, rules=rules)
+    return _if_at(step, _with_filter(controlled, dataset), state)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def refresh_filter(state: TrainState, dataset: Dataset) -> TrainState:
-    """The 3D filter for the cameras of the scale that is being trained."""
-    return _with_filter(state, dataset)
+def refresh_filter(state: TrainState, step, dataset: Dataset) -> TrainState:
+    """The 3D filter for the cameras of the scale that is being trained, if the state is at this step."""
+    return _if_at(step, _with_filter(state, dataset), state)
 
 
-lower_opacity = jax.jit(reset_opacity, donate_argnames="state")
+@functools.partial(jax.jit, donate_argnames="state")
+def lower_opacity(state: TrainState, step) -> TrainState:
+    """The opacities reset, if the state is at this step."""
+    return _if_at(step, reset_opacity(state), state)
+
+
+@jax.jit
+def copied(state: TrainState) -> TrainState:
+    """The state in memory of its own: what it is a copy of may be donated."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def _if_at(step, new: TrainState, state: TrainState) -> TrainState:
+    """What is asked of a state before it is known how far it has come: a dispatch may have ended at a step that was not ok."""
+    return jax.tree.map(lambda a, b: jnp.where(state.step == step, a, b), new, state)
 
 
 def _with_filter(state: TrainState, dataset: Dataset) -> TrainState:

@@ -22,9 +22,9 @@ class Progress:
 
     def update(self, step: int, stage: Stage, metrics: dict) -> None:
         """Takes the metrics of the steps up to `step`, numbers on the host."""
-        self._scalars = {f"train/{name}": float(value) for name, value in metrics["mean"].items()}
+        self._scalars = {f"train/{name}": value for name, value in metrics["mean"].items()}
         self._scalars["num_gaussians"] = metrics["num_gaussians"]
-        self._scalars["num_intersections"] = int(metrics["num_intersections"])
+        self._scalars["num_intersections"] = metrics["num_intersections"]
         self._scalars["image_scale"] = stage.scale
         self._bar.set_description(stage.name, refresh=False)
         self._bar.set_postfix_str(

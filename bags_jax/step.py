@@ -300,15 +300,23 @@ def _is_finite(tree) -> Bool[Array, ""]:
 
 
 def train_steps(
-    rank: Int[Array, ""], state: TrainState, dataset: Dataset, num_steps: Int[Array, ""], *, recipe: Recipe
+    rank: Int[Array, ""],
+    state: TrainState,
+    dataset: Dataset,
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+    *,
+    recipe: Recipe,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Up to num_steps steps in one dispatch; none beyond one that is not ok.
+    """The steps from start to stop in one dispatch; none beyond one that is not ok, and none if the state is not at start.
+
+    So it may be asked for before anybody knows whether the steps that lead to start were ok.
 
     Returns:
       state, and metrics: those of the last step that was tried, with the loss terms averaged over the steps that were ok
-      under the key "mean".
+      under the key "mean", and "step", how far the state has come.
     """
-    first, stop = state.step, state.step + num_steps
+    first, stop = state.step, jnp.where(state.step == start, stop, state.step)
 
     def one_more(carry):
         state, metrics, sums = carry
@@ -328,7 +336,7 @@ def train_steps(
         carry = jax.lax.while_loop(lambda c: (c[0].step < stop) & (c[1]["ok"] > 0), one_more, carry)
     state, metrics, sums = carry
     taken = jnp.maximum(state.step - first, 1)
-    return state, {**metrics, "mean": jax.tree.map(lambda x: x / taken, sums)}
+    return state, {**metrics, "mean": jax.tree.map(lambda x: x / taken, sums), "step": state.step}
 
 
 def eval_step(state: TrainState, camera: Camera, *, view: View) -> Rendered:

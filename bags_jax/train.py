@@ -1,4 +1,8 @@
-"""The training loop: build, resume, then step, control density, write, save."""
+"""The training loop: build, resume, then step, control density, write, save.
+
+The devices are a dispatch ahead of the host: while it looks at what one has done, they are at the next. All that is asked of
+them ahead says of which step it is, and leaves a state that has not come so far as it is.
+"""
 
 import dataclasses
 import pathlib
@@ -22,6 +26,7 @@ from bags_jax.programs import (
     HEADROOM_AHEAD,
     Programs,
     control_density,
+    copied,
     count_pairs,
     lower_opacity,
     more_room,
@@ -87,6 +92,20 @@ class Job:
             sh_every=plan.steps_of(config.sh_every, config.num_steps),
             loop_length=plan.loop_length(config) if jax.default_backend() == "gpu" else 0,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """Steps that the devices were asked for; the arrays are promises until they are looked at."""
+
+    stage: Stage
+    stop: int  # the step that they lead to, if all of them are ok
+    metrics: dict  # of train_steps, and num_gaussians
+    kept: TrainState | None = None  # a copy of the state, where a checkpoint is due
+
+    def look(self) -> dict:
+        """The metrics as numbers, as soon as the devices are done."""
+        return jax.tree.map(lambda x: x.item(), jax.device_get(self.metrics))
 
 
 def make_job(config: plan.Config) -> Job:
@@ -180,21 +199,49 @@ def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> 
             heads = {"source": source.head, "target": stage.head, "kernel_sizes": job.network.kernel_sizes}
             params = hand_over(state.network[name], **heads, zoom=stage.scale / source.scale)
             state = dataclasses.replace(state, network={**state.network, name: params})
-    return refresh_filter(state, dataset)
+    return refresh_filter(state, stage.start, dataset)
 
 
 def after_step(job: Job, state: TrainState, step: int, dataset: Dataset) -> TrainState:
-    """Density control, opacity reset and 3D filter: whatever is due after `step` steps."""
+    """Density control, opacity reset and 3D filter: whatever is due after `step` steps, if the state has come so far."""
     density = job.density
     if step % density.every:
         return state
     if density.is_due(step):
         key = jax.random.fold_in(jax.random.key(job.config.seed + 1), step)
         rules, threshold = density.rules_at(step), jnp.float32(density.threshold(step))
-        state = control_density(state, key, threshold, dataset, rules=rules)
+        state = control_density(state, step, key, threshold, dataset, rules=rules)
     else:
-        state = refresh_filter(state, dataset)
-    return lower_opacity(state) if density.resets_opacity(step) else state
+        state = refresh_filter(state, step, dataset)
+    return lower_opacity(state, step) if density.resets_opacity(step) else state
+
+
+def dispatch(
+    job: Job, programs: Programs, rooms: dict[Stage, int], state: TrainState, step: int
+) -> tuple[TrainState, Dispatch]:
+    """Asks for the steps up to the next event, and before them, where a stage begins, for what it begins with.
+
+    Args:
+      rooms: for pairs of tile and Gaussian in each stage; that of a stage that begins is made larger here, if it has to be.
+    """
+    stage = stage_at(job.stages, step)
+    dataset = job.dataset(stage.scale)
+    if step == stage.start:
+        state = enter_stage(job, stage, state, dataset)
+        needed = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
+        rooms[stage] = rooms[stage] if needed < rooms[stage] else room_for(needed)
+    stop = next_event(job.config, stage, step)
+    state, metrics = programs.steps(job.recipe(stage, dataset, rooms[stage]), state, dataset, step, stop)
+    return state, Dispatch(stage, stop, metrics)
+
+
+def follow(job: Job, state: TrainState, steps: Dispatch) -> tuple[TrainState, Dispatch]:
+    """Asks for what comes after the steps of a dispatch, and for what is to be known and kept of the state then."""
+    state = after_step(job, state, steps.stop, job.dataset(steps.stage.scale))
+    kept = copied(state) if is_due(job.config.checkpoint_every, steps.stop, job.config) else None
+    return state, dataclasses.replace(
+        steps, metrics={**steps.metrics, "num_gaussians": jnp.sum(state.alive)}, kept=kept
+    )
 
 
 def grown(job: Job, state: TrainState, num_gaussians: int) -> TrainState:
@@ -223,41 +270,32 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
         state = checkpoints.restore(template) if checkpoints.steps() else first_state(job)
         check_views(state, job.scene)
         state = parallel.replicate(jax.tree.map(jnp.asarray, state), job.num_devices)
-        step, entered = int(state.step), None
+        step, unseen = int(state.step), None
         rooms = prepare_stages(job, programs, state)
         claim_capture(workdir, training_cameras(job.scene))  # once there is something to train
-        while step < config.num_steps:
-            stage = stage_at(job.stages, step)
-            dataset = job.dataset(stage.scale)
-            if stage != entered:
-                entered = stage
-                state = enter_stage(job, stage, state, dataset) if step == stage.start else state
-                needed = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
-                rooms[stage] = rooms[stage] if needed < rooms[stage] else room_for(needed)
-            recipe = job.recipe(stage, dataset, rooms[stage])
-            stop = next_event(config, stage, step)
-            state, metrics = programs.step(recipe, state, dataset, stop - step)
-            metrics, step = jax.device_get(metrics), int(state.step)
-            if metrics["num_dropped"] > 0:
-                rooms[stage] = more_room(rooms[stage], int(metrics["num_intersections"]))
-            elif not metrics["ok"]:
-                raise_not_finite(metrics, step, stage, checkpoints)
-            if step < stop:
-                continue
-            state = after_step(job, state, step, dataset)
-            metrics["num_gaussians"] = int(jnp.sum(state.alive))
-            if not metrics["num_gaussians"]:
-                raise UserError(
-                    f"no Gaussian is left after step {step}: lower config.density.min_opacity "
-                    f"({config.density.min_opacity}), or look for broken photographs or poses"
-                )
-            state = grown(job, state, metrics["num_gaussians"])
-            prepare_growth(job, programs, state, stage, rooms, metrics)
-            progress.update(step, stage, metrics)
-            if step % config.log_every == 0 or step == config.num_steps:
-                writers.write(step, progress.scalars())
-            if step % config.checkpoint_every == 0 or step == config.num_steps:
-                checkpoints.save(state)
+        while step < config.num_steps or unseen:
+            ahead = None
+            if unseen is None or unseen.stop < unseen.stage.stop:  # else the host waits for the end of the stage
+                state, ahead = dispatch(job, programs, rooms, state, step)
+            if unseen:  # the devices are at what comes next
+                metrics = unseen.look()
+                if metrics["step"] < unseen.stop:  # then what comes next has no effect
+                    check_finite(metrics, unseen.stage, checkpoints)
+                    rooms[unseen.stage] = more_room(rooms[unseen.stage], metrics["num_intersections"])
+                    step, unseen = metrics["step"], None
+                    continue
+                check_alive(metrics, config)
+                state = grown(job, state, metrics["num_gaussians"])
+                prepare_growth(job, programs, state, unseen.stage, rooms, metrics)
+                progress.update(unseen.stop, unseen.stage, metrics)
+                if is_due(config.log_every, unseen.stop, config):
+                    writers.write(unseen.stop, progress.scalars())
+                if unseen.kept is not None:
+                    checkpoints.save(grown(job, unseen.kept, metrics["num_gaussians"]))
+            if ahead:
+                state, ahead = follow(job, state, ahead)
+                step = ahead.stop
+            unseen = ahead
     return state
 
 
@@ -288,9 +326,9 @@ def prepare_growth(
     """Starts to compile what a growing scene needs next: steps with more rows, in this stage and the next, or with more room.
 
     Args:
-      metrics: of the last step: num_intersections of its largest view, and num_gaussians.
+      metrics: the last that were looked at: step, num_intersections of its largest view, and num_gaussians.
     """
-    capacity, step = state.alive.shape[0], int(state.step)
+    capacity, step = state.alive.shape[0], metrics["step"]
     wanted = plan.next_capacity(capacity, metrics["num_gaussians"], job.config.max_gaussians, full=GROWS_SOON)
     states = [state]
     if wanted > capacity and job.density.start <= step < job.density.stop:
@@ -310,8 +348,24 @@ def next_event(config: plan.Config, stage: Stage, step: int) -> int:
     return min([stage.stop] + [(step // period + 1) * period for period in plan.looks_every(config)])
 
 
-def raise_not_finite(metrics: dict, step: int, stage: Stage, checkpoints: Checkpoints) -> None:
-    """Raises UserError with the terms of the loss that are not finite."""
+def is_due(period: int, step: int, config: plan.Config) -> bool:
+    """Whether what is done every so many steps, and at the end, is done after this one."""
+    return step % period == 0 or step == config.num_steps
+
+
+def check_alive(metrics: dict, config: plan.Config) -> None:
+    """Raises UserError where density control has left nothing."""
+    if not metrics["num_gaussians"]:
+        raise UserError(
+            f"no Gaussian is left after step {metrics['step']}: lower config.density.min_opacity "
+            f"({config.density.min_opacity}), or look for broken photographs or poses"
+        )
+
+
+def check_finite(metrics: dict, stage: Stage, checkpoints: Checkpoints) -> None:
+    """Raises UserError with the terms of the loss that are not finite, where a step was not ok for another reason than its room."""
+    if metrics["ok"] or metrics["num_dropped"] > 0:
+        return
     terms = [name for name, value in metrics["mean"].items() if name not in ("total", "psnr")]
     bad = [f"{name} = {float(metrics[name])}" for name in terms if not np.isfinite(metrics[name])] or [
         "no term, but what the step makes of the parameters"
@@ -319,6 +373,6 @@ def raise_not_finite(metrics: dict, step: int, stage: Stage, checkpoints: Checkp
     kept = checkpoints.steps()
     way_out = f"the checkpoint of step {kept[-1]} is kept" if kept else "there was no checkpoint yet"
     raise UserError(
-        f"the loss is not finite at step {step} ({stage.name}): {', '.join(bad)}; {way_out}: "
+        f"the loss is not finite at step {metrics['step']} ({stage.name}): {', '.join(bad)}; {way_out}: "
         "lower the learning rates (config.optim), or look for broken photographs or poses"
     )

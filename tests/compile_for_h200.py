@@ -134,7 +134,7 @@ def step_row(width: int, height: int, stride: int, deterministic: bool) -> dict:
     step = functools.partial(train_steps, recipe=recipe)
     with ON_A_GPU:
         options = compiler_options(recipe)
-    row = compile_for_h200(step, number, state, dataset, number, options=options)
+    row = compile_for_h200(step, number, state, dataset, number, number, options=options)
     return {**row, "launches": row["launches"] // recipe.loop_length}  # of a step
 
 

@@ -1,6 +1,7 @@
 """One training step: which views it takes, and that it changes nothing where it cannot be trusted."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def job():
 def start(job):
     """State at step 0, dataset, and a recipe with room for all."""
     dataset = jax.tree.map(jnp.asarray, make_dataset(job.scene, job.stages[0].scale))
-    state = refresh_filter(first_state(job), dataset)
+    state = refresh_filter(first_state(job), 0, dataset)
     pairs = count_pairs(state, dataset, job.recipe(job.stages[0], dataset, 0).view)
     return state, dataset, job.recipe(job.stages[0], dataset, room_for(4 * pairs))
 
@@ -46,15 +47,16 @@ def copies(tree):
 
 @pytest.fixture(scope="module")
 def run(start):
-    """Compiles once a recipe: (state, num_steps, recipe) -> state and metrics."""
+    """Compiles once a recipe: (state, num_steps, recipe) -> state and metrics; `first` is the step that it starts from."""
     _, dataset, _ = start
     compiled = {}
 
-    def run(state, num_steps, recipe):
+    def run(state, num_steps, recipe, first=None):
         if recipe not in compiled:
-            step = lambda rank, state, dataset, num: train_steps(rank, state, dataset, num, recipe=recipe)
-            compiled[recipe] = parallel.parallelize(step, num_args=2, num_devices=1)
-        return compiled[recipe](parallel.ranks(1), copies(state), dataset, jnp.int32(num_steps))
+            step = functools.partial(train_steps, recipe=recipe)
+            compiled[recipe] = parallel.parallelize(step, num_args=3, num_devices=1)
+        first = jnp.int32(state.step if first is None else first)
+        return compiled[recipe](parallel.ranks(1), copies(state), dataset, first, first + num_steps)
 
     return run
 
@@ -193,6 +195,14 @@ def test_evaluation_is_the_sharp_render(start):
     sharp = jax.jit(lambda state: eval_step(state, camera, view=recipe.view).image)
     other = dataclasses.replace(state, network=jax.tree.map(lambda x: x + 1.0, state.network))
     np.testing.assert_array_equal(sharp(state), sharp(other))
+
+
+@pytest.mark.parametrize("loop_length", [0, 8])
+def test_nothing_is_done_with_a_state_that_has_not_come_so_far(start, run, loop_length):
+    """Steps are asked for before it is known whether those before them were ok."""
+    state, _, recipe = start
+    taken, told = run(state, 3, dataclasses.replace(recipe, loop_length=loop_length), first=2)
+    assert same(taken, state) and int(told["step"]) == 0
 
 
 @pytest.mark.parametrize("num_steps", [0, 3, 8])

@@ -172,6 +172,51 @@ def test_growth_is_compiled_ahead(straight, tmp_path, monkeypatch):
     assert {rows for _, rows, stage in compiled if stage.start == 6} >= {ROWS, ROWS + ROWS // 2}
 
 
+def test_devices_do_not_wait_for_the_host(tmp_path, monkeypatch):
+    """While it looks at what they did they are at what comes next, checkpoints or not; only the end of a stage is waited for."""
+    told = []
+    steps, look, save = train.Programs.steps, train.Dispatch.look, Checkpoints.save
+
+    def steps_and_note(self, recipe, state, dataset, start, stop):
+        told.append(f"ask for {start} to {stop}")
+        return steps(self, recipe, state, dataset, start, stop)
+
+    def look_and_note(self):
+        told.append(f"look at {self.stop}")
+        return look(self)
+
+    def save_and_note(self, state):
+        told.append(f"save {int(state.step)}")
+        save(self, state)
+
+    monkeypatch.setattr(train.Programs, "steps", steps_and_note)
+    monkeypatch.setattr(train.Dispatch, "look", look_and_note)
+    monkeypatch.setattr(Checkpoints, "save", save_and_note)
+    train.train(make_config(checkpoint_every=4), tmp_path)
+    first = ["ask for 0 to 2", "ask for 2 to 4", "look at 2", "ask for 4 to 6", "look at 4", "save 4", "look at 6"]
+    then = ["ask for 6 to 8", "ask for 8 to 10", "look at 8", "save 8", "ask for 10 to 12", "look at 10", "look at 12"]
+    assert told == [*first, *then, "save 12"]
+
+
+@pytest.mark.parametrize("log_every", [1, 6])
+def test_a_scene_does_not_depend_on_when_the_host_looks(straight, tmp_path, log_every):
+    assert_same(train.train(make_config(log_every=log_every), tmp_path), straight[1])
+
+
+@pytest.mark.parametrize("turn", [{"start": 0, "stop": 12, "reset_every": 6}, {"start": 12}], ids=["all", "filter"])
+def test_a_state_that_has_not_come_so_far_is_left_alone(turn):
+    """Density control, opacity reset and filter are asked for before it is known whether the steps before them were ok."""
+    job = train.make_job(make_config())
+    job = dataclasses.replace(job, density=dataclasses.replace(job.density, **turn))
+    state, dataset = train.first_state(job), job.dataset(0.5)
+    at = lambda step: dataclasses.replace(train.copied(state), step=jnp.int32(step))
+    assert_same(train.after_step(job, at(5), 6, dataset), at(5))
+    reached = train.after_step(job, at(6), 6, dataset)
+    assert not np.array_equal(reached.filter_3d, state.filter_3d)
+    lowered = jnp.max(jax.nn.sigmoid(reached.gaussians.logit_opacities)) < 0.05
+    assert bool(lowered) == ("reset_every" in turn)
+
+
 @pytest.mark.parametrize("room,pairs", [(4, 0), (1024, 1025), (5120, 100_000), (1 << 20, 0)])
 def test_more_room_is_more(room, pairs):
     found = train.more_room(room, pairs)

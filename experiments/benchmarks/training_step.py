@@ -65,12 +65,15 @@ def our_step(state: TrainState, dataset: Dataset, recipe: Recipe) -> Callable[[]
     own = jax.tree.map(jnp.copy, state)
     recipe = dataclasses.replace(recipe, loop_length=_STEPS.value)
     compiled = jax.jit(functools.partial(train_steps, recipe=recipe), donate_argnums=1)
-    compiled = compiled.lower(jnp.int32(0), own, dataset, jnp.int32(1)).compile(compiler_options(recipe))
+    rank = step = jnp.int32(0)
+    compiled = compiled.lower(rank, own, dataset, step, step).compile(compiler_options(recipe))
 
     def run():
-        nonlocal own
-        own, metrics = compiled(jnp.int32(0), own, dataset, jnp.int32(_STEPS.value))
-        assert int(metrics["ok"]) == 1, metrics
+        nonlocal own, step
+        stop = step + _STEPS.value
+        own, metrics = compiled(rank, own, dataset, step, stop)
+        assert int(metrics["step"]) == stop, metrics
+        step = stop
 
     return run
 
