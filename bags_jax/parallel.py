@@ -1,13 +1,24 @@
 """Data parallelism, and nothing else that knows about devices: each device takes other views, the state is the same on all."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Int
 
 AXIS = "devices"
+
+
+@struct.dataclass
+class Empty:
+    """What stands for an array of size 0, such as the colours of degree 1 and above where there are none: no leaf of a pytree."""
+
+    shape: tuple[int, ...] = struct.field(pytree_node=False)
+    dtype: Any = struct.field(pytree_node=False)
 
 
 def psum(tree):
@@ -31,16 +42,36 @@ def parallelize(step: Callable, *, num_args: int, num_devices: int) -> Callable:
 
     `rank` is the number of the device. `state` and the `num_args` others are the same on all devices, and so must be the
     results: those of the first device are kept, so that the state stays un-replicated, plain arrays that Orbax saves as
-    they are. The state is donated.
+    they are. The state is donated. It goes in and comes out `without_empty`.
     """
+
+    def step_of_full(rank, state, *args):
+        zeros = lambda x: jnp.zeros(x.shape, x.dtype) if _is_empty(x) else x
+        state, metrics = step(rank, jax.tree.map(zeros, state, is_leaf=_is_empty), *args)
+        return without_empty(state), metrics
+
     return jax.pmap(
-        step,
+        step_of_full,
         axis_name=AXIS,
         in_axes=(0, None) + (None,) * num_args,
         out_axes=None,
         donate_argnums=1,
         devices=jax.local_devices()[:num_devices],
     )
+
+
+def without_empty(state):
+    """The state with Empty for its arrays of size 0: where one is mapped over several devices, jaxlib 0.11.2 crashes."""
+    return jax.tree.map(lambda x: x if math.prod(x.shape) else Empty(x.shape, x.dtype), state)
+
+
+def with_empty(state, like):
+    """The state with the arrays of size 0 of another."""
+    return jax.tree.map(lambda x, y: y if _is_empty(x) else x, state, like, is_leaf=_is_empty)
+
+
+def _is_empty(node) -> bool:
+    return isinstance(node, Empty)
 
 
 def ranks(num_devices: int) -> Int[Array, "D"]:

@@ -55,7 +55,9 @@ class Programs:
         if self._in_use not in (None, key):
             self._forget(self._in_use, capacity=state.alive.shape[0])
         self._in_use = key
-        return compiled(parallel.ranks(self._num_devices), state, dataset, jnp.int32(start), jnp.int32(stop))
+        ranks, full = parallel.ranks(self._num_devices), parallel.without_empty(state)
+        full, metrics = compiled(ranks, full, dataset, jnp.int32(start), jnp.int32(stop))
+        return parallel.with_empty(full, state), metrics
 
     def _forget(self, left, *, capacity: int) -> None:
         """Drops the program that was left and those of smaller capacities: training never goes back, and each holds
@@ -67,7 +69,8 @@ class Programs:
         mapped = parallel.parallelize(
             functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=self._num_devices
         )
-        lowered = mapped.lower(parallel.ranks(self._num_devices), state, dataset, jnp.int32(0), jnp.int32(1))
+        ranks, full = parallel.ranks(self._num_devices), parallel.without_empty(state)
+        lowered = mapped.lower(ranks, full, dataset, jnp.int32(0), jnp.int32(1))
         return lowered.compile(compiler_options=compiler_options(recipe))
 
 

@@ -130,3 +130,15 @@ def test_parallelize_sums_and_tells_devices_apart():
     mapped = parallel.parallelize(step, num_args=1, num_devices=2)
     state, metrics = mapped(parallel.ranks(2), parallel.replicate(jnp.float32(1), 2), jnp.int32(10))
     assert state.shape == () and float(state) == 22.0 and int(metrics["largest"]) == 1
+
+
+def test_nothing_empty_is_mapped():
+    """jaxlib 0.11.2 ends in a segmentation fault where an array of size 0 goes through a map over two devices."""
+    state = {"full": jnp.float32(1), "empty": jnp.zeros((4, 0, 3))}
+    step = lambda rank, state: (jax.tree.map(lambda x: x + 1, state), {"shape": state["empty"].shape[1]})
+    mapped = parallel.parallelize(step, num_args=0, num_devices=2)
+    full = parallel.without_empty(parallel.replicate(state, 2))
+    mapped_full, _ = mapped(parallel.ranks(2), full)
+    assert all([x.shape for x in jax.tree.leaves(each)] == [()] for each in (full, mapped_full))
+    state = parallel.with_empty(mapped_full, state)
+    assert float(state["full"]) == 2.0 and state["empty"].shape == (4, 0, 3)

@@ -56,7 +56,9 @@ def run(start):
             step = functools.partial(train_steps, recipe=recipe)
             compiled[recipe] = parallel.parallelize(step, num_args=3, num_devices=1)
         first = jnp.int32(state.step if first is None else first)
-        return compiled[recipe](parallel.ranks(1), copies(state), dataset, first, first + num_steps)
+        full = parallel.without_empty(copies(state))
+        full, metrics = compiled[recipe](parallel.ranks(1), full, dataset, first, first + num_steps)
+        return parallel.with_empty(full, state), metrics
 
     return run
 
