@@ -84,7 +84,6 @@ def test_the_rasterizer_rounds_nothing(function, rounded):
 def test_training_in_tf32_ends_as_sharp(tmp_path, rounded):
     config = procedural.get_config("motion,smoke")
     config.data.width, config.data.height, config.data.num_train, config.data.num_points = 64, 42, 8, 500
-    # One device: jaxlib 0.11.2 crashes when it compiles this step for two CPU devices.
     config.num_devices = config.views_per_step = 1
     config.num_steps, config.max_gaussians, config.blur.warmup = 300, 1500, 0.0
     config.stages.scales, config.stages.stops = (1.0,), (1.0,)
