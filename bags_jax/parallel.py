@@ -1,6 +1,5 @@
 """Data parallelism, and nothing else that knows about devices: each device takes other views, the state is the same on all."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,13 +44,13 @@ def parallelize(step: Callable, *, num_args: int, num_devices: int) -> Callable:
     they are. The state is donated. It goes in and comes out `without_empty`.
     """
 
-    def step_of_full(rank, state, *args):
+    def mapped(rank, state, *args):
         zeros = lambda x: jnp.zeros(x.shape, x.dtype) if _is_empty(x) else x
         state, metrics = step(rank, jax.tree.map(zeros, state, is_leaf=_is_empty), *args)
         return without_empty(state), metrics
 
     return jax.pmap(
-        step_of_full,
+        mapped,
         axis_name=AXIS,
         in_axes=(0, None) + (None,) * num_args,
         out_axes=None,
@@ -62,7 +61,7 @@ def parallelize(step: Callable, *, num_args: int, num_devices: int) -> Callable:
 
 def without_empty(state):
     """The state with Empty for its arrays of size 0: where one is mapped over several devices, jaxlib 0.11.2 crashes."""
-    return jax.tree.map(lambda x: x if math.prod(x.shape) else Empty(x.shape, x.dtype), state)
+    return jax.tree.map(lambda x: x if x.size else Empty(x.shape, x.dtype), state)
 
 
 def with_empty(state, like):

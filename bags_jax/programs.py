@@ -43,7 +43,7 @@ class Programs:
             self._futures[key] = self._pool.submit(self._compile, recipe, *shapes)
 
     def steps(self, recipe: Recipe, state: TrainState, dataset: Dataset, start: int, stop: int):
-        """Asks for the steps from start to stop, and does not wait for them: (state, metrics). The state is donated.
+        """Asks for the steps from start to stop, and waits for their program, not for them: (state, metrics). The state is donated.
 
         A program that nobody has begun to compile is compiled at once: it must not wait behind those of later stages.
         """
@@ -55,9 +55,9 @@ class Programs:
         if self._in_use not in (None, key):
             self._forget(self._in_use, capacity=state.alive.shape[0])
         self._in_use = key
-        ranks, full = parallel.ranks(self._num_devices), parallel.without_empty(state)
-        full, metrics = compiled(ranks, full, dataset, jnp.int32(start), jnp.int32(stop))
-        return parallel.with_empty(full, state), metrics
+        ranks, mapped = parallel.ranks(self._num_devices), parallel.without_empty(state)
+        mapped, metrics = compiled(ranks, mapped, dataset, jnp.int32(start), jnp.int32(stop))
+        return parallel.with_empty(mapped, state), metrics
 
     def _forget(self, left, *, capacity: int) -> None:
         """Drops the program that was left and those of smaller capacities: training never goes back, and each holds
@@ -69,8 +69,8 @@ class Programs:
         mapped = parallel.parallelize(
             functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=self._num_devices
         )
-        ranks, full = parallel.ranks(self._num_devices), parallel.without_empty(state)
-        lowered = mapped.lower(ranks, full, dataset, jnp.int32(0), jnp.int32(1))
+        ranks, state = parallel.ranks(self._num_devices), parallel.without_empty(state)
+        lowered = mapped.lower(ranks, state, dataset, jnp.int32(0), jnp.int32(1))
         return lowered.compile(compiler_options=compiler_options(recipe))
 
 

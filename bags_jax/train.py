@@ -1,7 +1,8 @@
 """The training loop: build, resume, then step, control density, write, save.
 
-The devices are a dispatch ahead of the host: while it looks at what one has done, they are at the next. All that is asked of
-them ahead says of which step it is, and leaves a state that has not come so far as it is.
+The devices are a dispatch ahead of the host: while it looks at what one has done, they are at the next, and wait for it only where
+a stage ends or where it takes longer than they do. All that is asked of them ahead says of which step it is, and leaves a state
+that has not come so far as it is.
 """
 
 import dataclasses
@@ -191,7 +192,7 @@ def first_state(job: Job) -> TrainState:
 
 
 def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> TrainState:
-    """What happens once where a stage begins: kernels are handed over, the 3D filter is that of the new scale."""
+    """What happens where a stage begins: kernels are handed over, the 3D filter is that of the new scale. Twice does what once does."""
     before = [s for s in job.stages if s.stop <= stage.start and s.kernel_size]
     if job.network is not None and stage.kernel_size and before and job.config.blur.hand_over:
         source, name = before[-1], network_name(stage.network)
@@ -235,8 +236,14 @@ def dispatch(
     return state, Dispatch(stage, stop, metrics)
 
 
-def follow(job: Job, state: TrainState, steps: Dispatch) -> tuple[TrainState, Dispatch]:
-    """Asks for what comes after the steps of a dispatch, and for what is to be known and kept of the state then."""
+def follow(job: Job, state: TrainState, steps: Dispatch, num_gaussians: int) -> tuple[TrainState, Dispatch]:
+    """Asks for what comes after the steps of a dispatch, and for what is to be known and kept of the state then.
+
+    Args:
+      num_gaussians: that the last turn of density control has left. By it room is made for the next turn, and at no other time: a
+        step is the same to the last bit only among states of as many rows.
+    """
+    state = grown(job, state, num_gaussians) if job.density.is_due(steps.stop) else state
     state = after_step(job, state, steps.stop, job.dataset(steps.stage.scale))
     kept = copied(state) if is_due(job.config.checkpoint_every, steps.stop, job.config) else None
     return state, dataclasses.replace(
@@ -270,7 +277,7 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
         state = checkpoints.restore(template) if checkpoints.steps() else first_state(job)
         check_views(state, job.scene)
         state = parallel.replicate(jax.tree.map(jnp.asarray, state), job.num_devices)
-        step, unseen = int(state.step), None
+        step, num_gaussians, unseen = int(state.step), int(jnp.sum(state.alive)), None
         rooms = prepare_stages(job, programs, state)
         claim_capture(workdir, training_cameras(job.scene))  # once there is something to train
         while step < config.num_steps or unseen:
@@ -281,21 +288,22 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
                 metrics = unseen.look()
                 if metrics["step"] < unseen.stop:  # then what comes next has no effect
                     check_finite(metrics, unseen.stage, checkpoints)
-                    rooms[unseen.stage] = more_room(rooms[unseen.stage], metrics["num_intersections"])
+                    if metrics["num_dropped"] > 0:
+                        rooms[unseen.stage] = more_room(rooms[unseen.stage], metrics["num_intersections"])
                     step, unseen = metrics["step"], None
                     continue
                 check_alive(metrics, config)
-                state = grown(job, state, metrics["num_gaussians"])
+                num_gaussians = metrics["num_gaussians"]
                 prepare_growth(job, programs, state, unseen.stage, rooms, metrics)
                 progress.update(unseen.stop, unseen.stage, metrics)
                 if is_due(config.log_every, unseen.stop, config):
                     writers.write(unseen.stop, progress.scalars())
                 if unseen.kept is not None:
-                    checkpoints.save(grown(job, unseen.kept, metrics["num_gaussians"]))
+                    checkpoints.save(unseen.kept)
+            unseen = None
             if ahead:
-                state, ahead = follow(job, state, ahead)
-                step = ahead.stop
-            unseen = ahead
+                state, unseen = follow(job, state, ahead, num_gaussians)
+                step = unseen.stop
     return state
 
 
@@ -326,6 +334,7 @@ def prepare_growth(
     """Starts to compile what a growing scene needs next: steps with more rows, in this stage and the next, or with more room.
 
     Args:
+      state: of its arrays only shapes and places are looked at; it is ahead of the metrics.
       metrics: the last that were looked at: step, num_intersections of its largest view, and num_gaussians.
     """
     capacity, step = state.alive.shape[0], metrics["step"]
@@ -367,7 +376,7 @@ def check_finite(metrics: dict, stage: Stage, checkpoints: Checkpoints) -> None:
     if metrics["ok"] or metrics["num_dropped"] > 0:
         return
     terms = [name for name, value in metrics["mean"].items() if name not in ("total", "psnr")]
-    bad = [f"{name} = {float(metrics[name])}" for name in terms if not np.isfinite(metrics[name])] or [
+    bad = [f"{name} = {metrics[name]}" for name in terms if not np.isfinite(metrics[name])] or [
         "no term, but what the step makes of the parameters"
     ]
     kept = checkpoints.steps()

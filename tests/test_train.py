@@ -26,7 +26,7 @@ def make_config(**changes):
     """Two stages of 6 steps; at step 6 the stage, density control and the capacity change, all at once."""
     config = procedural.get_config("motion,smoke")
     config.num_devices, config.views_per_step, config.blur.warmup = 1, 1, 0.0
-    config.density.every, config.checkpoint_every, config.keep_checkpoints = 6, 3, 10
+    config.density.every, config.checkpoint_every, config.keep_checkpoints = 3, 3, 10
     config.update_from_flattened_dict(changes)
     return config
 
@@ -192,7 +192,7 @@ def test_devices_do_not_wait_for_the_host(tmp_path, monkeypatch):
     monkeypatch.setattr(train.Programs, "steps", steps_and_note)
     monkeypatch.setattr(train.Dispatch, "look", look_and_note)
     monkeypatch.setattr(Checkpoints, "save", save_and_note)
-    train.train(make_config(checkpoint_every=4), tmp_path)
+    train.train(make_config(**{"checkpoint_every": 4, "density.every": 6}), tmp_path)
     first = ["ask for 0 to 2", "ask for 2 to 4", "look at 2", "ask for 4 to 6", "look at 4", "save 4", "look at 6"]
     then = ["ask for 6 to 8", "ask for 8 to 10", "look at 8", "save 8", "ask for 10 to 12", "look at 10", "look at 12"]
     assert told == [*first, *then, "save 12"]
@@ -201,6 +201,45 @@ def test_devices_do_not_wait_for_the_host(tmp_path, monkeypatch):
 @pytest.mark.parametrize("log_every", [1, 6])
 def test_a_scene_does_not_depend_on_when_the_host_looks(straight, tmp_path, log_every):
     assert_same(train.train(make_config(log_every=log_every), tmp_path), straight[1])
+
+
+def test_growth_in_flight_is_the_same_after_an_interruption(tmp_path, monkeypatch):
+    """One stage, density control every 2 steps, poses refined: what sums over all rows is rounded otherwise with more of them."""
+    config = make_config(**{"density.every": 2, "checkpoint_every": 2, "optim.poses_start": 0.0})
+    config.update_from_flattened_dict({"stages.scales": (0.5,), "stages.stops": (1.0,)})
+    config.blur.kernel_sizes, config.blur.strides = (3,), (1,)
+    straight = train.train(config, tmp_path / "straight")
+    assert straight.alive.shape[0] > 1.5 * ROWS
+    save = Checkpoints.save
+
+    def save_and_stop(self, state):
+        save(self, state)
+        if int(state.step) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        train.train(config, tmp_path / "interrupted")
+    assert_same(train.train(config, tmp_path / "interrupted"), straight)
+
+
+@pytest.mark.parametrize(
+    "where", [(2, 3), (4, 6), (10, 12)], ids=["before density control", "at a stage's end", "last"]
+)
+def test_a_dispatch_that_ends_halfway_loses_nothing(straight, tmp_path, monkeypatch, where):
+    """What was asked for ahead of it does nothing, and the rest of it is done again."""
+    steps, told = train.Programs.steps, []
+
+    def steps_and_stop(self, recipe, state, dataset, start, stop):
+        told.append((start, stop))
+        if told.count((start, stop)) > 1 or (start, stop) != where:
+            return steps(self, recipe, state, dataset, start, stop)
+        state, metrics = steps(self, recipe, state, dataset, start, stop - 1)
+        return state, {**metrics, "ok": jnp.int32(0), "num_dropped": jnp.int32(1)}
+
+    monkeypatch.setattr(train.Programs, "steps", steps_and_stop)
+    assert_same(train.train(make_config(), tmp_path), straight[1])
+    assert where in told and (where[1] - 1, where[1]) in told
 
 
 @pytest.mark.parametrize("turn", [{"start": 0, "stop": 12, "reset_every": 6}, {"start": 12}], ids=["all", "filter"])
