@@ -5,6 +5,8 @@ Gaussians too (one number for each parameter), so that the same moves apply to t
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -153,16 +155,23 @@ def grow(state: TrainState, capacity: int) -> TrainState:
     num = state.alive.shape[0]
     if capacity < num:
         raise ValueError(f"capacity {capacity} came for {num} rows, expected at least as many: rows are never given up")
+    return _with_rows(state, lambda x: jnp.pad(x, [(0, capacity - num)] + [(0, 0)] * (x.ndim - 1)))
 
-    def pad(x):
-        has_rows = x.ndim > 0 and x.shape[0] == num
-        return jnp.pad(x, [(0, capacity - num)] + [(0, 0)] * (x.ndim - 1)) if has_rows else x
 
+def ungrow(state: TrainState, capacity: int) -> TrainState:
+    """The state as it was before `grow` gave it more rows than `capacity`, if nothing has come into those yet. Outside jit."""
+    return _with_rows(state, lambda x: x[:capacity])
+
+
+def _with_rows(state: TrainState, change: Callable[[Array], Array]) -> TrainState:
+    """The state with a change made to every array that has a row for each Gaussian."""
+    num = state.alive.shape[0]
+    each = functools.partial(jax.tree.map, lambda x: change(x) if x.ndim > 0 and x.shape[0] == num else x)
     return dataclasses.replace(
         state,
-        gaussians=jax.tree.map(pad, state.gaussians),
-        alive=pad(state.alive),
-        filter_3d=pad(state.filter_3d),
-        gaussians_opt=jax.tree.map(pad, state.gaussians_opt),
-        density=jax.tree.map(pad, state.density),
+        gaussians=each(state.gaussians),
+        alive=each(state.alive),
+        filter_3d=each(state.filter_3d),
+        gaussians_opt=each(state.gaussians_opt),
+        density=each(state.density),
     )

@@ -279,7 +279,7 @@ def train_step(
         (state.step < stop)
         & (largest["num_dropped"] == 0)
         & jnp.isfinite(terms["total"])
-        & _is_finite((grads, _parameters(state)))
+        & _all_finite((grads, _parameters(state)))
     )
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
     return state, {**terms, **largest, "ok": ok.astype(jnp.int32)}
@@ -289,7 +289,13 @@ def _parameters(state: TrainState):
     return state.gaussians, state.network, state.poses
 
 
-def _is_finite(tree) -> Bool[Array, ""]:
+@jax.jit
+def is_finite(state: TrainState) -> Bool[Array, ""]:
+    """Whether all that is learned is. A step asks this of the state it starts from: of the last one nobody else does."""
+    return _all_finite(_parameters(state))
+
+
+def _all_finite(tree) -> Bool[Array, ""]:
     """Whether all numbers are, and their squares: a Gaussian that is not finite is culled, so that the loss would not show it."""
     leaves = jax.tree.leaves(tree)
     # The many small arrays of the network are looked at together: each look is a launch on a GPU.

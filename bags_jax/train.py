@@ -18,7 +18,7 @@ from bags_jax.blur_network import BlurProposalNetwork, hand_over
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.pyramid import make_dataset
 from bags_jax.data.scene import Scene
-from bags_jax.density import grow
+from bags_jax.density import grow, ungrow
 from bags_jax.errors import UserError
 from bags_jax.initialize import init_state, near_plane, random_points, scene_extent
 from bags_jax.optimizer import Optimizers, make_optimizers
@@ -37,7 +37,7 @@ from bags_jax.programs import (
 from bags_jax.progress import Progress
 from bags_jax.render import View
 from bags_jax.schedules import Stage, stage_at
-from bags_jax.step import Recipe, network_name
+from bags_jax.step import Recipe, is_finite, network_name
 from bags_jax.structs import Dataset, PoseFrame, TrainState
 from bags_jax.workdir import claim_capture, claim_workdir, noted_views_per_step
 from bags_jax.writers import Writers
@@ -101,7 +101,8 @@ class Dispatch:
 
     stage: Stage
     stop: int  # the step that they lead to, if all of them are ok
-    metrics: dict  # of train_steps, and num_gaussians
+    capacity: int  # rows of the state that they are done with
+    metrics: dict  # of train_steps, and num_gaussians and is_finite of the state that is left
     kept: TrainState | None = None  # a copy of the state, where a checkpoint is due
 
     def look(self) -> dict:
@@ -231,9 +232,9 @@ def dispatch(
         state = enter_stage(job, stage, state, dataset)
         needed = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
         rooms[stage] = rooms[stage] if needed < rooms[stage] else room_for(needed)
-    stop = next_event(job.config, stage, step)
+    stop, capacity = next_event(job.config, stage, step), state.alive.shape[0]
     state, metrics = programs.steps(job.recipe(stage, dataset, rooms[stage]), state, dataset, step, stop)
-    return state, Dispatch(stage, stop, metrics)
+    return state, Dispatch(stage, stop, capacity, metrics)
 
 
 def follow(job: Job, state: TrainState, steps: Dispatch, num_gaussians: int) -> tuple[TrainState, Dispatch]:
@@ -245,10 +246,9 @@ def follow(job: Job, state: TrainState, steps: Dispatch, num_gaussians: int) -> 
     """
     state = grown(job, state, num_gaussians) if job.density.is_due(steps.stop) else state
     state = after_step(job, state, steps.stop, job.dataset(steps.stage.scale))
+    metrics = {**steps.metrics, "num_gaussians": jnp.sum(state.alive), "is_finite": is_finite(state)}
     kept = copied(state) if is_due(job.config.checkpoint_every, steps.stop, job.config) else None
-    return state, dataclasses.replace(
-        steps, metrics={**steps.metrics, "num_gaussians": jnp.sum(state.alive)}, kept=kept
-    )
+    return state, dataclasses.replace(steps, metrics=metrics, kept=kept)
 
 
 def grown(job: Job, state: TrainState, num_gaussians: int) -> TrainState:
@@ -256,6 +256,11 @@ def grown(job: Job, state: TrainState, num_gaussians: int) -> TrainState:
     capacity = state.alive.shape[0]
     wanted = plan.next_capacity(capacity, num_gaussians, job.config.max_gaussians)
     return parallel.replicate(grow(state, wanted), job.num_devices) if wanted > capacity else state
+
+
+def taken_back(job: Job, state: TrainState, steps: Dispatch) -> TrainState:
+    """The state without the rows that it was given for a turn of density control that it has not come to."""
+    return parallel.replicate(ungrow(state, steps.capacity), job.num_devices)
 
 
 def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
@@ -286,11 +291,11 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
                 state, ahead = dispatch(job, programs, rooms, state, step)
             if unseen:  # the devices are at what comes next
                 metrics = unseen.look()
+                check_finite(metrics, unseen, checkpoints)
                 if metrics["step"] < unseen.stop:  # then what comes next has no effect
-                    check_finite(metrics, unseen.stage, checkpoints)
                     if metrics["num_dropped"] > 0:
                         rooms[unseen.stage] = more_room(rooms[unseen.stage], metrics["num_intersections"])
-                    step, unseen = metrics["step"], None
+                    state, step, unseen = taken_back(job, state, unseen), metrics["step"], None
                     continue
                 check_alive(metrics, config)
                 num_gaussians = metrics["num_gaussians"]
@@ -371,9 +376,11 @@ def check_alive(metrics: dict, config: plan.Config) -> None:
         )
 
 
-def check_finite(metrics: dict, stage: Stage, checkpoints: Checkpoints) -> None:
-    """Raises UserError with the terms of the loss that are not finite, where a step was not ok for another reason than its room."""
-    if metrics["ok"] or metrics["num_dropped"] > 0:
+def check_finite(metrics: dict, steps: Dispatch, checkpoints: Checkpoints) -> None:
+    """Raises UserError with the terms of the loss that are not finite, where a step was not ok for another reason than its room,
+    or where the last one left what must not be kept."""
+    can_be_kept = metrics["is_finite"] or steps.kept is None  # else the next step is not ok, and knows the term
+    if metrics["num_dropped"] > 0 or (metrics["ok"] and can_be_kept):
         return
     terms = [name for name, value in metrics["mean"].items() if name not in ("total", "psnr")]
     bad = [f"{name} = {metrics[name]}" for name in terms if not np.isfinite(metrics[name])] or [
@@ -382,6 +389,6 @@ def check_finite(metrics: dict, stage: Stage, checkpoints: Checkpoints) -> None:
     kept = checkpoints.steps()
     way_out = f"the checkpoint of step {kept[-1]} is kept" if kept else "there was no checkpoint yet"
     raise UserError(
-        f"the loss is not finite at step {metrics['step']} ({stage.name}): {', '.join(bad)}; {way_out}: "
+        f"the loss is not finite at step {metrics['step']} ({steps.stage.name}): {', '.join(bad)}; {way_out}: "
         "lower the learning rates (config.optim), or look for broken photographs or poses"
     )

@@ -203,13 +203,22 @@ def test_a_scene_does_not_depend_on_when_the_host_looks(straight, tmp_path, log_
     assert_same(train.train(make_config(log_every=log_every), tmp_path), straight[1])
 
 
-def test_growth_in_flight_is_the_same_after_an_interruption(tmp_path, monkeypatch):
-    """One stage, density control every 2 steps, poses refined: what sums over all rows is rounded otherwise with more of them."""
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory):
+    """Configuration and last state of one stage with density control every 2 steps, poses refined: what sums over all rows is
+    rounded otherwise with more of them."""
     config = make_config(**{"density.every": 2, "checkpoint_every": 2, "optim.poses_start": 0.0})
     config.update_from_flattened_dict({"stages.scales": (0.5,), "stages.stops": (1.0,)})
     config.blur.kernel_sizes, config.blur.strides = (3,), (1,)
-    straight = train.train(config, tmp_path / "straight")
-    assert straight.alive.shape[0] > 1.5 * ROWS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: min(ROWS, max_gaussians))
+        state = train.train(config, tmp_path_factory.mktemp("growing"))
+    assert state.alive.shape[0] > 1.5 * ROWS
+    return config, state
+
+
+def test_growth_in_flight_is_the_same_after_an_interruption(growing, tmp_path, monkeypatch):
+    config, straight = growing
     save = Checkpoints.save
 
     def save_and_stop(self, state):
@@ -219,8 +228,23 @@ def test_growth_in_flight_is_the_same_after_an_interruption(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Checkpoints, "save", save_and_stop)
-        train.train(config, tmp_path / "interrupted")
-    assert_same(train.train(config, tmp_path / "interrupted"), straight)
+        train.train(config, tmp_path)
+    assert_same(train.train(config, tmp_path), straight)
+
+
+def ends_halfway(monkeypatch, where):
+    """Has the dispatch `where`, (start, stop), run out of room at its last step; returns the list of all that is asked for."""
+    steps, asked = train.Programs.steps, []
+
+    def steps_and_stop(self, recipe, state, dataset, start, stop):
+        asked.append((start, stop, state.alive.shape[0]))
+        if [each[:2] for each in asked].count((start, stop)) > 1 or (start, stop) != where:
+            return steps(self, recipe, state, dataset, start, stop)
+        state, metrics = steps(self, recipe, state, dataset, start, stop - 1)
+        return state, {**metrics, "ok": jnp.int32(0), "num_dropped": jnp.int32(1)}
+
+    monkeypatch.setattr(train.Programs, "steps", steps_and_stop)
+    return asked
 
 
 @pytest.mark.parametrize(
@@ -228,18 +252,18 @@ def test_growth_in_flight_is_the_same_after_an_interruption(tmp_path, monkeypatc
 )
 def test_a_dispatch_that_ends_halfway_loses_nothing(straight, tmp_path, monkeypatch, where):
     """What was asked for ahead of it does nothing, and the rest of it is done again."""
-    steps, told = train.Programs.steps, []
-
-    def steps_and_stop(self, recipe, state, dataset, start, stop):
-        told.append((start, stop))
-        if told.count((start, stop)) > 1 or (start, stop) != where:
-            return steps(self, recipe, state, dataset, start, stop)
-        state, metrics = steps(self, recipe, state, dataset, start, stop - 1)
-        return state, {**metrics, "ok": jnp.int32(0), "num_dropped": jnp.int32(1)}
-
-    monkeypatch.setattr(train.Programs, "steps", steps_and_stop)
+    asked = ends_halfway(monkeypatch, where)
     assert_same(train.train(make_config(), tmp_path), straight[1])
-    assert where in told and (where[1] - 1, where[1]) in told
+    assert where in [each[:2] for each in asked]
+    assert (where[1] - 1, where[1]) in [each[:2] for each in asked]
+
+
+def test_a_dispatch_that_ends_before_growth_is_finished_with_its_own_rows(growing, tmp_path, monkeypatch):
+    config, straight = growing
+    asked = ends_halfway(monkeypatch, (2, 4))
+    assert_same(train.train(config, tmp_path), straight)
+    rows = {(start, stop): rows for start, stop, rows in asked}
+    assert rows[3, 4] == rows[2, 4] < rows[4, 6]
 
 
 @pytest.mark.parametrize("turn", [{"start": 0, "stop": 12, "reset_every": 6}, {"start": 12}], ids=["all", "filter"])
@@ -283,22 +307,27 @@ def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "field,reason", [("sh_dc", "l1 = nan"), ("means", "no term, but what the step makes of the parameters")]
+    "field,at,reason",
+    [
+        ("sh_dc", 4, "l1 = nan"),
+        ("means", 4, "no term, but what the step makes of the parameters"),
+        ("means", 6, "no term, but what the step makes of the parameters"),  # what the checkpoint of step 6 would hold
+    ],
 )
-def test_blow_up_names_the_term_and_keeps_the_checkpoint(straight, tmp_path, monkeypatch, field, reason):
+def test_blow_up_names_the_term_and_keeps_the_checkpoint(straight, tmp_path, monkeypatch, field, at, reason):
     """A mean that is not finite is culled, so that the loss alone would not tell."""
     after_step = train.after_step
 
     def poison(job, state, step, dataset):
         state = after_step(job, state, step, dataset)
-        if step != 4:
+        if step != at:
             return state
         values = getattr(state.gaussians, field).at[0].set(jnp.nan)
         return dataclasses.replace(state, gaussians=dataclasses.replace(state.gaussians, **{field: values}))
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "after_step", poison)
-        with pytest.raises(UserError, match=rf"step 4 \(scale 0.5, kernel 3\).*{reason}.*step 3 is kept") as caught:
+        with pytest.raises(UserError, match=rf"step {at} \(scale 0.5, kernel 3\).*{reason}.*step 3 is kept") as caught:
             train.train(make_config(), tmp_path)
     assert "\n" not in str(caught.value) and "config.optim" in str(caught.value)
     with Checkpoints(tmp_path) as checkpoints:
