@@ -15,7 +15,7 @@ LAYERS = (
     ("errors",),
     ("atomic", "structs", "numerics", "tone", "limits", "schedules", "sharpness", "parallel"),
     ("cuda", "native", "convolution"),
-    ("blur_stream",),
+    ("blur_stream", "ssim"),
     ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "data"),
     ("rasterize", "blur_network", "density", "optimizer", "poses", "camera_path"),
     ("render",),

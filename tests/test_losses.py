@@ -1,4 +1,6 @@
-"""Losses against the metrics and a naive convolution; padding changes none of them."""
+"""Losses against the metrics and a naive convolution; padding changes none of them. With C++ and without."""
+
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,11 @@ from bags_jax import metrics
 from bags_jax.losses import l1, mse, psnr_from_mse, ssim, total_variation
 
 H, W = 17, 21
+
+
+@pytest.fixture(autouse=True, params=["1", "0"], ids=["native", "xla"])
+def native(monkeypatch, request):
+    monkeypatch.setenv("BAGS_JAX_NATIVE", request.param)
 
 
 def pair(seed: int = 0):
@@ -81,3 +88,39 @@ def test_nothing_valid_is_zero_not_nan():
     for loss in (l1, mse, ssim):
         value, gradient = jax.value_and_grad(loss)(image, target, ~valid)
         assert value == 0 and not gradient.any()
+
+
+# Rows of fewer numbers than the C++ takes at a time, and of more; blocks of rows that are whole, and not.
+@pytest.mark.parametrize("height, width, channels", [(1, 1, 1), (2, 3, 3), (16, 8, 1), (33, 25, 4), (40, 64, 3)])
+def test_ssim_of_every_size_equals_the_naive_one(height, width, channels):
+    rng = np.random.default_rng(1)
+    image, target = (jnp.asarray(rng.random((height, width, channels)), jnp.float32) for _ in range(2))
+    valid = jnp.ones((height, width), bool)
+    (value, gradient), (expected, naive) = (
+        jax.value_and_grad(f)(image, target) for f in (lambda i, t: ssim(i, t, valid), ssim_naive)
+    )
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+    np.testing.assert_allclose(gradient, naive, atol=1e-4 * float(jnp.abs(naive).max()))
+
+
+def test_ssim_of_a_batch_is_that_of_each():
+    image, target, valid = pair()
+    images, holes = jnp.stack([image, image**2]), jnp.stack([valid, image[..., 0] > 0.3])
+    values, gradients = jax.vmap(jax.value_and_grad(ssim), in_axes=(0, None, 0))(images, target, holes)
+    for k in range(2):
+        value, gradient = jax.value_and_grad(ssim)(images[k], target, holes[k])
+        np.testing.assert_allclose(values[k], value, rtol=1e-6)
+        np.testing.assert_allclose(gradients[k], gradient, atol=1e-7)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU: there is one thread whatever is asked for")
+def test_number_of_threads_changes_no_bit_of_ssim(monkeypatch):
+    rng = np.random.default_rng(2)
+    image, target = (jnp.asarray(rng.random((90, 70, 3)), jnp.float32) for _ in range(2))
+    results = []
+    for threads in ("1", "2", "2"):
+        monkeypatch.setenv("BAGS_JAX_NUM_THREADS", threads)
+        results.append(jax.value_and_grad(ssim)(image, target, jnp.ones((90, 70), bool)))
+    for value, gradient in results[1:]:
+        assert value == results[0][0]
+        np.testing.assert_array_equal(gradient, results[0][1])

@@ -21,6 +21,7 @@ SOURCES = pathlib.Path(__file__).parent
 TARGETS = (
     *("bags_jax_count", "bags_jax_bin", "bags_jax_blend", "bags_jax_blend_gradient"),
     *("bags_jax_filter_rows", "bags_jax_filter_rows_gradient"),
+    "bags_jax_ssim",
 )
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", "-Wno-psabi")
 COMPILERS = ("c++", "g++", "clang++")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bags_jax.errors import UserError
-from bags_jax.losses import SSIM_C1, SSIM_C2
+from bags_jax.ssim import C1, C2
 from bags_jax.step import Recipe
 from bags_jax.structs import Dataset, TrainState
 
@@ -47,9 +47,9 @@ def make_step(
         for taps, padding in ((window[:, :, :, None], (5, 0)), (window[:, :, None], (0, 5))):
             moments = torch.nn.functional.conv2d(moments, taps, padding=padding, groups=15)
         mean_x, mean_y, xx, yy, xy = moments[0].split(3)
-        luminance = (2.0 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
-        structure = 2.0 * (xy - mean_x * mean_y) + SSIM_C2
-        return (luminance * structure / (xx - mean_x**2 + yy - mean_y**2 + SSIM_C2)).mean()
+        luminance = (2.0 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
+        structure = 2.0 * (xy - mean_x * mean_y) + C2
+        return (luminance * structure / (xx - mean_x**2 + yy - mean_y**2 + C2)).mean()
 
     fused = importlib.util.find_spec("fused_ssim")
     ssim = importlib.import_module("fused_ssim").fused_ssim if fused else separable_ssim
