@@ -173,6 +173,22 @@ def test_front_covers_back_whatever_the_order_of_rows(backend):
     np.testing.assert_allclose(_blend(back, backend).colors[3, 0, :2], [0.25, 0.5], atol=1e-6)
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["x32", "x64"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_types_are_taken_as_float32(dtype, wide, backend):
+    """Kernels read memory as float32 whatever is in it. Gradients are of the type that came."""
+    with jax.enable_x64(wide):
+        splats = Splats(*(x.astype(dtype) for x in make_splats()))
+        rounded = Splats(*(x.astype(jnp.float32) for x in splats))
+        picture = lambda splats: rasterization(*splats, WIDTH, HEIGHT, max_intersections=2048, backend=backend)[0]
+        expected, image = picture(rounded), picture(splats)
+        assert image.dtype == jnp.float32 and expected.max() > 0.1
+        np.testing.assert_array_equal(image, expected)
+        gradient = jax.grad(lambda splats: jnp.sum(picture(splats) ** 2))(splats)
+        for a, b in zip(gradient, splats, strict=True):
+            assert a.dtype == b.dtype and np.isfinite(a).all() and np.any(a)
+
+
 def wrong(**changes) -> Splats:
     return make_splats()._replace(**changes)
 

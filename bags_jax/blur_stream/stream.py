@@ -50,6 +50,7 @@ def stream_blur(
       ValueError: the image without its margin has not the size that the kernels are for.
     Differentiable in all arrays, once, in reverse mode.
     """
+    planes, features, weight, bias = (jnp.asarray(x, jnp.float32) for x in (planes, features, weight, bias))
     side = kernel_side(weight.shape[1])
     h, w, _ = features.shape
     channels, height, width = planes.shape[0], planes.shape[1] - 2 * margin, planes.shape[2] - 2 * margin

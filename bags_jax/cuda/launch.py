@@ -27,6 +27,7 @@ from bags_jax.errors import UserError
 FOLDER = pathlib.Path(__file__).parent
 ENTRY = ".visible .entry "  # what a kernel begins with in PTX
 LEAST_CAPABILITY = (8, 0)
+TYPES = {"float32", "int32", "uint32", "uint16"}  # that kernels read
 # What XLA, the driver or a compiler may answer; XLA's own errors are RuntimeErrors. The other route may still work.
 PROBLEMS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, NotImplementedError)
 
@@ -75,7 +76,11 @@ def launch(
       grid: blocks in x and y.
       aliases: operand -> output that has its memory.
       route: None: the one that works here.
+    Raises:
+      TypeError: an operand that no kernel is written for: kernels take memory for what they expect.
     """
+    if wrong := {str(x.dtype) for x in operands} - TYPES:
+        raise TypeError(f"{kernel.name}: operands of {', '.join(sorted(wrong))} came, expected {', '.join(sorted(TYPES))}")
     route = route or current_route()
     call = jax.ffi.ffi_call(
         route.target,

@@ -60,7 +60,7 @@ class _Batch(NamedTuple):
 
 def _local_pixels(grid: TileGrid):
     """Pixel centres of a tile about its centre, x and y, px."""
-    side = jnp.arange(grid.tile_size) + 0.5 - grid.tile_size / 2
+    side = jnp.arange(grid.tile_size, dtype=jnp.float32) + 0.5 - grid.tile_size / 2
     return jnp.tile(side, grid.tile_size), jnp.repeat(side, grid.tile_size)
 
 
@@ -126,12 +126,12 @@ def _forward(attributes, ids, starts, grid: TileGrid) -> Float[Array, "T E P"]:
             return i + grid.unroll, light, sums
 
         shape = (grid.batch, grid.pixels)
-        start = (jnp.int32(0), jnp.ones(shape), (jnp.zeros(shape),) * channels)
+        start = (jnp.int32(0), jnp.ones(shape, jnp.float32), (jnp.zeros(shape, jnp.float32),) * channels)
         _, _, sums = jax.lax.while_loop(lambda c: (c[0] < longest) & jnp.any(c[1] > 0.0), body, start)
         return jnp.stack(sums, axis=1)
 
     blended = jax.lax.map(blend_batch, batches).reshape(-1, channels, grid.pixels)
-    return jnp.zeros((grid.num_tiles, channels, grid.pixels)).at[order].set(blended, mode="drop")
+    return jnp.zeros((grid.num_tiles, channels, grid.pixels), jnp.float32).at[order].set(blended, mode="drop")
 
 
 def _moments_to_gradients(row, moments):
@@ -182,7 +182,7 @@ def _backward(attributes, ids, starts, blended, cotangent, grid: TileGrid) -> Fl
             update = jnp.concatenate([_moments_to_gradients(rows, moments), d_features], -1)
             return i + grid.unroll, light, remainder, gradient.at[owners].add(update, mode="drop")
 
-        start = (jnp.int32(0), jnp.ones((grid.batch, grid.pixels)), total.at[tiles].get(mode="clip"), gradient)
+        start = (jnp.int32(0), jnp.ones((grid.batch, grid.pixels), jnp.float32), total.at[tiles].get(mode="clip"), gradient)
         return jax.lax.while_loop(lambda c: (c[0] < longest) & jnp.any(c[1] > 0.0), body, start)[3], None
 
     gradient, _ = jax.lax.scan(add_batch, jnp.zeros_like(attributes), (batches, in_order))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from bags_jax.geometry import camera_center, project
 from bags_jax.numerics import safe_normalize
 from bags_jax.rasterize.image import BACKENDS, DEFAULT_TILE_SIZE, capacity_for, choose_backend, rasterize
-from bags_jax.spherical_harmonics import evaluate_sh, num_coefficients
+from bags_jax.spherical_harmonics import MAX_DEGREE, evaluate_sh, num_coefficients
 from bags_jax.structs import Camera, Projected
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
@@ -41,7 +41,7 @@ def rasterization(
     backend: str = "auto",
     deterministic: bool = False,
 ) -> tuple[Float[Array, "C H W E"], Float[Array, "C H W 1"], dict[str, Array]]:
-    """Renders N Gaussians with C cameras; a pure function, differentiable in every array.
+    """Renders N Gaussians with C cameras, in float32; a pure function, differentiable in every array.
 
     A Gaussian with a NaN or an infinity, colours included, is culled.
 
@@ -68,17 +68,22 @@ def rasterization(
     Raises:
       ValueError: shapes that do not fit, an unknown mode, too few SH coefficients.
     """
-    _check(means, quats, scales, opacities, colors, viewmats, Ks)
+    _check(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
     if render_mode not in RENDER_MODES:
         raise ValueError(f"render_mode={render_mode!r} came, expected one of {', '.join(RENDER_MODES)}")
     if rasterize_mode not in RASTERIZE_MODES:
         raise ValueError(f"rasterize_mode={rasterize_mode!r} came, expected one of {', '.join(RASTERIZE_MODES)}")
+    if sh_degree is not None and not 0 <= sh_degree <= MAX_DEGREE:
+        raise ValueError(f"sh_degree={sh_degree} came, expected 0 to {MAX_DEGREE}, or None if colors are colours")
     if sh_degree is not None and (colors.ndim != 3 or colors.shape[1] < num_coefficients(sh_degree)):
         raise ValueError(
             f"sh_degree={sh_degree} needs colors [N, >= {num_coefficients(sh_degree)}, 3], got {colors.shape}"
         )
     if sh_degree is None and colors.ndim != 2:
         raise ValueError(f"colors of shape {colors.shape} came without sh_degree: pass sh_degree, or colors [N, D]")
+    means, quats, scales, opacities, colors, viewmats, Ks, backgrounds = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32), (means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
+    )
     name = choose_backend(backend)  # here, so that a program is cached for what "auto" meant when it was made
     how = _How(width, height, near_plane, far_plane, eps2d, rasterize_mode, tile_size, name, deterministic)
     colored = jnp.isfinite(colors).reshape(colors.shape[0], math.prod(colors.shape[1:])).all(axis=1)
@@ -165,7 +170,7 @@ def _project(gaussians, camera: Camera, how: _How) -> Projected:
     return how.project(gaussians, camera)
 
 
-def _check(means, quats, scales, opacities, colors, viewmats, Ks) -> None:
+def _check(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds) -> None:
     num, cameras = means.shape[0], viewmats.shape[0] if viewmats.ndim else 0
     expected = {
         "means": (means, (num, 3)),
@@ -176,6 +181,8 @@ def _check(means, quats, scales, opacities, colors, viewmats, Ks) -> None:
         "viewmats": (viewmats, (cameras, 4, 4)),
         "Ks": (Ks, (cameras, 3, 3)),
     }
+    if backgrounds is not None:
+        expected["backgrounds"] = (backgrounds, (cameras, colors.shape[-1]))
     for name, (array, shape) in expected.items():
         if array.shape != shape:
             raise ValueError(

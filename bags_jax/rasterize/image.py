@@ -74,7 +74,7 @@ def rasterize(
     backend: str = "auto",
     deterministic: bool = False,
 ) -> RasterOutput:
-    """Blends Gaussians front to back (Kerbl et al. 2023, eq. 3), by tiles.
+    """Blends Gaussians front to back (Kerbl et al. 2023, eq. 3), by tiles, in float32.
 
     Alpha is clamped at 0.999 and skipped under 1/255; a pixel stops before the Gaussian that would take its
     transmittance to 1e-4 or below.
@@ -101,6 +101,7 @@ def rasterize(
         raise ValueError(
             f"max_intersections={max_intersections} came, expected at least 1: None makes room for all pairs"
         )
+    projected, features = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (projected, features))
     if features.shape[0] == 0:
         empty = jnp.zeros((height, width, features.shape[1]))
         return RasterOutput(empty, jnp.zeros((height, width)), jnp.int32(0), jnp.int32(0))
@@ -121,7 +122,7 @@ def capacity_for(
 ) -> int:
     """Room that holds every pair of tile and Gaussian; under jit, where nothing can be counted, 16 for each Gaussian."""
     grid_size(width, height, tile_size)  # raises where there is nothing to draw on
-    projected = jax.lax.stop_gradient(projected)
+    projected = jax.tree.map(lambda x: jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), projected)
     if isinstance(projected.means_px, Tracer):
         warnings.warn(
             "under jit no pairs of tile and Gaussian are counted, and room for 16 a Gaussian is made: pass max_intersections, "

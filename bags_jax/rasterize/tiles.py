@@ -141,7 +141,7 @@ def count_intersections(projected: Projected, *, width: int, height: int, tile_s
     def add_row(total, row):
         touched = (row >= first_row) & (row < first_row + num_rows)
         _, num_columns = _interval(ellipses, row, columns, tile_size)
-        return total + jnp.sum(jnp.where(touched, num_columns, 0)), None
+        return total + jnp.sum(jnp.where(touched, num_columns, 0), dtype=jnp.int32), None
 
     return jax.lax.scan(add_row, jnp.int32(0), jnp.arange(rows, dtype=jnp.int32))[0]
 
