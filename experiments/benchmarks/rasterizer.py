@@ -22,6 +22,7 @@ from absl import flags
 from scipy.spatial import KDTree
 
 from bags_jax.errors import UserError
+from bags_jax.metrics import psnr_of_mse
 from bags_jax.rasterize import rasterization
 from bags_jax.rasterize.image import choose_backend
 from experiments.benchmarks.arguments import row_writer
@@ -149,18 +150,13 @@ def measure_gsplat(scene: Scene) -> Result:
     return Result(image.detach().cpu().numpy(), milliseconds(forward), milliseconds(both), pairs)
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two images, dB; 99 where they are equal."""
-    return min(99.0, -10.0 * float(np.log10(np.mean((a.astype(float) - b) ** 2) + 1e-30)))
-
-
 def report(text: str, scene: Scene, name: str, result: Result, other: Result | None, write: Write) -> None:
     """Prints a row and appends it to the file of rows."""
     row = {"scene": text, "gaussians": len(scene.arrays[0]), "backend": name, "pairs": result.pairs}
     row |= {"forward_ms": round(result.forward_ms, 3), "both_ms": round(result.both_ms, 3)}
     if other:
         row |= {
-            "psnr_to_gsplat": round(psnr(result.image, other.image), 1),
+            "psnr_to_gsplat": round(psnr_of_mse(float(np.mean((result.image.astype(float) - other.image) ** 2))), 1),
             "gsplat_forward_over_ours": round(other.forward_ms / result.forward_ms, 2),
             "gsplat_both_over_ours": round(other.both_ms / result.both_ms, 2),
         }
