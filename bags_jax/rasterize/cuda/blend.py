@@ -78,7 +78,7 @@ def blend_views(splats: Splats, pairs: Pairs, *, width: int, height: int) -> Ima
     return Image(jnp.concatenate(colors, axis=-1), alphas[0])
 
 
-def blend_gradient(splats: Splats, pairs: Pairs, image: Image, cotangent: Image, *, width: int, height: int) -> Splats:
+def blend_gradient(splats: Splats, pairs: Pairs, image: Image, cotangent: Image) -> Splats:
     """Gradient of `blend_views`; summed in a fixed order if the pairs have slots, else by atomic additions."""
     gradients, features = None, []
     for first, end, channels in channel_groups(splats.features.shape[-1]):
