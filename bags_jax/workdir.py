@@ -30,9 +30,7 @@ def claim_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.Pa
         path.mkdir(parents=True, exist_ok=True)
         if not holds_run(path, config):
             ours = json.loads(config.to_json_best_effort())
-            partial = path / f"{CONFIG_FILE}.partial"
-            partial.write_text(json.dumps(ours, indent=2) + "\n")
-            partial.replace(path / CONFIG_FILE)
+            write_atomic(path / CONFIG_FILE, (json.dumps(ours, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"--workdir={path} cannot be written ({error}): choose a folder that can") from error
     return path

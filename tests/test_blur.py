@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernels import mean_kernel
 
 from bags_jax.blur import (
     apply_kernels,
@@ -15,7 +16,6 @@ from bags_jax.blur import (
     kernel_statistics,
     masked_widths,
     mean_blocks,
-    mean_kernel,
     resize_taps,
 )
 from bags_jax.blur_stream import tap_moments

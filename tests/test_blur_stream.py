@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernels import mean_kernel
 
 from bags_jax.blur import (
     apply_kernels,
     kernel_statistics,
-    mean_kernel,
     mean_squared_centroid,
     pixel_statistics,
     repeat_blocks,

@@ -11,8 +11,8 @@ from splats import HEIGHT, KINDS, NUM, WIDTH, alphas_in_order, make_splats, on_c
 
 from bags_jax.cuda import launch
 from bags_jax.rasterize import rasterization, rasterize
+from bags_jax.rasterize.channels import channel_groups
 from bags_jax.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
-from bags_jax.rasterize.cuda.blend import channel_groups
 from bags_jax.rasterize.cuda.views import rasterize_cuda
 from bags_jax.rasterize.reference import rasterize_reference
 from bags_jax.rasterize.tiles import bin_tiles

@@ -1,3 +1,5 @@
+import json
+import math
 import pathlib
 import pickle
 
@@ -10,6 +12,7 @@ from skimage.metrics import structural_similarity
 
 from bags_jax import metrics
 from bags_jax.errors import UserError
+from bags_jax.report import no_truth
 
 BLURBALL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "blurball" / "images_4"
 needs_lpips = pytest.mark.skipif(not metrics.lpips_available(), reason=metrics.LPIPS_EXTRA)
@@ -63,6 +66,14 @@ def test_psnr_by_hand_and_alike_in_both_protocols(no_lpips):
     expected = -10 * np.log10(0.005)
     assert metrics.deblur_nerf(image, target).psnr == pytest.approx(expected, abs=1e-9)
     assert metrics.gaussian_splatting(image, target).psnr == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_perfect_picture_has_a_psnr_that_json_can_hold():
+    assert json.loads(json.dumps(metrics.psnr_of_mse(0.0), allow_nan=False)) == metrics.PSNR_CAP == 100.0
+    assert metrics.psnr_of_mse(1e-11) == 100.0 and metrics.psnr_of_mse(1e-3) == pytest.approx(30.0)
+    assert math.isnan(metrics.psnr_of_mse(math.nan))  # not the best of scores
+    truth = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    assert no_truth.training_view(truth / 255.0, truth / 255.0, truth)["reblur_PSNR"] == 100.0
 
 
 def test_render_is_clipped_and_not_quantised(no_lpips):

@@ -320,7 +320,7 @@ def test_cache_hit_is_the_same_and_a_corrupt_file_is_replaced(cache_home, monkey
         path.write_bytes(damaged)
         assert_same(first, make_scene(*arguments[0], **arguments[1]))
         assert path.read_bytes() != damaged
-    assert not list(cache_home.rglob("*.tmp"))
+    assert not list(cache_home.rglob("*.tmp")) and not list(cache_home.rglob("*.unfinished*"))
 
 
 def test_every_argument_has_a_cache_of_its_own():

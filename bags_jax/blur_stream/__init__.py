@@ -7,7 +7,7 @@ rows_cuda.py                 the same by own kernels on NVIDIA GPUs
 stream.py                    block after block, in as much memory as there is
 """
 
-from bags_jax.blur_stream.kernels import kernel_side, kernels_of, tap_moments, tap_offsets
+from bags_jax.blur_stream.kernels import kernel_side, kernels_of, tap_moments
 from bags_jax.blur_stream.stream import rows_per_block, stream_blur
 
-__all__ = ["kernel_side", "kernels_of", "rows_per_block", "stream_blur", "tap_moments", "tap_offsets"]
+__all__ = ["kernel_side", "kernels_of", "rows_per_block", "stream_blur", "tap_moments"]

@@ -1,15 +1,16 @@
 """Scenes on disk: one file each, written whole or not at all."""
 
+import contextlib
 import dataclasses
-import os
 import pathlib
-import tempfile
 import zipfile
 import zlib
 
 import numpy as np
 
+from bags_jax.atomic import whole_file
 from bags_jax.data.scene import Scene
+from bags_jax.errors import UserError
 
 
 def read_cache(path: pathlib.Path | None, num_views: int, shape: tuple[int, int, int]) -> Scene | None:
@@ -34,14 +35,5 @@ def write_cache(path: pathlib.Path | None, scene: Scene) -> None:
         return
     arrays = {name: value for name, value in dataclasses.asdict(scene).items() if value is not None}
     del arrays["background"], arrays["notes"]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})
-        os.replace(temporary, path)
-    except OSError:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+    with contextlib.suppress(UserError), whole_file(path) as unfinished:
+        np.savez(unfinished, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bags_jax.native import build
+from bags_jax.rasterize.channels import channel_groups, pad_channels
 from bags_jax.rasterize.tiles import grid_size
 from bags_jax.structs import Projected, RasterOutput
 
-CHANNELS = (1, 3, 4, 8)  # numbers of features for which the C++ is compiled
 RECORD = 16  # floats that the C++ keeps of a Gaussian from the forward pass
 MOMENTS = 6  # sums of a pair in the backward pass, beside those of its features
 
@@ -109,7 +109,7 @@ def blend(
 
     Args:
       means, conics, opacities: px, 1/px^2, [0, 1].
-      features: D of CHANNELS.
+      features: D of CHANNELS, channels.py.
       bins: the pairs.
       frame: static shape of the work.
     Differentiable in the first four.
@@ -143,14 +143,12 @@ blend.defvjp(_blend_fwd, _blend_bwd)
 
 
 def _blend_any(geometry, features: Float[Array, "N D"], bins: Bins, frame: Frame):
-    """`blend` for any number of channels: as many at a time as the C++ takes, the last ones padded with zeros."""
+    """`blend` for any number of channels."""
     groups, alphas = [], jnp.zeros((frame.height, frame.width))
-    for first in range(0, max(features.shape[1], 1), CHANNELS[-1]):
-        group = features[:, first : first + CHANNELS[-1]]
-        padding = next(c for c in CHANNELS if c >= group.shape[1]) - group.shape[1]
-        padded = jnp.pad(group, ((0, 0), (0, padding)))
+    for first, end, channels in channel_groups(features.shape[1]):
+        padded = pad_channels(features[:, first:end], channels)
         colors, group_alphas = cast(tuple[Array, Array], blend(*geometry, padded, bins, frame))
-        groups.append(colors[..., : group.shape[1]])
+        groups.append(colors[..., : end - first])
         alphas = group_alphas if first == 0 else alphas  # the same in every group
     return jnp.concatenate(groups, axis=-1) if len(groups) > 1 else groups[0], alphas
 

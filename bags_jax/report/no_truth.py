@@ -19,6 +19,8 @@ import scipy.ndimage
 import scipy.signal
 from jaxtyping import Array, Float, UInt8
 
+from bags_jax.metrics import psnr_of_mse
+
 _MAX_EQUATIONS = 200_000  # pixels times channels that a kernel is fitted to: K x K unknowns need no more
 _FIT_STEPS = 600
 _LUMA = np.array([0.2126, 0.7152, 0.0722])  # Rec. 709
@@ -116,8 +118,7 @@ def held_out_view(sharp: Picture, photo: UInt8[np.ndarray, "H W 3"], *, side: in
 
 
 def _psnr(picture: np.ndarray, truth: np.ndarray) -> float:
-    error = np.mean((np.clip(picture, 0.0, 1.0) - truth) ** 2)
-    return float(-10.0 * np.log10(max(float(error), 1e-10)))
+    return psnr_of_mse(float(np.mean((np.clip(picture, 0.0, 1.0) - truth) ** 2)))
 
 
 def summarize(training: Mapping[str, dict], held_out: Mapping[str, dict], *, has_blur_model: bool) -> dict:

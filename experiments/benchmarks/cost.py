@@ -9,7 +9,6 @@ L1 and SSIM, gradients, Adam), `blur model` what BAGS adds to it with 9 x 9 kern
 import dataclasses
 import functools
 import platform
-import time
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,9 @@ from bags_jax.step import Objective, Recipe, train_step
 from bags_jax.structs import Camera, Dataset
 from configs import base
 from experiments.benchmarks.arguments import counts, row_writer, sizes
+from experiments.benchmarks.cloud import make_cloud
 from experiments.benchmarks.provenance import provenance
+from experiments.benchmarks.timing import median_ms
 from experiments.launch import launch
 
 _GAUSSIANS = flags.DEFINE_list("gaussians", "1000,3000,10000,30000,100000", "Numbers of Gaussians, at 320 x 240.")
@@ -43,31 +44,22 @@ _OUTPUT = flags.DEFINE_string("output", "", "File to which the JSON rows are app
 PARTS = ("project", "bin and sort", "blend", "backward", "loss", "Adam")
 TRAINED = ("means", "means_final", "quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
 RATE = 1e-6  # of all of these: the scene is to stay what it is while it is timed
-COVER = 3.0  # how often the Gaussians cover the image, one standard deviation to each side: some 25 blended a pixel
 
 
 def milliseconds(function, *args) -> float:
     """Median time of a compiled call."""
     compiled = jax.jit(function).lower(*args).compile()
-    jax.block_until_ready(compiled(*args))
-    times = []
-    for _ in range(_REPEATS.value):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*args))
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(times))
+    return median_ms(lambda: jax.block_until_ready(compiled(*args)), warm_up=1, timed=_REPEATS.value)
 
 
 def make_case(num: int, width: int, height: int):
-    """A cloud in front of one camera that covers the image equally often whatever its number; state, dataset, recipe."""
+    """A cloud before one camera; state, dataset, recipe."""
     rng = np.random.default_rng(0)
-    depth = rng.uniform(2.0, 6.0, num)
-    spread = rng.uniform(-0.6, 0.6, (num, 2)) * np.array([1.0, height / width])
-    points = np.concatenate([spread * depth[:, None], depth[:, None]], axis=-1).astype(np.float32)
+    cloud = make_cloud(rng, num, width, height)
     rates = dataclasses.replace(plan.make_rates(base.get_config()), **dict.fromkeys(TRAINED, RATE))
     optimizers = make_optimizers(rates, restart=0, num_steps=1000)
     state = init_state(
-        points,
+        cloud.means.astype(np.float32),
         rng.uniform(size=(num, 3)).astype(np.float32),
         None,
         optimizers,
@@ -75,20 +67,16 @@ def make_case(num: int, width: int, height: int):
         num_views=1,
         opacity=0.3,
     )
-    focal = width / 1.2
-    sigma = np.sqrt(COVER * width * height / num) / 2.0 / focal * depth
-    scales = np.log(sigma)[:, None] + rng.normal(0.0, 0.3, (num, 3))
+    scales = np.log(cloud.sigmas)[:, None] + rng.normal(0.0, 0.3, (num, 3))
     gaussians = dataclasses.replace(
         state.gaussians,
         quats=jnp.asarray(rng.normal(size=(num, 4)), jnp.float32),
         log_scales=jnp.asarray(scales, jnp.float32),
     )
     state = dataclasses.replace(state, gaussians=gaussians)
-    K = jnp.array([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]])
     photo = jnp.asarray(rng.integers(0, 255, (1, height, width, 3)), jnp.uint8)
-    dataset = Dataset(
-        images=photo, sizes=jnp.array([[height, width]]), cameras=Camera(jnp.eye(4)[None], K), extent=jnp.float32(1)
-    )
+    cameras = Camera(jnp.eye(4)[None], jnp.asarray(cloud.K, jnp.float32)[None])
+    dataset = Dataset(images=photo, sizes=jnp.array([[height, width]]), cameras=cameras, extent=jnp.float32(1))
     view = View(width, height, 0)
     view = View(width, height, room_for(count_pairs(state, dataset, view), headroom=1.05))
     recipe = Recipe(Stage(0, 1000, 1.0, 0, 0), view, Objective(), optimizers, None, 1, 1, 0)

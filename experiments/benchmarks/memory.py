@@ -8,7 +8,6 @@ are medians of calls taken in turn, for programs that fit --time_below.
 """
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from bags_jax.errors import UserError
 from bags_jax.report.tables import markdown_table
 from experiments.benchmarks.arguments import counts, row_writer, sizes
 from experiments.benchmarks.provenance import provenance
+from experiments.benchmarks.timing import times_in_turn
 from experiments.launch import launch
 
 _SIZES = flags.DEFINE_list("sizes", "600x400,1200x800,2400x1600", "Image sizes.")
@@ -63,13 +63,8 @@ def seconds(programs: dict, shapes) -> dict[str, float]:
     """Median time of each program, called in turn."""
     rng = np.random.default_rng(0)
     args = [jnp.asarray(rng.random(shape), jnp.float32) for shape in shapes]
-    times = {name: [] for name in programs}
-    for i in range(1 + _REPEATS.value):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*args))
-            times[name] += [time.perf_counter() - start] * (i > 0)  # not the first: warm-up
-    return {name: float(np.median(values)) for name, values in times.items()}
+    runs = {name: lambda p=program: jax.block_until_ready(p(*args)) for name, program in programs.items()}
+    return {name: wall for name, (wall, _) in times_in_turn(runs, warm_up=1, timed=_REPEATS.value).items()}
 
 
 def measure(width: int, height: int, stride: int) -> dict:

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,11 +22,14 @@ from absl import flags
 from scipy.spatial import KDTree
 
 from bags_jax.errors import UserError
+from bags_jax.metrics import psnr_of_mse
 from bags_jax.rasterize import rasterization
 from bags_jax.rasterize.image import choose_backend
 from experiments.benchmarks.arguments import row_writer
+from experiments.benchmarks.cloud import make_cloud
 from experiments.benchmarks.gsplat_step import check_gsplat
 from experiments.benchmarks.provenance import provenance
+from experiments.benchmarks.timing import median_ms
 from experiments.launch import launch
 
 SYNTHETIC = "100000:1296x840,500000:1296x840,1000000:1296x840,3000000:1296x840"
@@ -39,10 +41,6 @@ _TIMED = flags.DEFINE_integer("timed", 50, "Timed runs, of which the median is t
 _WARM_UP = flags.DEFINE_integer("warm_up", 10, "Runs before them.", lower_bound=1)
 _ROWS = flags.DEFINE_string("rows", "", "File to which the JSON rows are appended; default: none.")
 Write = Callable[[dict], None]
-NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks")
-COVER = (
-    3.0  # how often invented Gaussians cover the image, one standard deviation to each side: some 25 blended a pixel
-)
 
 
 class Scene(NamedTuple):
@@ -76,17 +74,12 @@ def make_scene(text: str) -> Scene:
 
 
 def invent(num: int, width: int, height: int) -> Scene:
-    """A cloud that covers the image equally often whatever its number and size."""
+    """A random cloud."""
     rng = np.random.default_rng(0)
-    depth = rng.uniform(2.0, 6.0, num)
-    spread = rng.uniform(-0.6, 0.6, (num, 2)) * np.array([1.0, height / width])
-    focal = width / 1.2
-    sigma = np.sqrt(COVER * width * height / num) / 2.0 / focal * depth
-    scales = sigma[:, None] * np.exp(rng.normal(0.0, 0.3, (num, 3)))
-    means = np.concatenate([spread * depth[:, None], depth[:, None]], axis=-1)
-    K = np.array([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]])
+    means, sigmas, K = make_cloud(rng, num, width, height)
+    scales = sigmas[:, None] * np.exp(rng.normal(0.0, 0.3, (num, 3)))
     arrays = means, rng.normal(size=(num, 4)), scales, rng.uniform(0.1, 0.9, num), rng.uniform(size=(num, 3))
-    return Scene(tuple(x.astype(np.float32) for x in (*arrays, np.eye(4)[None], K)), width, height)
+    return Scene(tuple(x.astype(np.float32) for x in (*arrays, np.eye(4)[None], K[None])), width, height)
 
 
 def garden(width: int, height: int) -> Scene:
@@ -106,16 +99,9 @@ def garden(width: int, height: int) -> Scene:
     return Scene(tuple(x.astype(np.float32) for x in (*arrays, data["Ks"][:1] * zoom[None, :, None])), width, height)
 
 
-def median_ms(run: Callable[[], None]) -> float:
+def milliseconds(run: Callable[[], None]) -> float:
     """Median time of a call that returns when its result is there."""
-    for _ in range(_WARM_UP.value):
-        run()
-    times = []
-    for _ in range(_TIMED.value):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(times))
+    return median_ms(run, warm_up=_WARM_UP.value, timed=_TIMED.value)
 
 
 def measure_ours(scene: Scene, backend: str) -> Result:
@@ -133,7 +119,7 @@ def measure_ours(scene: Scene, backend: str) -> Result:
     forward = jax.jit(lambda *x: draw(*x)[0])
     both = jax.jit(jax.grad(lambda *x: jnp.sum(draw(*x)[0] * weights), argnums=tuple(range(6))))
     image = np.asarray(forward(*arrays))
-    forward_ms, both_ms = (median_ms(lambda run=run: jax.block_until_ready(run(*arrays))) for run in (forward, both))
+    forward_ms, both_ms = (milliseconds(lambda run=run: jax.block_until_ready(run(*arrays))) for run in (forward, both))
     return Result(image, forward_ms, both_ms, pairs)
 
 
@@ -161,12 +147,7 @@ def measure_gsplat(scene: Scene) -> Result:
 
     image, _, meta = draw()
     pairs = int(meta["flatten_ids"].numel())
-    return Result(image.detach().cpu().numpy(), median_ms(forward), median_ms(both), pairs)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two images, dB; 99 where they are equal."""
-    return min(99.0, -10.0 * float(np.log10(np.mean((a.astype(float) - b) ** 2) + 1e-30)))
+    return Result(image.detach().cpu().numpy(), milliseconds(forward), milliseconds(both), pairs)
 
 
 def report(text: str, scene: Scene, name: str, result: Result, other: Result | None, write: Write) -> None:
@@ -175,7 +156,7 @@ def report(text: str, scene: Scene, name: str, result: Result, other: Result | N
     row |= {"forward_ms": round(result.forward_ms, 3), "both_ms": round(result.both_ms, 3)}
     if other:
         row |= {
-            "psnr_to_gsplat": round(psnr(result.image, other.image), 1),
+            "psnr_to_gsplat": round(psnr_of_mse(float(np.mean((result.image.astype(float) - other.image) ** 2))), 1),
             "gsplat_forward_over_ours": round(other.forward_ms / result.forward_ms, 2),
             "gsplat_both_over_ours": round(other.both_ms / result.both_ms, 2),
         }

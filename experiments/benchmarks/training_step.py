@@ -30,6 +30,7 @@ from experiments.benchmarks import gsplat_step
 from experiments.benchmarks.arguments import counts, row_writer, sizes
 from experiments.benchmarks.cost import RATE, make_case
 from experiments.benchmarks.provenance import provenance
+from experiments.benchmarks.timing import times_in_turn
 from experiments.launch import launch
 
 _GAUSSIANS = flags.DEFINE_list("counts", "10000,50000", "Numbers of Gaussians.")
@@ -91,7 +92,7 @@ def gsplat_steps(state: TrainState, dataset: Dataset, recipe: Recipe) -> Callabl
 
 
 def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict]:
-    """One row a trainer; they take turns, so that what else the machine does is shared between them."""
+    """One row a trainer; they take turns."""
     state, dataset, recipe = make_case(num, width, height)
     pairs, blended = count_pairs(state, dataset, recipe.view), round(blended_per_pixel(state, dataset, recipe), 1)
     size = {"gaussians": num, "width": width, "height": height, "pairs": pairs, "blended": blended}
@@ -104,17 +105,10 @@ def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict
             view = dataclasses.replace(recipe.view, backend=name)
             runs[name] = our_step(state, dataset, dataclasses.replace(recipe, view=view))
         compile_s[name] = round(time.perf_counter() - start, 1)
-    times: dict[str, list] = {name: [] for name in runs}
-    for _ in range(_TURNS.value + 1):
-        for name, run in runs.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     rows = []
-    for name, taken in times.items():
-        wall, cpu = np.median(taken[1:], axis=0) / _STEPS.value  # the first is the warm-up
-        row = {"backend": name, "wall_s": round(float(wall), 5), "cpu_s": round(float(cpu), 5)}
-        rows.append({**size, **row, "compile_s": compile_s[name]})
+    for name, (wall, cpu) in times_in_turn(runs, warm_up=1, timed=_TURNS.value).items():
+        took = {"wall_s": round(wall / _STEPS.value, 5), "cpu_s": round(cpu / _STEPS.value, 5)}
+        rows.append({**size, "backend": name, **took, "compile_s": compile_s[name]})
     for row in rows:
         if _BESIDE.value:
             row[f"{_BESIDE.value}_over_this"] = round(rows[-1]["wall_s"] / row["wall_s"], 2)

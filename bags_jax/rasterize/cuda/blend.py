@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bags_jax.cuda import CHANNELS
 from bags_jax.cuda.launch import Kernel, launch
+from bags_jax.rasterize.channels import channel_groups, pad_channels
 from bags_jax.rasterize.cuda.binning import TILE, Pairs, sum_slots
 from bags_jax.rasterize.tiles import grid_size
 
@@ -33,24 +33,11 @@ class Image(NamedTuple):
     alphas: Float[Array, "C H W"]
 
 
-def channel_groups(num: int) -> list[tuple[int, int, int]]:
-    """Cuts `num` channels into groups that there are kernels for: first channel, end, channels with padding."""
-    groups = []
-    for first in range(0, max(num, 1), CHANNELS[-1]):
-        end = min(first + CHANNELS[-1], num)
-        groups.append((first, end, next(c for c in CHANNELS if c >= end - first)))
-    return groups
-
-
-def _pad(x: Float[Array, "*S D"], channels: int) -> Float[Array, "*S E"]:
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, channels - x.shape[-1])])
-
-
 def _pack(splats: Splats, features: Float[Array, "C N E"]) -> Float[Array, "C N F"]:
     """Rows of float4s for the kernels: x, y, the exponent's terms as powers of 2, opacity, features."""
     terms = splats.conics * jnp.array([-0.5 * LOG2_E, -LOG2_E, -0.5 * LOG2_E])[None, None]
     rows = jnp.concatenate([splats.means_px, terms, splats.opacities[..., None], features], axis=-1)
-    return _pad(rows, -(-rows.shape[-1] // 4) * 4)
+    return pad_channels(rows, -(-rows.shape[-1] // 4) * 4)
 
 
 def _sizes(splats: Splats, pairs: Pairs, width: int, height: int, rows: int) -> Int[Array, "7"]:
@@ -66,7 +53,7 @@ def blend_views(splats: Splats, pairs: Pairs, *, width: int, height: int) -> Ima
     grid = (pairs.starts.shape[1] - 1, cameras)
     colors, alphas = [], []
     for first, end, channels in channel_groups(splats.features.shape[-1]):
-        rows = _pack(splats, _pad(splats.features[..., first:end], channels))
+        rows = _pack(splats, pad_channels(splats.features[..., first:end], channels))
         image = [
             jax.ShapeDtypeStruct((cameras, height, width, channels), jnp.float32),
             jax.ShapeDtypeStruct((cameras, height, width), jnp.float32),
@@ -78,14 +65,14 @@ def blend_views(splats: Splats, pairs: Pairs, *, width: int, height: int) -> Ima
     return Image(jnp.concatenate(colors, axis=-1), alphas[0])
 
 
-def blend_gradient(splats: Splats, pairs: Pairs, image: Image, cotangent: Image, *, width: int, height: int) -> Splats:
+def blend_gradient(splats: Splats, pairs: Pairs, image: Image, cotangent: Image) -> Splats:
     """Gradient of `blend_views`; summed in a fixed order if the pairs have slots, else by atomic additions."""
     gradients, features = None, []
     for first, end, channels in channel_groups(splats.features.shape[-1]):
-        group = splats._replace(features=_pad(splats.features[..., first:end], channels))
+        group = splats._replace(features=pad_channels(splats.features[..., first:end], channels))
         # A group knows its channels alone: the gradient is linear in the channels, and opacity is one of the first group's.
         of_alphas = cotangent.alphas if first == 0 else jnp.zeros_like(cotangent.alphas)
-        colors, of_colors = (_pad(x.colors[..., first:end], channels) for x in (image, cotangent))
+        colors, of_colors = (pad_channels(x.colors[..., first:end], channels) for x in (image, cotangent))
         sums = _gradient_sums(group, pairs, Image(colors, image.alphas), Image(of_colors, of_alphas))
         geometry = sums[..., :GEOMETRY]
         gradients = geometry if gradients is None else gradients + geometry

@@ -41,7 +41,7 @@ def _binner(width: int, height: int, room: int, with_slots: bool) -> Callable[..
 @functools.cache
 def _blender(width: int, height: int) -> Callable[..., Image]:
     forward = over_cameras(functools.partial(blend_views, width=width, height=height))
-    backward = over_cameras(functools.partial(blend_gradient, width=width, height=height))
+    backward = over_cameras(blend_gradient)
 
     @jax.custom_vjp
     def blend(splats: Splats, pairs: Pairs) -> Image:
