@@ -1,6 +1,7 @@
 """The Blur Proposal Network: what it starts as, what is handed over, and where no gradient may flow."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -118,8 +119,16 @@ def test_mask_does_not_teach_the_trunk():
 
 def test_mask_cannot_close_for_good():
     network, params = make_network()
-    closed = {**params, "mask_heads_0": {**params["mask_heads_0"], "bias": jnp.array([-100.0])}}
-    assert (propose(network, closed).mask > 1e-3).all()
+
+    def mean(bias):
+        return jnp.mean(propose(network, {**params, "mask_heads_0": {**params["mask_heads_0"], "bias": bias}}).mask)
+
+    least = 1.0 / (1.0 + math.exp(network.logit_bound))
+    value, pull = jax.vjp(mean, jnp.array([-100.0]))
+    np.testing.assert_allclose(value, least, rtol=1e-4)
+    # What wants it open still moves it, by the slope of the sigmoid at the bound; what wants it closed no further.
+    np.testing.assert_allclose(pull(jnp.float32(-1.0))[0], [-least * (1.0 - least)], rtol=1e-4)
+    np.testing.assert_array_equal(pull(jnp.float32(1.0))[0], [0.0])
 
 
 def test_position_code_tells_pixels_apart():

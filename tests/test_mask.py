@@ -1,9 +1,17 @@
-"""The mask never closes: at every scale of a training run, the blur model keeps its say over blurry views."""
+"""The mask never closes for good: at every scale of a training run, the blur model keeps its say over blurry views."""
 
 import importlib
 import json
 import math
 
+import jax
+import jax.numpy as jnp
+import optax
+
+from bags_jax import plan
+from bags_jax.blur import blur
+from bags_jax.blur_network import init_network
+from bags_jax.optimizer import make_optimizers
 from configs import base, procedural
 
 # bags_jax.train is the function of that name.
@@ -39,13 +47,46 @@ def test_mask_stays_open_at_every_scale(tmp_path):
     bound = base.get_config().blur.logit_bound
     for scale, values in mean_masks(make_config((0.25, 0.5, 1.0), bound), tmp_path).items():
         assert len(values) >= 6
-        # Logits stay within the bound, so that a mask can be no smaller than this, and a gradient leads back from there.
-        assert min(values) > 0.9 / (1.0 + math.exp(bound)), (scale, values)
+        # What the bound alone leaves, three times over: with features that the mask does not teach its logit sinks slowly.
+        assert min(values) > 3.0 / (1.0 + math.exp(bound)), (scale, values)
 
 
 def test_without_the_bound_it_closes(tmp_path):
     """What the test above is there for: without the bound, as published, the mask goes on falling under the same pull."""
     (values,) = mean_masks(make_config((1.0,), 0.0), tmp_path).values()
-    # Below what the bound would allow (the limit of the test above), and still falling.
+    # Below what the bound would allow, and still falling.
     assert values[-1] < 0.9 / (1.0 + math.exp(base.get_config().blur.logit_bound)), values
     assert values[-1] == min(values), values
+
+
+def test_a_closed_mask_opens_where_there_is_blur():
+    """The network alone learns the blur of a photograph, from a mask that is shut far beyond the bound."""
+    config = procedural.get_config("motion,smoke")
+    config.num_steps = 150
+    config.blur.use_rgbd = False  # compiles faster
+    config.optim.network, config.optim.mask_gain = 0.05, 1.0  # ten times the rate: what takes the default 1500 steps
+    network = plan.make_network(config, num_views=1)
+    optimizer = make_optimizers(plan.make_rates(config), restart=0, num_steps=config.num_steps).network
+    params = jax.jit(init_network, static_argnums=0)(network, jax.random.key(0))
+    params["mask_heads_0"] = {**params["mask_heads_0"], "bias": jnp.array([-config.blur.logit_bound - 3.0])}
+    rgbd = jax.random.uniform(jax.random.key(1), (12, 16, 4))
+    sharp = rgbd[..., :3]
+    photo = (jnp.roll(sharp, 1, axis=1) + sharp + jnp.roll(sharp, -1, axis=1)) / 3.0
+
+    def loss(params):
+        field = network.apply({"params": params["first"]}, jnp.int32(0), rgbd, head=0)
+        mask = jnp.mean(field.mask)
+        return jnp.mean(jnp.abs(blur(sharp, field)[0] - photo)) + config.loss.mask * mask, mask
+
+    def step(carry, _):
+        params, state = carry
+        gradients, mask = jax.grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state)
+        return (optax.apply_updates(params, updates), state), mask
+
+    @jax.jit
+    def masks(params):
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=config.num_steps)[1]
+
+    values = masks({"first": params})
+    assert values[0] < 0.01 and values[-1] > 0.5, values

@@ -3,14 +3,32 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from bags_jax.numerics import safe_div, safe_normalize, safe_sqrt
+from bags_jax.numerics import clip_with_return, safe_div, safe_normalize, safe_sqrt
 
 
 def test_safe_sqrt():
     x = jnp.array([-1.0, 0.0, 1e-30, 4.0])
     np.testing.assert_allclose(safe_sqrt(x), [0, 0, 0, 2])
     np.testing.assert_allclose(jax.grad(lambda x: safe_sqrt(x).sum())(x), [0, 0, 0, 0.25])
+
+
+@pytest.mark.parametrize(
+    "x, value, cotangent, pulled",
+    [
+        # Descent takes x against the gradient. Below the bound a positive one leads further out, a negative one back.
+        (-6.0, -5.0, 1.0, 0.0),
+        (-6.0, -5.0, -1.0, -1.0),
+        (0.0, 0.0, 1.0, 1.0),
+        (0.0, 0.0, -1.0, -1.0),
+        (6.0, 5.0, 1.0, 1.0),
+        (6.0, 5.0, -1.0, 0.0),
+    ],
+)
+def test_clip_lets_back_in_and_not_further_out(x, value, cotangent, pulled):
+    clipped, pull = jax.vjp(lambda x: clip_with_return(x, 5.0), jnp.float32(x))
+    assert clipped == value and pull(jnp.float32(cotangent)) == (pulled,)
 
 
 def test_safe_div():
