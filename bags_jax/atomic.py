@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import uuid
 from collections.abc import Iterator
 
 from bags_jax.errors import UserError
@@ -18,7 +19,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       UserError: the path cannot be written.
     """
     path = pathlib.Path(path).expanduser()
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.unfinished{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished

@@ -15,6 +15,12 @@ from jaxtyping import Float
 from bags_jax.errors import UserError
 from bags_jax.structs import Gaussians, TrainState
 
+WRITE_PROBLEMS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+)  # of a disk, in the words of Python, of TensorStore and of its threads
+
 
 class Checkpoints:
     """The checkpoints of one working directory; use it as a context, so that the last save is complete on leaving."""
@@ -36,21 +42,37 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, exc_type, *_):
+        try:
+            self._manager.wait_until_finished()
+        except WRITE_PROBLEMS as error:
+            if exc_type is None:  # else there is worse to tell
+                raise self._unwritten(error) from error
+        finally:
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps that can be restored, in order. A save that was cut off is not among them."""
         return sorted(self._manager.all_steps())
 
+    def last(self) -> int:
+        """The last of these steps; 0: there is none."""
+        return max(self.steps(), default=0)
+
     def save(self, state: TrainState) -> None:
-        """Writes the state in the background; returns when it is safe to go on training with donated buffers."""
+        """Writes the state in the background; returns when it is safe to go on training with donated buffers.
+
+        Raises:
+          UserError: this checkpoint, or the one before it, cannot be written.
+        """
         step = int(state.step)
         if step not in self.steps():
             arrays: dict[str, Any] = flatten_dict(flax.serialization.to_state_dict(state), sep="/")
             arrays = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses empty arrays
-            self._manager.save(step, args=ocp.args.StandardSave(arrays))
+            try:
+                self._manager.save(step, args=ocp.args.StandardSave(arrays))
+            except WRITE_PROBLEMS as error:
+                raise self._unwritten(error) from error
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """Reads a state.
@@ -108,6 +130,12 @@ class Checkpoints:
             return dict(saved)
         except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
             raise self._unreadable(step, error) from error
+
+    def _unwritten(self, error: Exception) -> UserError:
+        return UserError(
+            f"a checkpoint cannot be written to {self.directory} ({_first_line(error)}): make room on the disk, and give the "
+            "same command again; it goes on from the last one that is whole"
+        )
 
     def _unreadable(self, step: int, error: Exception) -> UserError:
         others = [s for s in self.steps() if s != step]

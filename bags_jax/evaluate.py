@@ -26,13 +26,13 @@ from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
 from bags_jax.export.ply import read_ply, write_ply
 from bags_jax.poses import corrected_camera
-from bags_jax.programs import count_pairs
-from bags_jax.rasterize import bucket, rasterization
+from bags_jax.programs import count_pairs, room_for
+from bags_jax.rasterize import rasterization
 from bags_jax.render import Rendered, View, apply_blur, propose_blur
 from bags_jax.report import no_truth
 from bags_jax.report.blur_pictures import kernel_grid, mask_picture, write_blur_json
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
-from bags_jax.schedules import Stage
+from bags_jax.schedules import Stage, stage_at
 from bags_jax.spherical_harmonics import degree_of
 from bags_jax.step import eval_step, network_name
 from bags_jax.structs import BlurField, Camera, Dataset, TrainState
@@ -55,7 +55,7 @@ class FoundBlur:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """One training view as the scene and the blur model have it, at the image scale of the last stage."""
+    """One training view as the scene and the blur model have it, at the image scale that was trained last."""
 
     photo: UInt8[np.ndarray, "H W 3"]
     sharp: Float[Array, "H W 3"]
@@ -74,6 +74,16 @@ class Run:
     @property
     def scene(self) -> Scene:
         return self.job.scene
+
+    @property
+    def stage(self) -> Stage:
+        """The one that the last step was in: heads of later ones have not been trained."""
+        return stage_at(self.job.stages, max(int(self.state.step) - 1, 0))
+
+    @property
+    def network(self) -> BlurProposalNetwork | None:
+        """The blur model; None: there is none, or not yet."""
+        return self.job.network if self.stage.kernel_size else None
 
 
 def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root: str | None = None) -> Run:
@@ -108,10 +118,14 @@ def render_views(run: Run, viewmats, Ks, *, width: int, height: int, margin: int
     cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
     view = View(width, height, 0, run.scene.background, margin, near_plane=run.job.near_plane)
     sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
-    pairs = count_pairs(run.state, Dataset(images=None, sizes=sizes, cameras=cameras, extent=jnp.float32(1)), view)
-    view = dataclasses.replace(view, max_intersections=bucket(pairs))
+    ones = jnp.float32(1)
+    dataset = Dataset(images=None, sizes=sizes, cameras=cameras, extent=ones, near_plane=ones)
+    view = dataclasses.replace(view, max_intersections=room_for(count_pairs(run.state, dataset, view)))
     for i in range(len(viewmats)):
-        yield _render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view)
+        rendered = _render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view)
+        if rendered.num_dropped > 0:  # its pairs were counted, with room to spare
+            raise RuntimeError(f"{rendered.num_dropped} pairs of tile and Gaussian found no room in picture {i}")
+        yield rendered
 
 
 def refined_viewmats(run: Run) -> Float[np.ndarray, "V 4 4"]:
@@ -141,9 +155,9 @@ def render_scene_views(run: Run, ids) -> Iterator[Rendered]:
 def look_at_training_views(run: Run) -> Iterator[Look]:
     """Every training view, one at a time, as training saw it last.
 
-    At the image scale of the last stage, and smaller photographs on the canvas of the largest: there the network knows its way.
+    At the image scale of its stage, and smaller photographs on the canvas of the largest: there the network knows its way.
     """
-    scene, network, stage = run.scene, run.job.network, run.job.stages[-1]
+    scene, network, stage = run.scene, run.network, run.stage
     photos = make_dataset(scene, stage.scale)
     _, height, width, _ = photos.images.shape
     margin = plan.margin_of(run.job.config, stage)
@@ -191,12 +205,12 @@ def score_view(picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H 
     return {
         "deblur_nerf": _named(metrics.deblur_nerf(picture, truth)),
         "gaussian_splatting": _named(metrics.gaussian_splatting(picture, truth)),
-        "shift_aligned": {"PSNR": aligned, "shift_px": shift},
+        "shift_aligned": {"PSNR": None if aligned is None else min(aligned, metrics.PSNR_CAP), "shift_px": shift},
     }
 
 
 def _named(scores: metrics.Scores) -> dict:
-    return {"PSNR": scores.psnr, "SSIM": scores.ssim, "LPIPS": scores.lpips}
+    return {"PSNR": min(scores.psnr, metrics.PSNR_CAP), "SSIM": scores.ssim, "LPIPS": scores.lpips}
 
 
 def mean_scores(per_view: dict) -> dict:
@@ -236,7 +250,7 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
         "step": int(run.state.step),
         **mean_scores(per_view),
         "num_gaussians": int(jnp.sum(run.state.alive)),
-        "no_truth": no_truth.summarize(training, fitted, has_blur_model=run.job.network is not None),
+        "no_truth": no_truth.summarize(training, fitted, has_blur_model=run.network is not None),
         "per_view": per_view,
     }
     write_held_out(run.workdir, pictures, held_out)
@@ -283,8 +297,8 @@ def file_stems(names: Sequence[str]) -> dict[str, str]:
 
 def write_blur(run: Run, stem: str, found: FoundBlur, height: int, width: int) -> dict[str, float]:
     """Mask and kernels of one training view as pictures, their files named by the stem; returns its figures."""
-    assert run.job.network is not None
-    stride = run.job.network.stride(run.job.stages[-1].head)
+    assert run.network is not None
+    stride = run.network.stride(run.stage.head)
     mask = np.asarray(repeat_blocks(found.mask, stride, height, width))
     write_png(run.workdir / "blur" / f"{stem}_mask.png", mask_picture(mask))
     write_png(run.workdir / "blur" / f"{stem}_kernels.png", kernel_grid(np.asarray(found.samples)))
@@ -383,7 +397,7 @@ def check_export(run: Run, path: str | pathlib.Path) -> str:
             rasterize_mode=mode,
         )
         error = float(np.mean((np.clip(image[0], 0, 1) - np.clip(ours, 0, 1)) ** 2))
-        found.append(f"{mode} (eps2d {eps2d}) {-10 * np.log10(max(error, 1e-12)):.1f} dB")
+        found.append(f"{mode} (eps2d {eps2d}) {metrics.psnr_of_mse(error):.1f} dB")
     return (
         f"{path}: {count} Gaussians, {independent} by trimesh; rendered again, against our picture: {', '.join(found)}"
     )

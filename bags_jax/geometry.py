@@ -211,7 +211,7 @@ def smoothing_filter(
     cameras: Camera,
     sizes: Int[Array, "V 2"],
     *,
-    near: float = 0.2,
+    near: Float[Array, ""] | float = 0.2,
     margin: float = 0.15,
 ) -> Float[Array, "N"]:
     """Standard deviation of Mip-Splatting's 3D filter: sqrt(0.2) * min over cameras of z / focal (Yu et al. 2024, eq. 7).

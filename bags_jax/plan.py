@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -184,7 +185,9 @@ def _check_stages(config: Config, stops: list[int]) -> None:
             raise UserError(f"config.{name} has {len(values)} values, expected {num}: one for each of stages.scales")
     for size in kernels:
         if size < 1 or size % 2 == 0:
-            raise UserError(f"config.blur.kernel_sizes has {size}, expected odd sizes: the centre must be a pixel")
+            raise UserError(
+                f"config.blur.kernel_sizes has {size}, expected odd sizes from 1 on: the centre must be a pixel"
+            )
     if any(not 0 < scale <= 1 for scale in scales) or list(scales) != sorted(scales):
         raise UserError(f"config.stages.scales is {tuple(scales)}, expected rising scales in (0, 1]")
     if min(strides) < 1:
@@ -322,9 +325,18 @@ def count_devices(config: Config) -> int:
     """Devices that training uses; where none are asked for, as many as can share the views of a step.
 
     Raises:
-      UserError: more than there are, or a batch that they cannot share.
+      UserError: none that JAX can use, more than there are, or a batch that they cannot share.
     """
-    there = jax.local_device_count()
+    try:
+        there = jax.local_device_count()
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # an assertion of jax 0.10's, where a platform that was asked for is not there
+        raise UserError(
+            f"JAX finds no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: unset it, or install what it needs (pip install '.[gpu]' in the "
+            "checkout, and the driver)"
+        ) from error
     if not config.num_devices:
         return max(num for num in range(1, there + 1) if config.views_per_step % num == 0)
     num = config.num_devices

@@ -60,8 +60,8 @@ class Programs:
         return parallel.with_empty(mapped, state), metrics
 
     def _forget(self, left, *, capacity: int) -> None:
-        """Drops the program that was left and those of smaller capacities: training never goes back, and each holds
-        hundreds of memory maps on a CPU."""
+        """Drops the program that was left and those of smaller capacities: each holds hundreds of memory maps on a CPU, and
+        training goes back to one only where a dispatch falls short just before the state grows."""
         for key in [key for key in self._futures if key == left or key[1] < capacity]:
             self._futures.pop(key).cancel()
 
@@ -126,7 +126,8 @@ def _if_at(step, new: TrainState, state: TrainState) -> TrainState:
 
 
 def _with_filter(state: TrainState, dataset: Dataset) -> TrainState:
-    filter_3d = smoothing_filter(state.gaussians.means, state.alive, dataset.cameras, dataset.sizes)
+    gaussians, cameras = state.gaussians, dataset.cameras
+    filter_3d = smoothing_filter(gaussians.means, state.alive, cameras, dataset.sizes, near=dataset.near_plane)
     return dataclasses.replace(state, filter_3d=filter_3d)
 
 

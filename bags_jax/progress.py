@@ -11,6 +11,8 @@ class Progress:
     def __init__(self, num_steps: int, notes: tuple[str, ...] = (), *, step: int = 0):
         for note in notes:
             tqdm.tqdm.write(f"note: {note}")
+        if step == num_steps:
+            tqdm.tqdm.write(f"note: all {num_steps} steps of this run are done")
         self._bar = tqdm.tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
         self._scalars: dict[str, float] = {}
 

@@ -95,6 +95,7 @@ class Dataset:
     sizes: Int[Array, "V 2"]  # true height and width, px
     cameras: Camera  # leading axis V; as the capture has them
     extent: Float[Array, ""]  # of the scene, scene units: the rate of the means is a part of it
+    near_plane: Float[Array, ""]  # depth at which pictures begin, scene units
     pose_frame: PoseFrame | None = None  # None: the poses are right as they are
 
 

@@ -7,6 +7,7 @@ that has not come so far as it is.
 
 import dataclasses
 import pathlib
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from bags_jax.data.scene import Scene
 from bags_jax.density import grow, ungrow
 from bags_jax.errors import UserError
 from bags_jax.initialize import init_state, near_plane, random_points, scene_extent
+from bags_jax.interruption import Interruption
 from bags_jax.optimizer import Optimizers, make_optimizers
 from bags_jax.poses import make_pose_frame
 from bags_jax.programs import (
@@ -64,7 +66,7 @@ class Job:
     def dataset(self, scale: float) -> Dataset:
         """The training views at one image scale, on the devices; made when first asked for."""
         if scale not in self._datasets:
-            dataset = make_dataset(self.scene, scale, extent=self.extent)
+            dataset = make_dataset(self.scene, scale, extent=self.extent, near_plane=self.near_plane)
             dataset = dataclasses.replace(dataset, pose_frame=self.pose_frame)
             self._datasets[scale] = parallel.replicate(dataset, self.num_devices)
         return self._datasets[scale]
@@ -269,15 +271,17 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
     Raises:
       UserError: bad input, or a loss that is not finite (the last checkpoint stays).
     """
+    config = config.copy_and_resolve_references()  # the caller's stays as it is
     config.views_per_step = config.views_per_step or noted_views_per_step(workdir) or plan.count_devices(config)
     job = make_job(config)
     template = jax.eval_shape(lambda: first_state(job))
     workdir = claim_workdir(workdir, config)  # last of all checks: a run that cannot start leaves no trace
     with (
         Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints,
-        Writers(workdir, max(checkpoints.steps(), default=0)) as writers,
+        Writers(workdir, checkpoints.last()) as writers,
         Programs(job.num_devices) as programs,
-        Progress(config.num_steps, job.scene.notes, step=max(checkpoints.steps(), default=0)) as progress,
+        Progress(config.num_steps, job.scene.notes, step=checkpoints.last()) as progress,
+        Interruption() as interruption,
     ):
         state = checkpoints.restore(template) if checkpoints.steps() else first_state(job)
         check_views(state, job.scene)
@@ -286,8 +290,10 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
         rooms = prepare_stages(job, programs, state)
         claim_capture(workdir, training_cameras(job.scene))  # once there is something to train
         while step < config.num_steps or unseen:
-            ahead = None
-            if unseen is None or unseen.stop < unseen.stage.stop:  # else the host waits for the end of the stage
+            if interruption.is_wanted and not unseen:
+                save_and_leave(checkpoints, state)
+            ahead, ends = None, unseen and unseen.stop == unseen.stage.stop
+            if not ends and not interruption.is_wanted:  # else the host waits for what is under way
                 state, ahead = dispatch(job, programs, rooms, state, step)
             if unseen:  # the devices are at what comes next
                 metrics = unseen.look()
@@ -310,6 +316,13 @@ def train(config: plan.Config, workdir: str | pathlib.Path) -> TrainState:
                 state, unseen = follow(job, state, ahead, num_gaussians)
                 step = unseen.stop
     return state
+
+
+def save_and_leave(checkpoints: Checkpoints, state: TrainState) -> NoReturn:
+    """Ends a training that was interrupted, at a step from which it goes on as if it had not been."""
+    if int(state.step) and is_finite(state):
+        checkpoints.save(state)
+    raise KeyboardInterrupt
 
 
 def prepare_stages(job: Job, programs: Programs, state: TrainState) -> dict[Stage, int]:

@@ -32,7 +32,7 @@ def claim_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.Pa
             ours = json.loads(config.to_json_best_effort())
             write_atomic(path / CONFIG_FILE, (json.dumps(ours, indent=2) + "\n").encode())
     except OSError as error:
-        raise UserError(f"--workdir={path} cannot be written ({error}): choose a folder that can") from error
+        raise UserError(f"--workdir={path} cannot be written ({error.strerror}): choose a folder that can") from error
     return path
 
 

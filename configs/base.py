@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> Any:
             "log_every": 100,  # steps
             "checkpoint_every": 1000,  # steps
             "keep_checkpoints": 2,
-            "compilation_cache": "~/.cache/bags_jax/xla",  # "": none
+            "compilation_cache": "auto",  # folder of compiled programs; auto: in $XDG_CACHE_HOME or ~/.cache; "": none
         }
     )
     return smoke(config) if "smoke" in words_of(arg, "smoke") else config

@@ -12,9 +12,19 @@ import numpy as np
 from absl import flags
 
 from bags_jax.atomic import write_atomic
+from bags_jax.evaluate import (
+    check_export,
+    evaluate,
+    mean_scores,
+    nearest_training_view,
+    open_run,
+    render_scene_views,
+    score_view,
+)
 from bags_jax.metrics import why_no_lpips
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
+from bags_jax.train import train
 from configs import procedural
 from experiments.launch import launch, use_compilation_cache
 
@@ -27,16 +37,12 @@ NUM_ROWS = 3  # held-out views in the picture
 
 def photo_scores(scene) -> dict:
     """How the blurred training photographs compare with their sharp truth, in the shape of an evaluation."""
-    from bags_jax.evaluate import mean_scores, score_view
-
     views = {scene.names[i]: score_view(scene.images[i] / 255.0, scene.sharp_images[i]) for i in scene.train_ids}
     return mean_scores(views)
 
 
 def before_after(plain, bags):
     """Nearest blurred photograph, plain splatting, BAGS and truth, for some held-out views."""
-    from bags_jax.evaluate import nearest_training_view, render_scene_views
-
     scene = bags.scene
     ids = scene.test_ids[np.linspace(0, len(scene.test_ids) - 1, min(NUM_ROWS, len(scene.test_ids))).astype(int)]
     renders = zip(render_scene_views(plain, ids), render_scene_views(bags, ids), strict=True)
@@ -62,15 +68,12 @@ def main() -> None:
     """Trains both, scores both, shows both."""
     config = procedural.get_config(_BLUR.value + (",smoke" if _SMOKE.value else ""))
     use_compilation_cache(config.compilation_cache)
-    from bags_jax.evaluate import check_export, evaluate, open_run
-    from bags_jax.train import train
-
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     results = {}
     for name in ("plain", "bags"):
         config.blur.enabled = name == "bags"
         print(f"{name}: {config.num_steps} steps", flush=True)
-        train(config.copy_and_resolve_references(), workdir / name)
+        train(config, workdir / name)
         results[name] = evaluate(workdir / name)
     write_atomic(workdir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
 

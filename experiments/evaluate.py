@@ -7,6 +7,7 @@ Both metric protocols are printed, and they are not comparable: see bags_jax/met
 
 from absl import flags
 
+from bags_jax.evaluate import evaluate
 from bags_jax.metrics import why_no_lpips
 from bags_jax.report.no_truth import table_rows
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
@@ -15,7 +16,7 @@ from experiments.launch import launch, use_compilation_cache
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
 _DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it is not where training found it.")
-_CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
+_CACHE = flags.DEFINE_string("compilation_cache", "auto", "Folder for compiled programs; empty: none.")
 
 
 def score_rows(results: dict) -> list[list[str]]:
@@ -27,8 +28,6 @@ def score_rows(results: dict) -> list[list[str]]:
 def main() -> None:
     """Evaluates from the flags."""
     use_compilation_cache(_CACHE.value)
-    from bags_jax.evaluate import evaluate
-
     results = evaluate(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
     print(f"step {results['step']}, {results['num_gaussians']} Gaussians, {len(results['per_view'])} held-out views")
     print(markdown_table(["protocol", *SCORES], score_rows(results)))

@@ -5,6 +5,7 @@ python -m experiments.export --workdir=runs/motion --output=scene.ply
 
 from absl import flags
 
+from bags_jax.evaluate import export
 from experiments.launch import launch
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -14,8 +15,6 @@ _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.
 
 def main() -> None:
     """Exports from the flags."""
-    from bags_jax.evaluate import export
-
     count, step = export(_WORKDIR.value, _OUTPUT.value, step=_STEP.value)
     print(f"{count} Gaussians of step {step} in {_OUTPUT.value}")
 

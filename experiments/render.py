@@ -10,7 +10,11 @@ import pathlib
 
 import numpy as np
 from absl import flags
+from PIL import Image
 
+from bags_jax.evaluate import open_run, render_path
+from bags_jax.export.video import write_video
+from bags_jax.report.pictures import to_uint8, write_png
 from experiments.launch import launch, use_compilation_cache
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -19,29 +23,27 @@ _FRAMES = flags.DEFINE_integer("frames", 120, "Frames of the spiral.", lower_bou
 _FPS = flags.DEFINE_float("fps", 30.0, "Frames per second of the film.", lower_bound=0.1, upper_bound=240)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
 _DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it is not where training found it.")
-_CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/bags_jax/xla", "Folder for compiled programs; empty: none.")
+_CACHE = flags.DEFINE_string("compilation_cache", "auto", "Folder for compiled programs; empty: none.")
 
 
 def main() -> None:
     """Renders from the flags."""
     use_compilation_cache(_CACHE.value)
-    from bags_jax.evaluate import open_run, render_path
-    from bags_jax.export.video import write_video
-    from bags_jax.report.pictures import to_uint8, write_png
-
     run = open_run(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
     folder = pathlib.Path(run.workdir) / "renders" / _PATH.value
     for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of an earlier film, which may have been longer
         old.unlink()
-    frames = []
+    files, shapes = [], set()
     for number, rendered in enumerate(render_path(run, _PATH.value, num_frames=_FRAMES.value)):
-        frames.append(to_uint8(rendered.image))
-        write_png(folder / f"{number:04d}.png", frames[-1])
-    if len({frame.shape for frame in frames}) == 1:
-        write_video(folder.with_suffix(".mp4"), np.stack(frames), fps=_FPS.value)
-        print(f"{len(frames)} pictures in {folder}, film: {folder.with_suffix('.mp4')}")
-    else:
-        print(f"{len(frames)} pictures in {folder}; no film: their sizes differ")
+        files.append(folder / f"{number:04d}.png")
+        shapes.add(rendered.image.shape)
+        write_png(files[-1], to_uint8(rendered.image))
+    if len(shapes) > 1:
+        print(f"{len(files)} pictures in {folder}; no film: their sizes differ")
+        return
+    film = folder.with_suffix(".mp4")
+    write_video(film, (np.asarray(Image.open(file)) for file in files), fps=_FPS.value)
+    print(f"{len(files)} pictures in {folder}, film: {film}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Every field of a configuration can be set: --config.num_steps=3000 --config.blur
 from absl import flags
 from ml_collections import config_flags
 
+from bags_jax.train import train
 from experiments.launch import launch, read_config, use_compilation_cache
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with its argument.", lock_config=True)
@@ -21,8 +22,6 @@ def main() -> None:
     """Trains from the flags."""
     config = read_config(_CONFIG)
     use_compilation_cache(str(config.compilation_cache))
-    from bags_jax.train import train  # after the flags: a mistake in them should not wait for JAX
-
     train(config, _WORKDIR.value)
 
 

@@ -205,6 +205,8 @@ def wrong(**changes) -> Splats:
         ({}, {"sh_degree": 1}, "sh_degree=1 needs colors"),
         ({"colors": jnp.zeros((32, 4, 3))}, {"sh_degree": 2}, "sh_degree=2 needs colors"),
         ({"colors": jnp.zeros((32, 4, 3))}, {}, "without sh_degree"),
+        ({"colors": jnp.zeros((32, 25, 3))}, {"sh_degree": 4}, "sh_degree=4 came, expected 0 to 3"),
+        ({"colors": jnp.zeros((32, 4, 3))}, {"sh_degree": -1}, "sh_degree=-1 came"),
     ],
 )
 def test_wrong_options_are_told(splats, options, message):
@@ -221,9 +223,13 @@ def test_wrong_options_are_told(splats, options, message):
         ({"viewmats": jnp.eye(4)}, "viewmats has shape"),
         ({"Ks": jnp.zeros((3, 3, 3))}, "Ks has shape"),
         ({"means": jnp.zeros((32, 2))}, "means has shape"),
+        ({"backgrounds": jnp.ones(3)}, r"backgrounds has shape \(3,\), expected \(2, 3\)"),
+        ({"backgrounds": jnp.ones((1, 1))}, "backgrounds has shape"),
     ],
 )
 def test_wrong_shapes_are_told(changes, message):
     unchecked = getattr(rasterization, "__wrapped__", rasterization)  # beartype, in tests alone, would speak first
+    backgrounds = changes.get("backgrounds")
+    changes = {name: x for name, x in changes.items() if name != "backgrounds"}
     with pytest.raises(ValueError, match=message):
-        unchecked(*wrong(**changes), WIDTH, HEIGHT)
+        unchecked(*wrong(**changes), WIDTH, HEIGHT, backgrounds=backgrounds)

@@ -44,6 +44,41 @@ def assert_same(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
+class FullDisk:
+    """Stands before a manager of checkpoints whose disk is full."""
+
+    def __init__(self, manager, fails_in: str):
+        self._manager, self._fails_in, self.is_closed = manager, fails_in, False
+
+    def __getattr__(self, name):
+        def fail(*_, **__):
+            raise ValueError("OUT_OF_RANGE: No space left on device\nSource locations: ...")
+
+        return fail if name == self._fails_in else getattr(self._manager, name)
+
+    def close(self):
+        self.is_closed = True
+        self._manager.close()
+
+
+@pytest.mark.parametrize("fails_in", ["save", "wait_until_finished"])
+def test_a_full_disk_is_told_in_one_line(optimizers, tmp_path, fails_in):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints._manager = disk = FullDisk(checkpoints._manager, fails_in)
+    says = r"cannot be written to .*No space left on device\): make room"
+    with pytest.raises(UserError, match=says) as caught, checkpoints:
+        checkpoints.save(make_state(optimizers))
+    assert "\n" not in str(caught.value) and disk.is_closed
+
+
+def test_a_full_disk_does_not_hide_what_was_wrong_before(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints._manager = disk = FullDisk(checkpoints._manager, "wait_until_finished")
+    with pytest.raises(UserError, match="the loss is not finite"), checkpoints:
+        raise UserError("the loss is not finite")
+    assert disk.is_closed
+
+
 def write(folder, *states):
     with Checkpoints(folder, keep=5) as checkpoints:
         for state in states:

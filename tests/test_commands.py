@@ -292,6 +292,16 @@ def test_dry_benchmark_leaves_no_trace(call, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_platform_that_is_not_there(tmp_path):
+    """In a process of its own: JAX chooses its devices once."""
+    line = [sys.executable, "-m", "experiments.train", SMOKE, f"--workdir={tmp_path / 'run'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "rocm"}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert done.returncode == 2 and not any(tmp_path.iterdir())
+    (told,) = [text for text in done.stderr.splitlines() if "error" in text]
+    assert told.startswith("error: JAX finds no device with JAX_PLATFORMS=rocm: unset it")
+
+
 # --- mistakes with a working directory -------------------------------------------------------------------------------
 
 

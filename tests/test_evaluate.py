@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bags_jax import rasterization
+from bags_jax.data.pyramid import scaled_size
 from bags_jax.errors import UserError
 from bags_jax.evaluate import (
     evaluate,
@@ -156,6 +157,24 @@ def test_chosen_step(workdir):
     assert int(open_run(workdir, step=2).state.step) == 2
     with pytest.raises(UserError, match="no checkpoint of step 3"):
         open_run(workdir, step=3)
+
+
+def test_blur_is_looked_at_through_the_heads_that_were_trained(workdir, run):
+    """Those of later stages still say what they were initialised to."""
+    early = open_run(workdir, step=2)
+    first, last = early.job.stages[0], early.job.stages[-1]
+    assert early.stage == first != last and run.stage == last and first.kernel_size < last.kernel_size
+    for opened in (early, run):
+        look = next(look_at_training_views(opened))
+        height, width = opened.scene.images[opened.scene.train_ids[0]].shape[:2]
+        assert look.photo.shape[:2] == scaled_size(height, width, opened.stage.scale)
+        assert look.blur.samples.shape[-1] == opened.stage.kernel_size
+
+
+def test_scores_of_a_perfect_picture_are_numbers_in_json(run):
+    truth = run.scene.images[run.scene.test_ids[0]]
+    scores = score_view((truth / 255.0).astype(np.float32), truth)
+    assert np.isfinite([scores[protocol]["PSNR"] for protocol in PROTOCOLS]).all()
 
 
 def test_opening_changes_nothing(workdir):

@@ -146,6 +146,16 @@ def test_smoothing_filter_takes_the_nearest_camera_that_sees():
     np.testing.assert_allclose(beside, np.sqrt(0.2) * np.array([2 / 50, 4 / 80, 4 / 80]), rtol=1e-6)
 
 
+def test_smoothing_filter_does_not_know_the_unit_of_the_world():
+    K = jnp.array([[[50.0, 0, 32], [0, 50.0, 24], [0, 0, 1]]])
+    sizes, means = jnp.array([[48, 64]]), jnp.array([[0, 0, 1.0], [0.3, 0, 1.5], [0, 0, 0.1]])
+    cameras = Camera(jnp.eye(4)[None], K)
+    one = smoothing_filter(means, jnp.ones(3, bool), cameras, sizes, near=0.2)
+    for unit in (0.01, 30.0):
+        other = smoothing_filter(unit * means, jnp.ones(3, bool), cameras, sizes, near=0.2 * unit)
+        np.testing.assert_allclose(other, unit * one, rtol=1e-5)
+
+
 def test_filter_3d_adds_variances_and_keeps_the_integral():
     scales, opacities = jnp.array([[0.1, 0.2, 0.3]]), jnp.array([0.7])
     filtered, faded = apply_filter_3d(scales, opacities, jnp.array([0.2]))

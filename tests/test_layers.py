@@ -13,14 +13,14 @@ PACKAGE = [p for p in FILES if p.parts[0] == "bags_jax"]
 # From the lowest up; a folder stands for all its files. errors.py is below everything: whoever meets bad input raises.
 LAYERS = (
     ("errors",),
-    ("atomic", "structs", "numerics", "tone", "limits", "schedules", "sharpness", "parallel"),
+    ("atomic", "cache_home", "structs", "numerics", "tone", "limits", "schedules", "sharpness", "parallel"),
     ("cuda", "native", "convolution"),
     ("blur_stream", "ssim"),
     ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "data"),
     ("rasterize", "blur_network", "density", "optimizer", "poses", "camera_path"),
     ("render",),
     ("step",),
-    ("checkpoint", "writers", "progress", "export", "report", "initialize", "programs"),
+    ("checkpoint", "writers", "progress", "interruption", "export", "report", "initialize", "programs"),
     ("plan", "workdir"),
     ("train",),
     ("evaluate",),

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import os
+import signal
 import threading
 
 import jax
@@ -14,6 +16,7 @@ from bags_jax import plan
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.procedural import make_scene
 from bags_jax.errors import UserError
+from bags_jax.interruption import Interruption
 from bags_jax.plan import steps_of
 from bags_jax.rasterize import bucket
 from configs import deblur_nerf, procedural
@@ -93,6 +96,44 @@ def test_interrupted_and_resumed_equals_straight(straight, tmp_path, monkeypatch
             train.train(make_config(), tmp_path)
     assert_same(train.train(make_config(), tmp_path), straight[1])
     assert log_of(tmp_path)[-1] == log_of(straight[0])[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", [2, 5, 8])
+def test_a_signal_loses_no_step(straight, tmp_path, monkeypatch, when, number):
+    """The first one has the state saved, though no checkpoint is due, once the steps under way are done."""
+    look = train.Dispatch.look
+
+    def look_and_be_told(self):
+        metrics = look(self)
+        if self.stop == when:
+            os.kill(os.getpid(), number)
+        return metrics
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    config = make_config(log_every=1, checkpoint_every=100)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Dispatch, "look", look_and_be_told)
+        train.train(config, tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    with Checkpoints(tmp_path) as checkpoints:
+        assert when <= checkpoints.last() <= when + 1
+    assert_same(train.train(config, tmp_path), straight[1])
+
+
+def test_the_second_signal_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interruption.is_wanted
+
+
+def test_configuration_of_the_caller_stays_as_it_is(monkeypatch, tmp_path):
+    config = make_config(views_per_step=0)
+    monkeypatch.setattr(train, "make_job", lambda config: (_ for _ in ()).throw(UserError(config.views_per_step)))
+    with pytest.raises(UserError, match="1"):
+        train.train(config, tmp_path)
+    assert config.views_per_step == 0
 
 
 def test_steps_since_the_checkpoint_are_done_again(straight, tmp_path, monkeypatch):

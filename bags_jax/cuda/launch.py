@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import os
 import pathlib
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bags_jax.cache_home import cache_home
 from bags_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent
@@ -80,7 +80,9 @@ def launch(
       TypeError: an operand that no kernel is written for: kernels take memory for what they expect.
     """
     if wrong := {str(x.dtype) for x in operands} - TYPES:
-        raise TypeError(f"{kernel.name}: operands of {', '.join(sorted(wrong))} came, expected {', '.join(sorted(TYPES))}")
+        raise TypeError(
+            f"{kernel.name}: operands of {', '.join(sorted(wrong))} came, expected {', '.join(sorted(TYPES))}"
+        )
     route = route or current_route()
     call = jax.ffi.ffi_call(
         route.target,
@@ -134,7 +136,7 @@ def require() -> None:
     if not is_available():
         raise UserError(
             f"backend='cuda' came, but JAX runs on {jax.devices()[0]}: it needs an NVIDIA GPU (compute capability 8.0 or"
-            " newer) and pip install 'bags-jax[gpu]'; backend='auto' takes what there is"
+            " newer) and pip install '.[gpu]' in the checkout; backend='auto' takes what there is"
         )
 
 
@@ -211,6 +213,5 @@ def build_launcher(folder: pathlib.Path) -> pathlib.Path:
 @functools.cache
 def register_launcher() -> None:
     """Builds launcher.cc where the user's caches are, and tells XLA of it."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax"
-    library = ctypes.CDLL(str(build_launcher(cache)))
+    library = ctypes.CDLL(str(build_launcher(cache_home())))
     jax.ffi.register_ffi_target(FFI.target, jax.ffi.pycapsule(library.LaunchPtx), platform="CUDA")

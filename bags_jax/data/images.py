@@ -73,8 +73,8 @@ def find_photo_folder(root: pathlib.Path, factor: int) -> pathlib.Path:
         if list_photos(folder):
             return folder
     raise UserError(
-        f"{root} has camera poses but no photographs: {' and '.join(f.name + '/' for f in candidates)} is missing or "
-        f"empty; put the pictures ({', '.join(PHOTO_SUFFIXES)}) into {candidates[0]}"
+        f"{root} has camera poses but no photographs: there are none in {' or '.join(f.name + '/' for f in candidates)}; "
+        f"put the pictures ({', '.join(PHOTO_SUFFIXES)}) into {candidates[0]}"
     )
 
 

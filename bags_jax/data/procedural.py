@@ -8,13 +8,13 @@ model fits here was put in by the same model. Worlds: `still_life.py`, `corner.p
 import dataclasses
 import hashlib
 import inspect
-import os
 import pathlib
 import sys
 
 import numpy as np
 from jaxtyping import Float
 
+from bags_jax.cache_home import cache_home
 from bags_jax.data import (
     bake,
     corner,
@@ -235,11 +235,10 @@ def _sample_points(
 
 def _cache_path(order: _Order) -> pathlib.Path | None:
     """Where the scene of this order and of this very generator is kept; None: nowhere."""
-    folder = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        root = pathlib.Path(folder) if os.path.isabs(folder) else pathlib.Path.home() / ".cache"
+        folder = cache_home() / "procedural"
         sources = "".join(inspect.getsource(module) for module in (*_SOURCES, sys.modules[__name__]))
     except (OSError, RuntimeError):  # no home folder, or no sources to tell the version by
         return None
     name = hashlib.sha256((repr(order) + sources).encode()).hexdigest()[:32]
-    return root / "bags_jax" / "procedural" / f"{name}.npz"
+    return folder / f"{name}.npz"

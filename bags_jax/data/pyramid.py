@@ -21,7 +21,7 @@ def resize(image: UInt8[np.ndarray, "_H _W 3"], scale: float) -> UInt8[np.ndarra
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
 
 
-def make_dataset(scene: Scene, scale: float, *, extent: float = 1.0) -> Dataset:
+def make_dataset(scene: Scene, scale: float, *, extent: float = 1.0, near_plane: float = 0.2) -> Dataset:
     """Training views of one image scale, still in host memory; smaller images are padded at the right and bottom."""
     images = [resize(scene.images[i], scale) for i in scene.train_ids]
     sizes = np.array([image.shape[:2] for image in images], np.int32)
@@ -38,4 +38,5 @@ def make_dataset(scene: Scene, scale: float, *, extent: float = 1.0) -> Dataset:
         sizes=sizes,  # pyright: ignore[reportArgumentType]
         cameras=Camera(viewmat=viewmats, K=Ks.astype(np.float32)),  # pyright: ignore[reportArgumentType]
         extent=np.float32(extent),  # pyright: ignore[reportArgumentType]
+        near_plane=np.float32(near_plane),  # pyright: ignore[reportArgumentType]
     )

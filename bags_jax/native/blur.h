@@ -90,7 +90,7 @@ struct Lanes {
 
 // The pixels of eight blocks: [phase][colour][row].
 template <int kStride>
-struct Pixels {
+struct BlockPixels {
   Floats of[kStride][kColors][kStride];
 
   // Calls body(value, j, c, i) for each of them.
@@ -140,7 +140,7 @@ void FilterEight(const Kernels& kernels, const Limits& limits, const BlurIn& in,
     peak = limits.Clip(peak);
   }
   const auto slab = Planes<const float>(in.slab, kernels.slab_rows(), kernels.columns()).Moved(y * kStride, x);
-  Pixels<kStride> total = {};
+  BlockPixels<kStride> total = {};
   Floats sum = {}, found[kBlurMoments] = {};
   for (int64_t row = 0; row < kernels.side; ++row) {
     Floats of_row = {}, by_x = {}, by_xx = {};
@@ -179,7 +179,7 @@ void DifferentiateEight(const Kernels& kernels, const Limits& limits, const Blur
   const int64_t image_rows = kernels.rows * kStride;
   const auto image = Planes<const float>(filtered.image, image_rows, kernels.width).Moved(y * kStride, x);
   const auto d_image = Planes<const float>(cotangents.image, image_rows, kernels.width).Moved(y * kStride, x);
-  Pixels<kStride> g;
+  BlockPixels<kStride> g;
   Floats inner = {}, d[kBlurMoments];  // inner: sum_k h_k dh_k, from the outputs
   g.Each([&](Floats& value, int j, int c, int i) {
     value = lanes.Load(d_image.Pixel(j, c, i));

@@ -15,6 +15,7 @@ import warnings
 
 import jax
 
+from bags_jax.cache_home import cache_home
 from bags_jax.errors import UserError
 
 SOURCES = pathlib.Path(__file__).parent
@@ -36,7 +37,7 @@ def is_forbidden() -> bool:
 
 def cache_folder() -> pathlib.Path:
     """Where built libraries are kept."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax" / "native"
+    return cache_home() / "native"
 
 
 def _compiler() -> list[str]:

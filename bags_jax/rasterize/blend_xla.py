@@ -182,7 +182,12 @@ def _backward(attributes, ids, starts, blended, cotangent, grid: TileGrid) -> Fl
             update = jnp.concatenate([_moments_to_gradients(rows, moments), d_features], -1)
             return i + grid.unroll, light, remainder, gradient.at[owners].add(update, mode="drop")
 
-        start = (jnp.int32(0), jnp.ones((grid.batch, grid.pixels), jnp.float32), total.at[tiles].get(mode="clip"), gradient)
+        start = (
+            jnp.int32(0),
+            jnp.ones((grid.batch, grid.pixels), jnp.float32),
+            total.at[tiles].get(mode="clip"),
+            gradient,
+        )
         return jax.lax.while_loop(lambda c: (c[0] < longest) & jnp.any(c[1] > 0.0), body, start)[3], None
 
     gradient, _ = jax.lax.scan(add_batch, jnp.zeros_like(attributes), (batches, in_order))

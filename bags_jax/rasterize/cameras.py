@@ -68,19 +68,9 @@ def rasterization(
     Raises:
       ValueError: shapes that do not fit, an unknown mode, too few SH coefficients.
     """
-    _check(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
-    if render_mode not in RENDER_MODES:
-        raise ValueError(f"render_mode={render_mode!r} came, expected one of {', '.join(RENDER_MODES)}")
-    if rasterize_mode not in RASTERIZE_MODES:
-        raise ValueError(f"rasterize_mode={rasterize_mode!r} came, expected one of {', '.join(RASTERIZE_MODES)}")
-    if sh_degree is not None and not 0 <= sh_degree <= MAX_DEGREE:
-        raise ValueError(f"sh_degree={sh_degree} came, expected 0 to {MAX_DEGREE}, or None if colors are colours")
-    if sh_degree is not None and (colors.ndim != 3 or colors.shape[1] < num_coefficients(sh_degree)):
-        raise ValueError(
-            f"sh_degree={sh_degree} needs colors [N, >= {num_coefficients(sh_degree)}, 3], got {colors.shape}"
-        )
-    if sh_degree is None and colors.ndim != 2:
-        raise ValueError(f"colors of shape {colors.shape} came without sh_degree: pass sh_degree, or colors [N, D]")
+    _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
+    _check_modes(render_mode, rasterize_mode)
+    _check_harmonics(sh_degree, colors)
     means, quats, scales, opacities, colors, viewmats, Ks, backgrounds = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float32), (means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
     )
@@ -170,7 +160,27 @@ def _project(gaussians, camera: Camera, how: _How) -> Projected:
     return how.project(gaussians, camera)
 
 
-def _check(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds) -> None:
+def _check_modes(render_mode: str, rasterize_mode: str) -> None:
+    if render_mode not in RENDER_MODES:
+        raise ValueError(f"render_mode={render_mode!r} came, expected one of {', '.join(RENDER_MODES)}")
+    if rasterize_mode not in RASTERIZE_MODES:
+        raise ValueError(f"rasterize_mode={rasterize_mode!r} came, expected one of {', '.join(RASTERIZE_MODES)}")
+
+
+def _check_harmonics(sh_degree: int | None, colors) -> None:
+    if sh_degree is None and colors.ndim != 2:
+        raise ValueError(f"colors of shape {colors.shape} came without sh_degree: pass sh_degree, or colors [N, D]")
+    if sh_degree is None:
+        return
+    if not 0 <= sh_degree <= MAX_DEGREE:
+        raise ValueError(f"sh_degree={sh_degree} came, expected 0 to {MAX_DEGREE}, or None if colors are colours")
+    if colors.ndim != 3 or colors.shape[1] < num_coefficients(sh_degree):
+        raise ValueError(
+            f"sh_degree={sh_degree} needs colors [N, >= {num_coefficients(sh_degree)}, 3], got {colors.shape}"
+        )
+
+
+def _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds) -> None:
     num, cameras = means.shape[0], viewmats.shape[0] if viewmats.ndim else 0
     expected = {
         "means": (means, (num, 3)),

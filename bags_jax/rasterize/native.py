@@ -144,7 +144,7 @@ blend.defvjp(_blend_fwd, _blend_bwd)
 
 def _blend_any(geometry, features: Float[Array, "N D"], bins: Bins, frame: Frame):
     """`blend` for any number of channels."""
-    groups, alphas = [], jnp.zeros((frame.height, frame.width))
+    groups, alphas = [], jnp.zeros((frame.height, frame.width), jnp.float32)
     for first, end, channels in channel_groups(features.shape[1]):
         padded = pad_channels(features[:, first:end], channels)
         colors, group_alphas = cast(tuple[Array, Array], blend(*geometry, padded, bins, frame))

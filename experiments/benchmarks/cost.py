@@ -76,7 +76,13 @@ def make_case(num: int, width: int, height: int):
     state = dataclasses.replace(state, gaussians=gaussians)
     photo = jnp.asarray(rng.integers(0, 255, (1, height, width, 3)), jnp.uint8)
     cameras = Camera(jnp.eye(4)[None], jnp.asarray(cloud.K, jnp.float32)[None])
-    dataset = Dataset(images=photo, sizes=jnp.array([[height, width]]), cameras=cameras, extent=jnp.float32(1))
+    dataset = Dataset(
+        images=photo,
+        sizes=jnp.array([[height, width]]),
+        cameras=cameras,
+        extent=jnp.float32(1),
+        near_plane=jnp.float32(0.2),
+    )
     view = View(width, height, 0)
     view = View(width, height, room_for(count_pairs(state, dataset, view), headroom=1.05))
     recipe = Recipe(Stage(0, 1000, 1.0, 0, 0), view, Objective(), optimizers, None, 1, 1, 0)

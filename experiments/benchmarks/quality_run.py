@@ -17,6 +17,8 @@ import jax
 from absl import flags
 
 from bags_jax.atomic import write_atomic
+from bags_jax.evaluate import evaluate
+from bags_jax.train import train
 from experiments.benchmarks import quality_runs, suites
 from experiments.benchmarks.provenance import commit
 from experiments.launch import launch, use_compilation_cache
@@ -75,9 +77,6 @@ def main() -> None:
         return
     begun_with = commit()  # before the hours in which somebody may commit
     use_compilation_cache(run.config.compilation_cache)
-    from bags_jax.evaluate import evaluate
-    from bags_jax.train import train
-
     starts = note_session(run.folder)
     train(run.config, run.folder)
     trained = time.time()

@@ -35,7 +35,7 @@ class Image(NamedTuple):
 
 def _pack(splats: Splats, features: Float[Array, "C N E"]) -> Float[Array, "C N F"]:
     """Rows of float4s for the kernels: x, y, the exponent's terms as powers of 2, opacity, features."""
-    terms = splats.conics * jnp.array([-0.5 * LOG2_E, -LOG2_E, -0.5 * LOG2_E])[None, None]
+    terms = splats.conics * jnp.array([-0.5 * LOG2_E, -LOG2_E, -0.5 * LOG2_E], jnp.float32)[None, None]
     rows = jnp.concatenate([splats.means_px, terms, splats.opacities[..., None], features], axis=-1)
     return pad_channels(rows, -(-rows.shape[-1] // 4) * 4)
 
