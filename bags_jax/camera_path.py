@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax.data.poses import camera_centers
+from bags_jax.data.poses import camera_centers, look_at
 
 RADIUS_SHARE = 0.6  # of the spread of the training cameras
 AROUND = 0.5  # length of the mean direction from a point to the cameras around it: 0 for a ring, 0.64 for half of one
@@ -57,7 +57,7 @@ def orbit(
     second = np.cross(down, first)
     angles = 2.0 * np.pi * np.arange(num_frames)[:, None] / num_frames
     centers = subject + depth * down + radius * (np.cos(angles) * first + np.sin(angles) * second)
-    return np.stack([look_at(center, subject, down) for center in centers])
+    return np.stack([look_at(center, subject, down) for center in centers]).astype(np.float32)
 
 
 def spiral(
@@ -75,26 +75,11 @@ def spiral(
     centers = camera_centers(viewmats)
     middle = centers.mean(axis=0)
     down = _down(viewmats)
-    home = look_at(middle, focus, down)[:3, :3]
+    home = look_at(middle, focus, down)[:3, :3].astype(np.float32)
     reach = RADIUS_SHARE * np.percentile(np.abs((centers - middle) @ home.T), 80, axis=0)
     angles = 2.0 * np.pi * np.arange(num_frames) / num_frames
     waves = np.stack([np.cos(angles), np.sin(angles), 0.5 * np.sin(2.0 * angles)], axis=-1)
-    return np.stack([look_at(middle + (reach * wave) @ home, focus, down) for wave in waves])
-
-
-def look_at(
-    center: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], down: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "4 4"]:
-    """cam_from_world of a camera at `center` that sees `target` in the middle of its image, `down` pointing down."""
-    ahead = _unit(target - center)
-    right = np.cross(down, ahead)
-    if np.linalg.norm(right) < 1e-6:  # it looks straight down or up: any side is the right one
-        right = np.cross(np.eye(3)[np.argmin(np.abs(ahead))], ahead)
-    right = _unit(right)
-    rotation = np.stack([right, np.cross(ahead, right), ahead])
-    viewmat = np.eye(4)
-    viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ center
-    return viewmat.astype(np.float32)
+    return np.stack([look_at(middle + (reach * wave) @ home, focus, down) for wave in waves]).astype(np.float32)
 
 
 def focus_point(viewmats: Float[np.ndarray, "V 4 4"], points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "3"]:

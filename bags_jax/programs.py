@@ -21,7 +21,7 @@ HEADROOM_AHEAD = 2.0  # the same for a program that is compiled long before it i
 
 
 class Programs:
-    """Compiled training steps by recipe and capacity; asks for one that is not there compile it on the spot."""
+    """Compiled training steps by recipe and capacity; one that was not prepared is compiled when it is asked for."""
 
     def __init__(self, num_devices: int):
         self._num_devices = num_devices
@@ -143,7 +143,7 @@ def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
     return jnp.max(jax.lax.map(count, dataset.cameras))
 
 
-def count_pairs(state: TrainState, dataset: Dataset, view: View) -> int:
+def most_pairs(state: TrainState, dataset: Dataset, view: View) -> int:
     """Pairs of tile and Gaussian of the most demanding view of a dataset."""
     return int(_largest_count(state, dataset, view=view))
 

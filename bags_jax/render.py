@@ -12,7 +12,7 @@ from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
 from bags_jax.geometry import apply_filter_3d, camera_center, project
 from bags_jax.numerics import safe_normalize
 from bags_jax.rasterize import rasterize
-from bags_jax.spherical_harmonics import degree_of, evaluate_sh
+from bags_jax.spherical_harmonics import MAX_DEGREE, degree_of, evaluate_sh
 from bags_jax.structs import BlurField, BlurMoments, Camera, Gaussians, Projected
 from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
@@ -106,7 +106,7 @@ def render(
     camera: Camera,
     *,
     view: View,
-    sh_degree: Int[Array, ""] | int = 3,
+    sh_degree: Int[Array, ""] | int = MAX_DEGREE,
     probe_px: Float[Array, "N 2"] | None = None,
 ) -> Rendered:
     """Renders the scene sharp, with its depth.

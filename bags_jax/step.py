@@ -20,10 +20,11 @@ from bags_jax.density import add_stats, view_stats
 from bags_jax.geometry import LARGEST
 from bags_jax.optimizer import Optimizers
 from bags_jax.parallel import pmax, psum
-from bags_jax.poses import corrected_camera, hold_gauge
+from bags_jax.pose_refinement import corrected_camera, hold_gauge
 from bags_jax.render import Rendered, View, render, render_blurred
 from bags_jax.schedules import Stage
 from bags_jax.sharpness import blur_price, looks_sharp, pose_trust, sharp_views, view_confidence
+from bags_jax.spherical_harmonics import MAX_DEGREE
 from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussians, TrainState
 
 FEW = 1 << 16  # numbers of a small array
@@ -110,7 +111,7 @@ def loss_fn(
       loss, and (terms, Rendered): all terms by name, unweighted, with the PSNR to the photograph.
     """
     gaussians, params, poses, probe = trained
-    sh_degree = state.step // recipe.sh_every if recipe.sh_every else 3
+    sh_degree = state.step // recipe.sh_every if recipe.sh_every else MAX_DEGREE
     camera = training_camera(dataset, poses, index)
     rendered = render(
         gaussians, state.alive, state.filter_3d, camera, view=recipe.view, sh_degree=sh_degree, probe_px=probe
@@ -119,17 +120,16 @@ def loss_fn(
     height, width = dataset.sizes[index]
     valid = (jnp.arange(recipe.view.height) < height)[:, None] & (jnp.arange(recipe.view.width) < width)[None, :]
     sharp = rendered.inside()
-    image, blurred, blur_px = sharp.image, {}, jnp.zeros(())
+    image, blurred, blur_weights, blur_px = sharp.image, {}, {}, jnp.zeros(())
     if recipe.network is not None and recipe.stage.kernel_size:
         own = params[network_name(recipe.stage.network)]
         image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
         stride = recipe.network.stride(recipe.stage.head)
         share = shares(valid, stride)
-        blurred = _blur_terms(found, share, stride, state, index, recipe)
+        blurred, blur_weights = _blur_terms(found, share, stride, state, index, recipe)
         blur_px = view_statistics(found, share).rms_width / recipe.stage.scale
     terms, weights = _terms(image, photo, valid, sharp, recipe.objective)
-    terms |= blurred
-    weights |= {name: getattr(recipe.objective, name) for name in blurred}
+    terms, weights = terms | blurred, weights | blur_weights
     if dataset.pose_frame is not None:
         terms["poses"] = pose_trust(state.blur_px[index]) * jnp.sum(poses[index] ** 2)
         weights["poses"] = recipe.objective.poses
@@ -146,8 +146,8 @@ def _blur_terms(
     state: TrainState,
     index: Int[Array, ""],
     recipe: Recipe,
-) -> dict:
-    """Terms of the blur model, by the names of their weights.
+) -> tuple[dict, dict]:
+    """Terms of the blur model, and their weights.
 
     Args:
       found: the blur of a view.
@@ -155,16 +155,23 @@ def _blur_terms(
       stride: side of the blocks that share a kernel, px.
       state, index, recipe: as in loss_fn.
     """
-    widths = masked_widths(found)
-    closes = looks_sharp(state.blur_px) & (state.step >= recipe.objective.sharp_start)
-    closes |= sharp_views(state.blur_px)[index] & (state.step >= recipe.objective.sharp_view_start)
+    objective, widths = recipe.objective, masked_widths(found)
+    closes = looks_sharp(state.blur_px) & (state.step >= objective.sharp_start)
+    closes |= sharp_views(state.blur_px)[index] & (state.step >= objective.sharp_view_start)
     variance = mean_over(widths**2, share) / recipe.stage.scale**2
-    return {
+    terms = {
         "mask": mean_over(found.mask, share),
         "centroid": mean_squared_centroid(found, share),
         "width_tv": losses.total_variation(widths[..., None], share > 0.0) / stride,
         "sharp": jnp.where(closes, blur_price(variance, state.blur_px), 0.0),
     }
+    weights = {
+        "mask": objective.mask,
+        "centroid": objective.centroid,
+        "width_tv": objective.width_tv,
+        "sharp": objective.sharp,
+    }
+    return terms, weights
 
 
 def _terms(image, photo, valid, sharp: Rendered, objective: Objective) -> tuple[dict, dict]:
@@ -316,7 +323,7 @@ def train_steps(
 ) -> tuple[TrainState, dict[str, Array]]:
     """The steps from start to stop in one dispatch; none beyond one that is not ok, and none if the state is not at start.
 
-    So it may be asked for before anybody knows whether the steps that lead to start were ok.
+    So it is safe to ask for before the steps that lead to start have been looked at.
 
     Returns:
       state, and metrics: those of the last step that was tried, with the loss terms averaged over the steps that were ok

@@ -68,7 +68,8 @@ class RasterOutput:
 class BlurField:
     """A blur kernel and a mask value for each pixel of one training view, constant over blocks of stride x stride px.
 
-    The kernels are said, not stored: `kernels_of(features @ weight + bias)` (blur_stream/) over KK = K * K taps, row-major (dy, dx).
+    Kernels are not stored: they are computed, `kernels_of(features @ weight + bias)` (blur_stream/) over KK = K * K taps,
+    row-major (dy, dx).
     """
 
     features: Float[Array, "h w F"]

@@ -24,15 +24,15 @@ from bags_jax.errors import UserError
 from bags_jax.initialize import init_state, near_plane, random_points, scene_extent
 from bags_jax.interruption import Interruption
 from bags_jax.optimizer import Optimizers, make_optimizers
-from bags_jax.poses import make_pose_frame
+from bags_jax.pose_refinement import make_pose_frame
 from bags_jax.programs import (
     HEADROOM_AHEAD,
     Programs,
     control_density,
     copied,
-    count_pairs,
     lower_opacity,
     more_room,
+    most_pairs,
     refresh_filter,
     room_for,
 )
@@ -83,7 +83,11 @@ class Job:
         return Recipe(
             stage=stage,
             view=View(
-                *(width, height, room, self.scene.background, plan.margin_of(config, stage)),
+                width=width,
+                height=height,
+                max_intersections=room,
+                background=self.scene.background,
+                margin=plan.margin_of(config, stage),
                 near_plane=self.near_plane,
                 deterministic=config.get("deterministic", False),  # get: runs from before it was there
             ),
@@ -195,7 +199,10 @@ def first_state(job: Job) -> TrainState:
 
 
 def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> TrainState:
-    """What happens where a stage begins: kernels are handed over, the 3D filter is that of the new scale. Twice does what once does."""
+    """What happens where a stage begins: kernels are handed over, the 3D filter is that of the new scale.
+
+    Idempotent: a dispatch that fell short at a stage's first step enters it again.
+    """
     before = [s for s in job.stages if s.stop <= stage.start and s.kernel_size]
     if job.network is not None and stage.kernel_size and before and job.config.blur.hand_over:
         source, name = before[-1], network_name(stage.network)
@@ -232,7 +239,7 @@ def dispatch(
     dataset = job.dataset(stage.scale)
     if step == stage.start:
         state = enter_stage(job, stage, state, dataset)
-        needed = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
+        needed = most_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
         rooms[stage] = rooms[stage] if needed < rooms[stage] else room_for(needed)
     stop, capacity = next_event(job.config, stage, step), state.alive.shape[0]
     state, metrics = programs.steps(job.recipe(stage, dataset, rooms[stage]), state, dataset, step, stop)
@@ -335,7 +342,7 @@ def prepare_stages(job: Job, programs: Programs, state: TrainState) -> dict[Stag
     for stage in job.stages:
         if stage.stop > int(state.step):
             dataset = job.dataset(stage.scale)
-            pairs = count_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
+            pairs = most_pairs(state, dataset, job.recipe(stage, dataset, 0).view)
             if not pairs:
                 raise UserError(
                     f"no training view sees any of the {int(jnp.sum(state.alive))} Gaussians: poses and points do not belong together, "

@@ -12,18 +12,12 @@ import numpy as np
 from absl import flags
 
 from bags_jax.atomic import write_atomic
-from bags_jax.evaluate import (
-    check_export,
-    evaluate,
-    mean_scores,
-    nearest_training_view,
-    open_run,
-    render_scene_views,
-    score_view,
-)
+from bags_jax.evaluate import evaluate, mean_scores, score_view
 from bags_jax.metrics import why_no_lpips
 from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
+from bags_jax.run import nearest_training_view, open_run, render_scene_views
+from bags_jax.splat_file import check_export
 from bags_jax.train import train
 from configs import procedural
 from experiments.launch import launch, use_compilation_cache

@@ -5,7 +5,7 @@ python -m experiments.export --workdir=runs/motion --output=scene.ply
 
 from absl import flags
 
-from bags_jax.evaluate import export
+from bags_jax.splat_file import export
 from experiments.launch import launch
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)

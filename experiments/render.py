@@ -12,9 +12,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from bags_jax.evaluate import open_run, render_path
 from bags_jax.export.video import write_video
 from bags_jax.report.pictures import to_uint8, write_png
+from bags_jax.run import open_run, render_path
 from experiments.launch import launch, use_compilation_cache
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)

@@ -10,7 +10,7 @@ import pytest
 
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
-from bags_jax.programs import count_pairs, refresh_filter, room_for
+from bags_jax.programs import most_pairs, refresh_filter, room_for
 from bags_jax.sharpness import SHARP_PX
 from bags_jax.step import draw_views, eval_step, loss_fn, train_steps
 from bags_jax.train import first_state, make_job
@@ -36,7 +36,7 @@ def start(job):
     """State at step 0, dataset, and a recipe with room for all."""
     dataset = jax.tree.map(jnp.asarray, make_dataset(job.scene, job.stages[0].scale))
     state = refresh_filter(first_state(job), 0, dataset)
-    pairs = count_pairs(state, dataset, job.recipe(job.stages[0], dataset, 0).view)
+    pairs = most_pairs(state, dataset, job.recipe(job.stages[0], dataset, 0).view)
     return state, dataset, job.recipe(job.stages[0], dataset, room_for(4 * pairs))
 
 
@@ -218,7 +218,7 @@ def test_a_loop_of_known_length_takes_the_same_steps(start, run, num_steps):
 def test_a_loop_of_known_length_ends_at_a_step_without_room(start, run):
     """At the first view that needs one pair more than there is room for: the third."""
     state, dataset, recipe = start
-    room = count_pairs(state, dataset, recipe.view) - 1
+    room = most_pairs(state, dataset, recipe.view) - 1
     small = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, max_intersections=room))
     expected, told = run(state, 8, small)
     taken, also_told = run(state, 8, dataclasses.replace(small, loop_length=8))

@@ -337,13 +337,13 @@ def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeyp
         rooms.append(room)
         return recipe_of(self, stage, dataset, room)
 
-    room_for, count_pairs = train.room_for, train.count_pairs
+    room_for, most_pairs = train.room_for, train.most_pairs
     small = train.make_job(make_config()).dataset(0.5).images.shape[2]
-    monkeypatch.setattr(train, "count_pairs", lambda s, d, view: 1 if view.width == small else count_pairs(s, d, view))
+    monkeypatch.setattr(train, "most_pairs", lambda s, d, view: 1 if view.width == small else most_pairs(s, d, view))
     monkeypatch.setattr(train, "room_for", lambda pairs, **options: 4 if pairs == 1 else room_for(pairs, **options))
     monkeypatch.setattr(train.Job, "recipe", recipe_and_note)
     state = train.train(make_config(), tmp_path)
-    assert 4 in rooms and max(rooms) >= 1024  # 0: the recipe that count_pairs is asked with
+    assert 4 in rooms and max(rooms) >= 1024  # 0: the recipe that most_pairs is asked with
     assert_same(state, straight[1])
 
 

@@ -7,7 +7,7 @@
 //   find_ranges   where the pairs of each tile begin
 //   sum_slots     gradients of pairs added up for each Gaussian in a fixed order           (deterministic mode only)
 //
-// Camera c owns the slots [c * capacity, (c + 1) * capacity) of the pairs and the keys [c * (tiles + 1), ...), the last of
+// Camera c owns the slots [c * room, (c + 1) * room) of the pairs and the keys [c * (tiles + 1), ...), the last of
 // which marks slots that are not in use. It so keeps its slots when all pairs of all cameras are sorted at once.
 #include "device.cuh"
 
@@ -20,7 +20,7 @@ constexpr unsigned LAST = 0xffffffffu;    // depth key of a Gaussian that is now
 
 struct Sizes {
   int gaussians;  // of one camera
-  int capacity;   // slots of one camera
+  int room;   // slots of one camera
   int columns, rows;  // tiles
   int cameras;
 };
@@ -155,10 +155,10 @@ template <typename Key>
 struct Slots {
   Key* keys;
   int* ids;
-  int capacity;
+  int room;
 
   __device__ __forceinline__ void write(int slot, int key, int id) const {
-    if (slot >= capacity) return;
+    if (slot >= room) return;
     keys[slot] = Key(key);
     ids[slot] = id;
   }
@@ -200,15 +200,15 @@ __device__ __forceinline__ void expand(
   const Sizes s = read_sizes(sizes);
   const int camera = blockIdx.y, lane = threadIdx.x % WARP;
   const int i = in_order(s, order), count = i < 0 ? 0 : counts[i];
-  const size_t arena = size_t(camera) * s.capacity;
-  const Slots<Key> slots{keys + arena, ids + arena, s.capacity};
+  const size_t arena = size_t(camera) * s.room;
+  const Slots<Key> slots{keys + arena, ids + arena, s.room};
   const int first_key = camera * (s.columns * s.rows + 1), owner = camera * s.gaussians;
   const int block_begin = block_begins[camera * gridDim.x + blockIdx.x];
   const int offset = scan_block<BLOCK>(count).before;
   const int begin = offset < MOST - block_begin ? block_begin + offset : MOST;
   if (i >= 0) begins[i] = begin;
 
-  const bool seen = count > 0 && begin < s.capacity;
+  const bool seen = count > 0 && begin < s.room;
   const bool is_long = seen && count > LONG_LIST;
   if (seen && !is_long) {
     expand_alone(slots, read_ellipse(means, covs, radii, i), s, first_key, i - owner, begin, begin + count);
@@ -216,11 +216,11 @@ __device__ __forceinline__ void expand(
   for (unsigned todo = __ballot_sync(ALL_LANES, is_long); todo; todo &= todo - 1) {
     const int source = __ffs(todo) - 1;
     const int which = __shfl_sync(ALL_LANES, i, source), from = __shfl_sync(ALL_LANES, begin, source);
-    const int stop = from + min(__shfl_sync(ALL_LANES, count, source), s.capacity - from);
+    const int stop = from + min(__shfl_sync(ALL_LANES, count, source), s.room - from);
     expand_together(slots, read_ellipse(means, covs, radii, which), s, first_key, which - owner, from, stop, lane);
   }
   const int step = gridDim.x * BLOCK;
-  for (int slot = min(totals[camera], s.capacity) + blockIdx.x * BLOCK + threadIdx.x; slot < s.capacity; slot += step)
+  for (int slot = min(totals[camera], s.room) + blockIdx.x * BLOCK + threadIdx.x; slot < s.room; slot += step)
     slots.write(slot, first_key + s.columns * s.rows, 0);
 }
 
@@ -243,8 +243,8 @@ __device__ __forceinline__ void find(const int* sizes, const Key* keys, int* sta
   const int bounds = s.columns * s.rows + 1;
   const int i = blockIdx.x * BLOCK + threadIdx.x;
   if (i >= s.cameras * bounds) return;
-  const Key* own = keys + size_t(i / bounds) * s.capacity;
-  int low = 0, high = s.capacity;
+  const Key* own = keys + size_t(i / bounds) * s.room;
+  int low = 0, high = s.room;
   while (low < high) {
     const int middle = low + (high - low) / 2;
     if (own[middle] < Key(i)) low = middle + 1;
@@ -269,8 +269,8 @@ KERNEL __launch_bounds__(BLOCK) sum_slots(
   const long long i = blockIdx.x * (long long)BLOCK + threadIdx.x;
   const int gaussian = int(i / values), value = int(i % values);
   if (gaussian >= s.cameras * s.gaussians) return;
-  const int begin = min(begins[gaussian], s.capacity), stop = begin + min(counts[gaussian], s.capacity - begin);
-  const float* slot = of_slots + size_t(gaussian / s.gaussians) * s.capacity * values + value;
+  const int begin = min(begins[gaussian], s.room), stop = begin + min(counts[gaussian], s.room - begin);
+  const float* slot = of_slots + size_t(gaussian / s.gaussians) * s.room * values + value;
   float sum = 0.0f;
   for (int k = begin; k < stop; ++k) sum += slot[size_t(k) * values];
   of_gaussians[i] = sum;

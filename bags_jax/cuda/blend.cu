@@ -23,7 +23,7 @@ constexpr int QUADS = (GEOMETRY + CHANNELS + 3) / 4;  // float4s of a Gaussian
 constexpr int SUMS = GEOMETRY + CHANNELS;        // what the gradient of a Gaussian is made of
 
 struct View {
-  int gaussians, capacity;  // of one camera
+  int gaussians, room;  // of one camera
   int columns, tiles;
   int width, height;  // px
   int rows;           // rows of gradients of one camera
@@ -153,7 +153,7 @@ KERNEL __launch_bounds__(THREADS) blend_forward(
   const Place place(view);
   const int* bounds = starts + size_t(blockIdx.y) * (view.tiles + 1) + blockIdx.x;
   const int end = bounds[1];
-  ids += size_t(blockIdx.y) * view.capacity;
+  ids += size_t(blockIdx.y) * view.room;
 
   float light[PIXELS], sums[PIXELS][CHANNELS];
 #pragma unroll
@@ -320,8 +320,8 @@ KERNEL __launch_bounds__(THREADS, 8) blend_backward(
   const int lane = threadIdx.x % WARP, slot = folded<SUMS, WARP / 2>(lane);
   const int* bounds = starts + size_t(blockIdx.y) * (view.tiles + 1) + blockIdx.x;
   const int end = bounds[1];
-  ids += size_t(blockIdx.y) * view.capacity;
-  rows += size_t(blockIdx.y) * view.capacity;
+  ids += size_t(blockIdx.y) * view.room;
+  rows += size_t(blockIdx.y) * view.room;
   gradient += size_t(blockIdx.y) * view.rows * SUMS;
   float* own = &gradients.sums[0][place.strip][max(slot, 0)];
 

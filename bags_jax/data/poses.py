@@ -13,12 +13,16 @@ def camera_centers(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "V
     return -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
 
 
-def look_at(center: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], roll: float) -> Float[np.ndarray, "4 4"]:
-    """cam_from_world of a camera at `center` that looks at `target` (world frame); roll in rad."""
-    forward = (target - center) / np.linalg.norm(target - center)
-    right = np.cross(forward, [0.0, 0.0, 1.0])
+def look_at(
+    center: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], down: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "4 4"]:
+    """cam_from_world of a camera at `center` that sees `target` in the middle of its image, `down` pointing down."""
+    ahead = (target - center) / np.linalg.norm(target - center)
+    right = np.cross(down, ahead)
+    if np.linalg.norm(right) < 1e-6:  # it looks straight down or up: any side is the right one
+        right = np.cross(np.eye(3)[np.argmin(np.abs(ahead))], ahead)
     right /= np.linalg.norm(right)
-    turn = rotation(np.array([0.0, 0.0, roll])) @ np.stack([right, np.cross(forward, right), forward])
+    turn = np.stack([right, np.cross(ahead, right), ahead])
     return rigid(turn, -turn @ center)
 
 

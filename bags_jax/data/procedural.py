@@ -168,7 +168,14 @@ def _place_cameras(place: Layout, order: _Order) -> Float[np.ndarray, "V 4 4"]:
     num_train, num_test, key = order.num_train, order.num_test, order.random("cameras")
     gaps = np.floor((np.arange(num_test) + 0.5) / max(num_test, 1) * (num_train - 1)) + 0.5
     indices = np.concatenate([gaps, np.arange(num_train)])
-    return np.stack([poses.look_at(*place.place_camera(i, num_train, key)) for i in indices]).astype(np.float32)
+    return np.stack([_stand(*place.place_camera(i, num_train, key)) for i in indices]).astype(np.float32)
+
+
+def _stand(center: np.ndarray, target: np.ndarray, roll: float) -> Float[np.ndarray, "4 4"]:
+    """A camera that looks at a point and is then rolled about its axis, rad; z is up in these worlds."""
+    level = poses.look_at(center, target, np.array([0.0, 0.0, -1.0]))[:3, :3]
+    turn = poses.rotation(np.array([0.0, 0.0, roll])) @ level
+    return poses.rigid(turn, -turn @ center)
 
 
 def _expose(

@@ -139,7 +139,7 @@ struct Bins {
   int32_t* slots;   // [M] slot of a pair
   int32_t* starts;  // [T + 1] tile t owns the pairs starts[t] : starts[t + 1]
   int32_t* spans;   // [N, 2] first slot of a Gaussian, and the one after its last
-  int64_t capacity;
+  int64_t room;
 };
 
 // Cuts the strips to the room that there is: what lies farthest back is left out.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from bags_jax.geometry import camera_center, project
 from bags_jax.numerics import safe_normalize
-from bags_jax.rasterize.image import BACKENDS, DEFAULT_TILE_SIZE, capacity_for, choose_backend, rasterize
+from bags_jax.rasterize.image import BACKENDS, DEFAULT_TILE_SIZE, choose_backend, rasterize, room_for_all
 from bags_jax.spherical_harmonics import MAX_DEGREE, evaluate_sh, num_coefficients
 from bags_jax.structs import Camera, Projected
 
@@ -152,7 +152,7 @@ def _room(gaussians, cameras: Camera, how: _How) -> int:
     gaussians, cameras = jax.lax.stop_gradient((gaussians, cameras))
     size = {"width": how.width, "height": how.height, "tile_size": how.tile_size, "backend": how.backend}
     one_each = [jax.tree.map(lambda x, i=i: x[i], cameras) for i in range(cameras.K.shape[0])]
-    return max((capacity_for(_project(gaussians, camera, how), **size) for camera in one_each), default=1024)
+    return max((room_for_all(_project(gaussians, camera, how), **size) for camera in one_each), default=1024)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -107,7 +107,7 @@ def rasterize(
         return RasterOutput(empty, jnp.zeros((height, width)), jnp.int32(0), jnp.int32(0))
     size = {"width": width, "height": height, "tile_size": tile_size}
     if max_intersections is None:
-        max_intersections = capacity_for(projected, **size, backend=backend)
+        max_intersections = room_for_all(projected, **size, backend=backend)
     draw = (deterministic and BACKENDS[backend].in_fixed_order) or BACKENDS[backend].rasterize
     return draw(projected, features, **size, max_intersections=max_intersections)
 
@@ -117,7 +117,7 @@ _counters = {
 }
 
 
-def capacity_for(
+def room_for_all(
     projected: Projected, *, width: int, height: int, tile_size: int = DEFAULT_TILE_SIZE, backend: str = "auto"
 ) -> int:
     """Room that holds every pair of tile and Gaussian; under jit, where nothing can be counted, 16 for each Gaussian."""

@@ -1,4 +1,4 @@
-"""Which Gaussians touch which tiles: exact ellipse-tile intersection, depth order, binning at static capacity.
+"""Which Gaussians touch which tiles: exact ellipse-tile intersection, depth order, room for pairs that is static.
 
 A Gaussian is visible inside the ellipse where its alpha is at least 1/255. Its intersection with a row of tiles is
 convex, so the tiles of that row that it touches are one interval, known in closed form. Gaussians are therefore
@@ -43,13 +43,13 @@ def grid_size(width: int, height: int, tile_size: int) -> tuple[int, int]:
     return -(-width // tile_size), -(-height // tile_size)
 
 
-def _expand(counts: Int[Array, "N"], capacity: int) -> _Expansion:
+def _expand(counts: Int[Array, "N"], room: int) -> _Expansion:
     """Gives each item as many consecutive slots as it counts, in order: a repeat with a static total."""
     ends = jnp.cumsum(counts)
     begins = ends - counts
-    slots = jnp.arange(capacity, dtype=jnp.int32)
+    slots = jnp.arange(room, dtype=jnp.int32)
     items = jnp.arange(counts.shape[0], dtype=jnp.int32)
-    first = jnp.zeros(capacity, jnp.int32).at[jnp.where(counts > 0, begins, capacity)].set(items, mode="drop")
+    first = jnp.zeros(room, jnp.int32).at[jnp.where(counts > 0, begins, room)].set(items, mode="drop")
     owner = jax.lax.cummax(first)
     return _Expansion(owner, slots - begins[owner], slots < ends[-1], ends[-1])
 

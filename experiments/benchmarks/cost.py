@@ -19,7 +19,7 @@ from bags_jax import losses, plan
 from bags_jax.blur_network import BlurProposalNetwork, init_network
 from bags_jax.initialize import init_state
 from bags_jax.optimizer import make_optimizers
-from bags_jax.programs import count_pairs, room_for
+from bags_jax.programs import most_pairs, room_for
 from bags_jax.rasterize import DEFAULT_TILE_SIZE
 from bags_jax.rasterize.image import choose_backend
 from bags_jax.rasterize.native import bin_pairs
@@ -84,7 +84,7 @@ def make_case(num: int, width: int, height: int):
         near_plane=jnp.float32(0.2),
     )
     view = View(width, height, 0)
-    view = View(width, height, room_for(count_pairs(state, dataset, view), headroom=1.05))
+    view = View(width, height, room_for(most_pairs(state, dataset, view), headroom=1.05))
     recipe = Recipe(Stage(0, 1000, 1.0, 0, 0), view, Objective(), optimizers, None, 1, 1, 0)
     return state, dataset, recipe
 
@@ -120,7 +120,7 @@ def measure(num: int, width: int, height: int) -> dict:
         "blur model": measure_blur(state, camera, view),
     }
     times["blend"] = times.pop("forward") - times["project"] - times["bin and sort"]
-    pairs = count_pairs(state, dataset, view)
+    pairs = most_pairs(state, dataset, view)
     return {"gaussians": num, "width": width, "height": height, "pairs": pairs, "ms": times}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from bags_jax.errors import UserError
-from bags_jax.programs import compiler_options, count_pairs
+from bags_jax.programs import compiler_options, most_pairs
 from bags_jax.rasterize import rasterize
 from bags_jax.rasterize.image import choose_backend
 from bags_jax.render import project_gaussians
@@ -94,7 +94,7 @@ def gsplat_steps(state: TrainState, dataset: Dataset, recipe: Recipe) -> Callabl
 def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict]:
     """One row a trainer; they take turns."""
     state, dataset, recipe = make_case(num, width, height)
-    pairs, blended = count_pairs(state, dataset, recipe.view), round(blended_per_pixel(state, dataset, recipe), 1)
+    pairs, blended = most_pairs(state, dataset, recipe.view), round(blended_per_pixel(state, dataset, recipe), 1)
     size = {"gaussians": num, "width": width, "height": height, "pairs": pairs, "blended": blended}
     runs, compile_s = {}, {}
     for name in backends + [_BESIDE.value] * bool(_BESIDE.value):
