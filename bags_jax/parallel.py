@@ -1,4 +1,4 @@
-"""Data parallelism, and nothing else that knows about devices: each device takes other views, the state is the same on all."""
+"""Data parallelism: each device takes other views, the state is the same on all. What a backend is good at, each module asks itself."""
 
 from collections.abc import Callable
 from typing import Any

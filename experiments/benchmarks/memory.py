@@ -33,7 +33,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "File for one JSON row a case; defau
 FEATURES, BOUND = 32, 5.0
 
 
-def naive(planes, features, weight, bias, *, stride: int):
+def made(planes, features, weight, bias, *, stride: int):
     """Kernels as an array, then their weighted sum."""
     kernels = kernels_of(features @ weight + bias[None, None], BOUND)
     return apply_kernels(planes, jnp.moveaxis(kernels, -1, 0), stride)
@@ -70,7 +70,7 @@ def seconds(programs: dict, shapes) -> dict[str, float]:
 def measure(width: int, height: int, stride: int) -> dict:
     """Bytes and seconds of both ways at one size; seconds of what fits."""
     programs, needs, shapes = {}, {}, []
-    for name, function in (("naive", naive), ("streamed", streamed)):
+    for name, function in (("made", made), ("streamed", streamed)):
         programs[name], shapes, needs[name] = compile_gradient(function, width, height, stride)
     fits = {name: programs[name] for name, size in needs.items() if size <= _TIME_BELOW.value * 2**30}
     features_bytes = 4 * int(np.prod(shapes[1]))
@@ -88,16 +88,16 @@ def main() -> None:
             row = measure(width, height, stride)
             write({**row, **provenance()})
             mib = [f"{x / 2**20:.0f}" for x in (*row["bytes"].values(), row["features_bytes"])]
-            took = [f"{row['seconds'][name]:.2f}" if name in row["seconds"] else "" for name in ("naive", "streamed")]
+            took = [f"{row['seconds'][name]:.2f}" if name in row["seconds"] else "" for name in ("made", "streamed")]
             lines.append([f"{width} x {height}", str(stride), *mib, *took])
             print(lines[-1], flush=True)
     header = [
         "image",
         "stride",
-        "naive, MiB",
+        "made, MiB",
         "streamed, MiB",
         "of it the features' gradient",
-        "naive, s",
+        "made, s",
         "streamed, s",
     ]
     print(markdown_table(header, lines))
