@@ -22,7 +22,7 @@ class Interruption:
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was no handler of Python's
 
     def _note(self, *_):
         if self.is_wanted:
