@@ -30,6 +30,7 @@ def make_config(num_devices):
         (1,),
     )
     config.num_steps, config.blur.warmup, config.max_gaussians = 6, 0.0, 512
+    config.optim.quats = 0.0  # the gradient of a round Gaussian's is rounding alone, of which Adam makes a whole step
     config.log_every, config.num_devices, config.views_per_step = 1, num_devices, 2
     return config
 
