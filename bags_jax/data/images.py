@@ -72,8 +72,9 @@ def find_photo_folder(root: pathlib.Path, factor: int) -> pathlib.Path:
     for folder in candidates:
         if list_photos(folder):
             return folder
+    names = " and ".join(f"{folder.name}/" for folder in candidates)
     raise UserError(
-        f"{root} has camera poses but no photographs: there are none in {' or '.join(f.name + '/' for f in candidates)}; "
+        f"{root} has camera poses but no photographs: {names} {'is' if len(candidates) == 1 else 'are'} missing or empty; "
         f"put the pictures ({', '.join(PHOTO_SUFFIXES)}) into {candidates[0]}"
     )
 
