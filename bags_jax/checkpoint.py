@@ -15,11 +15,8 @@ from jaxtyping import Float
 from bags_jax.errors import UserError
 from bags_jax.structs import Gaussians, TrainState
 
-WRITE_PROBLEMS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-)  # of a disk, in the words of Python, of TensorStore and of its threads
+# What is raised where a checkpoint cannot be written: by Python, by TensorStore, by Orbax's threads.
+WRITE_PROBLEMS = (OSError, ValueError, RuntimeError)
 
 
 class Checkpoints:
