@@ -329,10 +329,7 @@ def count_devices(config: Config) -> int:
     """
     try:
         there = jax.local_device_count()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # an assertion of jax 0.10's, where a platform that was asked for is not there
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts that the platform it was told to take is there
         raise UserError(
             f"JAX finds no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: unset it, or install what it needs (pip install '.[gpu]' in the "
             "checkout, and the driver)"

@@ -173,8 +173,10 @@ def test_front_covers_back_whatever_the_order_of_rows(backend):
     np.testing.assert_allclose(_blend(back, backend).colors[3, 0, :2], [0.25, 0.5], atol=1e-6)
 
 
-@pytest.mark.parametrize("wide", [False, True], ids=["x32", "x64"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "dtype, wide",  # wide: jax_enable_x64, without which no array is float64
+    [("float16", False), ("bfloat16", False), ("float16", True), ("bfloat16", True), ("float64", True)],
+)
 def test_other_types_are_taken_as_float32(dtype, wide, backend):
     """Kernels read memory as float32 whatever is in it. Gradients are of the type that came."""
     with jax.enable_x64(wide):

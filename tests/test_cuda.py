@@ -264,3 +264,23 @@ def test_pairs_are_those_of_the_xla_backend(kind, width, height, cameras):
         slots, ids = np.asarray(pairs.slots[c, :total]), np.asarray(pairs.ids[c, :total])
         assert sorted(slots) == list(range(total))
         assert ((slots >= begins[ids]) & (slots < begins[ids] + counts[ids])).all()
+
+
+@pytest.mark.parametrize(
+    "dtype, wide",  # wide: jax_enable_x64, without which no array is float64
+    [("float16", False), ("bfloat16", False), ("float16", True), ("bfloat16", True), ("float64", True)],
+)
+def test_kernels_are_given_float32_whatever_comes(dtype, wide):
+    """They take memory for what they expect: half as wide a number would be read as rubbish, and beyond its end."""
+    with jax.enable_x64(wide):
+        splats = make_splats()
+        splats = type(splats)(*(x.astype(dtype) for x in splats))
+        exact = type(splats)(*(jnp.asarray(x, jnp.float32) for x in splats))
+        picture = lambda splats: rasterization(*splats, WIDTH, HEIGHT, max_intersections=2048, backend="cuda")[0]
+        np.testing.assert_array_equal(picture(splats), picture(exact))
+
+
+def test_a_kernel_refuses_what_it_would_misread():
+    kernel, shape = launch.Kernel("binning", "find_ranges_u16", 256), jax.ShapeDtypeStruct((3,), jnp.int32)
+    with pytest.raises(TypeError, match="find_ranges_u16: operands of bfloat16 came, expected float32, int32"):
+        launch.launch(kernel, [shape], jnp.zeros(6, jnp.int32), jnp.zeros(4, jnp.bfloat16), grid=(1, 1))
