@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 SOURCES := bags_jax configs experiments tests
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/bags_jax/xla_tests
 
-.PHONY: help demo test check gpu-check lint types format clean new-venv
+.PHONY: help demo test check gpu-check tpu-check lint types format clean new-venv
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -20,7 +20,10 @@ test: .venv/.installed-dev  ## all tests, on the CPU as 2 devices (PYTEST_ARGS="
 check: lint types test  ## what .ci/run checks: ruff, pyright, pytest
 
 gpu-check: .venv-gpu/.installed  ## compile the CUDA kernels for an H200 on a machine without one, in a .venv-gpu of its own
-	.venv-gpu/bin/python -m pytest -q -n 0 -rs tests/test_cuda_build.py tests/test_cuda_compile.py
+	.venv-gpu/bin/python -m pytest -q -n 0 -rs tests/test_cuda_build.py tests/test_compile_ahead.py
+
+tpu-check: .venv-tpu/.installed  ## compile the training step for a TPU on a machine without one, in a .venv-tpu of its own (minutes)
+	.venv-tpu/bin/python -m pytest -q -n 0 -rs tests/test_compile_ahead.py
 
 lint: .venv/.installed-dev  ## ruff: format and rules
 	.venv/bin/ruff format --check $(SOURCES)
@@ -59,6 +62,12 @@ CAN_PIP := 'import pip, sys; sys.exit(sys.version_info < (3, 11))'
 	@version=$$(.venv-gpu/bin/python -c 'import jax; print(jax.__version__)'); \
 	  .venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --no-deps jax-cuda13-plugin==$$version \
 	  jax-cuda13-pjrt==$$version nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-nvdisasm
+	@touch $@
+
+.venv-tpu/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -m venv --clear .venv-tpu
+	@echo "Installing TPU's compiler into .venv-tpu (the first time: 2 GB on disk, some minutes)"
+	@.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
 	@touch $@
 
 new-venv:

@@ -12,7 +12,7 @@ from splats import HEIGHT, KINDS, WIDTH, alphas_in_order, make_splats, on_cutoff
 from bags_jax.geometry import project
 from bags_jax.rasterize import bucket, count_intersections, rasterize
 from bags_jax.rasterize.reference import rasterize_reference
-from bags_jax.rasterize.tiles import _sort_by_tile, bin_tiles
+from bags_jax.rasterize.tiles import SCAN_ROW, _running_max, _running_sum, _sort_by_tile, bin_tiles
 from bags_jax.structs import Camera
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
@@ -51,6 +51,13 @@ def test_pairs_are_those_that_show(kind, tile_size):
         # them no pixel shows it: those pairs are the only waste, and needles have most of them.
         waste = (listed & ~touched(alphas, tile_size, 1 / 255 * (1 - 1e-4))).sum()
         assert waste <= 0.15 * total + 2
+
+
+@pytest.mark.parametrize("size", [1, SCAN_ROW, 3 * SCAN_ROW + 1])
+def test_scans_by_rows(size):
+    counts = np.random.default_rng(0).integers(0, 9, size).astype(np.int32)
+    np.testing.assert_array_equal(_running_sum(jnp.asarray(counts)), np.cumsum(counts))
+    np.testing.assert_array_equal(_running_max(jnp.asarray(counts)), np.maximum.accumulate(counts))
 
 
 def test_small_buffer_counts_what_it_drops():

@@ -7,7 +7,6 @@ the light still to come as a running remainder:
   dL/dalpha_i = T_i (c_i . g) - (sum over j > i of w_j c_j . g) / (1 - alpha_i),    w_i = T_i alpha_i
 
 and the gradients of mean and conic are moments of one scalar a pixel against [1, x, y, x^2, xy, y^2] about the tile centre.
-Opacity (the sum of the weights) is blended as one more channel whose feature is 1, so that it needs no rule of its own.
 """
 
 import dataclasses
@@ -20,10 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from bags_jax.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
 from bags_jax.numerics import EXACT
-from bags_jax.rasterize.tiles import bin_tiles, grid_size
+from bags_jax.rasterize.tiled import GEOMETRY, geometry_gradients, rasterize_by
+from bags_jax.rasterize.tiles import grid_size
 from bags_jax.structs import Projected, RasterOutput
-
-GEOMETRY = 6  # leading columns of the attributes: x, y, xx, xy, yy, opacity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,22 +132,6 @@ def _forward(attributes, ids, starts, grid: TileGrid) -> Float[Array, "T E P"]:
     return jnp.zeros((grid.num_tiles, channels, grid.pixels), jnp.float32).at[order].set(blended, mode="drop")
 
 
-def _moments_to_gradients(row, moments):
-    """Gradients of x, y, xx, xy, yy, opacity from the moments of dL/dsigma about the tile centre."""
-    u, v, xx, xy, yy, opacity = (row[..., k] for k in range(GEOMETRY))
-    m0, mx, my, mxx, mxy, myy = (moments[..., k] for k in range(6))
-    dx, dy = u * m0 - mx, v * m0 - my
-    columns = [
-        xx * dx + xy * dy,
-        yy * dy + xy * dx,
-        0.5 * (u * u * m0 - 2.0 * u * mx + mxx),
-        u * v * m0 - u * my - v * mx + mxy,
-        0.5 * (v * v * m0 - 2.0 * v * my + myy),
-        -m0 / jnp.maximum(opacity, 1e-6),
-    ]
-    return jnp.stack(columns, axis=-1)
-
-
 def _backward(attributes, ids, starts, blended, cotangent, grid: TileGrid) -> Float[Array, "N A"]:
     channels = attributes.shape[1] - GEOMETRY
     x, y = _local_pixels(grid)
@@ -179,7 +161,10 @@ def _backward(attributes, ids, starts, blended, cotangent, grid: TileGrid) -> Fl
                 weights.append(weight)
             moments = jnp.matmul(jnp.stack(slopes), basis, precision=EXACT)
             d_features = jnp.stack([jnp.sum(jnp.stack(weights) * gc[None], -1) for gc in g_channels], -1)
-            update = jnp.concatenate([_moments_to_gradients(rows, moments), d_features], -1)
+            d_geometry = geometry_gradients(
+                [rows[..., k] for k in range(GEOMETRY)], [moments[..., k] for k in range(GEOMETRY)]
+            )
+            update = jnp.concatenate([jnp.stack(d_geometry, -1), d_features], -1)
             return i + grid.unroll, light, remainder, gradient.at[owners].add(update, mode="drop")
 
         start = (
@@ -223,13 +208,6 @@ def _blend_bwd(grid, residuals, cotangent):
 blend.defvjp(_blend_fwd, _blend_bwd)
 
 
-def untile(tiles: Float[Array, "T E P"], grid: TileGrid) -> Float[Array, "H W E"]:
-    """Puts tiles of pixels together to an image."""
-    rows, size = grid.num_tiles // grid.columns, grid.tile_size
-    image = tiles.reshape(rows, grid.columns, -1, size, size).transpose(0, 3, 1, 4, 2)
-    return image.reshape(rows * size, grid.columns * size, -1)[: grid.height, : grid.width]
-
-
 def _tile_grid(width: int, height: int, tile_size: int) -> TileGrid:
     """Loop shape by measurement (experiments/LOG.md): short vectors for a CPU's cache, wide ones for an accelerator."""
     batch = 4 if jax.default_backend() == "cpu" else 1024
@@ -247,13 +225,7 @@ def rasterize_xla(
 ) -> RasterOutput:
     """`rasterize` in pure XLA: runs everywhere. At least one Gaussian, and room for at least one pair."""
     grid = _tile_grid(width, height, tile_size)
-    tiles = bin_tiles(projected, width=width, height=height, tile_size=tile_size, max_intersections=max_intersections)
-    geometry = [projected.means_px, projected.conics, projected.opacities[:, None]]
-    attributes = jnp.concatenate([*geometry, features, jnp.ones_like(features[:, :1])], axis=-1)
-    image = untile(blend(attributes, tiles.gaussian_ids, tiles.starts, grid), grid)
-    return RasterOutput(
-        colors=image[..., :-1],
-        alphas=image[..., -1],
-        num_intersections=tiles.num_intersections,
-        num_dropped=tiles.num_dropped,
+    size = {"width": width, "height": height, "tile_size": tile_size}
+    return rasterize_by(
+        functools.partial(blend, grid=grid), projected, features, **size, max_intersections=max_intersections
     )

@@ -1,0 +1,223 @@
+"""Compiles `rasterization`, forward and backward, or a whole training step, for an accelerator that is not there.
+
+  python tests/compile_ahead.py MACHINE rasterization CAMERAS DETERMINISTIC
+  python tests/compile_ahead.py MACHINE step WIDTH HEIGHT STRIDE DETERMINISTIC DEVICES
+  python tests/compile_ahead.py MACHINE between
+
+MACHINE is h200 or v5e. Prints a JSON row: how long it took, what the program calls, how much it launches, where it waits for its
+host, how often devices exchange numbers, and the memory that each needs. "between" is what training does between steps.
+
+Needs the compilers that `make gpu-check` or `make tpu-check` install, but neither an accelerator nor a driver: XLA takes the GPU from
+golden/h200.txtpb, and TPU v5e chips from its own library.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+# Else libtpu asks a cloud's metadata server which machine this is.
+os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no chip is taken
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from bags_jax import parallel, programs
+from bags_jax.cuda import launch
+from bags_jax.density import grow
+from bags_jax.rasterize import rasterization
+from bags_jax.render import render
+from bags_jax.step import train_steps
+from bags_jax.train import first_state, make_job
+from configs import procedural
+
+H200 = pathlib.Path(__file__).parent / "golden" / "h200.txtpb"
+MOST_DEVICES = 4
+NUM, WIDTH, HEIGHT, ROOM = 1_000_000, 1296, 840, 4_000_000
+TRIPS = "known_trip_count"
+NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
+
+
+class Machine(NamedTuple):
+    """An accelerator that programs are compiled for."""
+
+    platform: str  # as programs are lowered for it
+    backend: str  # as jax.default_backend() calls it there
+    topology: Callable[[], Any]  # what of it there may be
+
+    def devices(self, num: int) -> list:
+        """So many devices of one host."""
+        return list(self.topology().devices)[:num]
+
+    @contextlib.contextmanager
+    def here(self, num: int):
+        """Within this, what is traced is for this machine with so many devices."""
+        devices = self.devices(num)
+        with (
+            launch.forced_route(launch.XLA) if self.platform == "cuda" else contextlib.nullcontext(),
+            mock.patch.object(jax, "default_backend", lambda: self.backend),
+            mock.patch.object(jax, "local_devices", lambda: devices),
+        ):
+            yield
+
+    def place(self, shapes, num: int = 1, *, axes: tuple[str, ...] = ()):
+        """Arrays of these shapes, the same on every device, or cut along some axes."""
+        sharding = jax.sharding.NamedSharding(
+            jax.sharding.Mesh(np.array(self.devices(num)), (parallel.AXIS,)), jax.sharding.PartitionSpec(*axes)
+        )
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _gpus():
+    return topologies.get_topology_desc(platform="cuda", target_config=H200.read_text(), topology=f"1x1x{MOST_DEVICES}")
+
+
+def _tpus():
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+
+
+MACHINES = {
+    "h200": Machine("cuda", "gpu", functools.cache(_gpus)),
+    "v5e": Machine("tpu", "tpu", functools.cache(_tpus)),
+}
+
+
+def count_launches(text: str) -> int:
+    """What a program starts on the GPU, one after the other: kernels, copies and library calls, as often as its loops go round.
+
+    A loop whose length is not known in advance counts once.
+    """
+    computations = {}
+    for part in re.split(r"\n(?=\S)", text):
+        if head := re.match(r"(ENTRY )?%?([\w.-]+) \(", part):
+            computations["ENTRY" if head[1] else head[2]] = part
+
+    def launches(name: str) -> int:
+        total = 0
+        for line in computations[name].splitlines():
+            found = re.match(r"\s+(?:ROOT )?%[\w.-]+ = .*? ([\w-]+)\(", line)
+            if found and found[1] == "while":
+                body, trips = re.search(r"body=%([\w.-]+)", line), re.search(rf'{TRIPS}":{{"n":"(\d+)"', line)
+                assert body
+                total += launches(body[1]) * (int(trips[1]) if trips else 1)
+            elif found and found[1] not in NO_LAUNCH:
+                total += 1
+        return total
+
+    return launches("ENTRY")
+
+
+def compile_ahead(lower: Callable[[], Any], options: dict[str, bool | str] | None = None) -> dict:
+    """Compiles what `lower` lowers; how long it took, what it calls, and the memory that it needs."""
+    start = time.perf_counter()
+    compiled = lower().compile(compiler_options=options)
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    return {
+        "jax": jax.__version__,
+        "seconds": round(time.perf_counter() - start, 1),
+        "calls": collections.Counter(re.findall(r'custom_call_target="([^"]*)"', text)),
+        "launches": count_launches(text),
+        "waits": sum(
+            " conditional(" in line or (" while(" in line and TRIPS not in line) for line in text.splitlines()
+        ),
+        "exchanges": len(re.findall(r" all-reduce(?:-start)?\(", text)),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+    }
+
+
+def loss(means, quats, scales, opacities, colors, viewmats, Ks, deterministic):
+    image, alphas, meta = rasterization(
+        *(means, quats, scales, opacities, colors, viewmats, Ks, WIDTH, HEIGHT),
+        render_mode="RGB+D",
+        max_intersections=ROOM,
+        deterministic=deterministic,
+    )
+    return jnp.sum(image) + jnp.sum(alphas), meta["num_dropped"]
+
+
+def rasterization_row(machine: Machine, cameras: int, deterministic: int) -> dict:
+    """Value and gradient of `rasterization` for `cameras` cameras."""
+    shapes = [(NUM, 3), (NUM, 4), (NUM, 3), (NUM,), (NUM, 3), (cameras, 4, 4), (cameras, 3, 3)]
+    inputs = machine.place([jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
+    function = functools.partial(loss, deterministic=bool(deterministic))
+    gradient = jax.jit(jax.value_and_grad(function, tuple(range(7)), has_aux=True))
+    with machine.here(1):
+        return compile_ahead(lambda: gradient.trace(*inputs).lower(lowering_platforms=(machine.platform,)))
+
+
+def last_stage(width: int, height: int, stride: int, deterministic: bool):
+    """The last stage of a training of BAGS on photographs of this size, kernels of 17 x 17, a million Gaussians."""
+    config = procedural.get_config("motion")  # a small scene, whose shapes are exchanged
+    config.sh_degree, config.blur.kernel_sizes, config.blur.strides = 3, (5, 9, 17), (1, 1, stride)
+    config.num_devices = config.views_per_step = 1
+    config.deterministic = deterministic
+    job = make_job(config)
+    state = jax.eval_shape(lambda: grow(first_state(job), NUM))
+    dataset = job.dataset(1.0)
+    images = jax.ShapeDtypeStruct((dataset.images.shape[0], height, width, 3), jnp.uint8)
+    return job, state, dataclasses.replace(dataset, images=images)
+
+
+def step_row(machine: Machine, width: int, height: int, stride: int, deterministic: int, devices: int) -> dict:
+    """A dispatch of the last stage, a view for each device; launches are those of a step."""
+    job, state, dataset = last_stage(width, height, stride, bool(deterministic))
+    with machine.here(devices):
+        recipe = job.recipe(job.stages[-1], dataset, ROOM)
+        recipe = dataclasses.replace(recipe, views_per_step=devices, num_devices=devices)
+        mapped = parallel.parallelize(functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=devices)
+        ranks = jax.ShapeDtypeStruct((devices,), jnp.int32)
+        ranks = machine.place(ranks, devices, axes=(parallel.AXIS,))
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        shapes = machine.place((parallel.without_empty(state), dataset, number, number), devices)
+        row = compile_ahead(lambda: mapped.lower(ranks, *shapes), programs.compiler_options(recipe))
+    return {**row, "launches": row["launches"] // max(recipe.loop_length, 1)}
+
+
+def between_row(machine: Machine) -> dict:
+    """What training and evaluation do between steps, one program for each; memory is the most that one needs, the rest sums."""
+    job, state, dataset = last_stage(600, 400, 2, False)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    state, dataset, number, key, threshold = machine.place(
+        (state, dataset, number, jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.float32))
+    )
+    with machine.here(1):
+        view = job.recipe(job.stages[-1], dataset, ROOM).view
+        camera = machine.place(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), dataset.cameras))
+        lowered = [
+            programs.control_density.lower(state, number, key, threshold, dataset, rules=job.density.rules),
+            programs.refresh_filter.lower(state, number, dataset),
+            programs.lower_opacity.lower(state, number),
+            programs.copied.lower(state),
+            programs._largest_count.lower(state, dataset, view=view),
+            jax.jit(render, static_argnames="view").lower(
+                state.gaussians, state.alive, state.filter_3d, camera, view=view
+            ),
+        ]
+        rows = [compile_ahead(lambda: program) for program in lowered]  # noqa: B023
+    return {name: sum(row[name] for row in rows) for name in ("seconds", "launches")} | {
+        "temporary_bytes": max(row["temporary_bytes"] for row in rows)
+    }
+
+
+if __name__ == "__main__":
+    rows = {"rasterization": rasterization_row, "step": step_row, "between": between_row}
+    name, what, *sizes = sys.argv[1:]
+    print(json.dumps(rows[what](MACHINES[name], *map(int, sizes))))

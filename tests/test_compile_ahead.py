@@ -1,0 +1,63 @@
+"""The rasterizer and the training step compile for an H200 and for a TPU on a machine without one, where the compilers are installed."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parent / "compile_ahead.py"
+COMPILERS = {"h200": ("jax_cuda13_plugin", "make gpu-check"), "v5e": ("libtpu", "make tpu-check")}
+
+
+def compile_ahead(machine, *arguments):
+    """The row that the script prints, in a process of its own: JAX is told there that an accelerator is to come."""
+    module, how = COMPILERS[machine]
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"no {module}: nothing is compiled for {machine} here ({how} does it)")
+    command = [sys.executable, str(SCRIPT), machine, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = json.loads(done.stdout.splitlines()[-1])
+    print(row)
+    return row
+
+
+@pytest.mark.parametrize("cameras, deterministic", [(1, False), (2, True)])
+def test_rasterization_compiles_for_an_h200(cameras, deterministic):
+    row = compile_ahead("h200", "rasterization", cameras, int(deterministic))
+    # count, sum, scan, expand, find, forward, backward; the sum over slots is one more
+    assert row["calls"]["__gpu$xla.gpu.ptx"] == 7 + deterministic
+    assert row["waits"] == 0 and row["launches"] <= 70
+    # Pairs and their sorted copies, images, gradients; in fixed order also 40 bytes a pair.
+    assert row["temporary_bytes"] < (1.5e9 if deterministic else 5e8)
+
+
+@pytest.mark.parametrize(
+    "stride, deterministic, devices, launches",
+    [(2, False, 1, 340), (2, True, 1, 345), (1, False, 1, 415), (2, False, 4, 420)],
+)
+def test_training_step_compiles_for_an_h200(stride, deterministic, devices, launches):
+    """BAGS at 600 x 400 with kernels of 17 x 17 and a million Gaussians, under 6 GB; a kernel for each pixel as published, too."""
+    row = compile_ahead("h200", "step", 600, 400, stride, int(deterministic), devices)
+    # The rasterizer, and what the blur calls: forward, and two backward, once where its logits fit one block of rows.
+    assert row["calls"]["__gpu$xla.gpu.ptx"] == 7 + deterministic + 3
+    assert row["argument_bytes"] + row["temporary_bytes"] + row["output_bytes"] < 6e9
+    assert row["waits"] == 0 and row["launches"] <= launches
+    assert (row["exchanges"] > 0) == (devices > 1)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_training_step_compiles_for_a_tpu(devices):
+    """The same step on one and on four chips of a TPU v5e, which have 16 GB each."""
+    row = compile_ahead("v5e", "step", 600, 400, 2, 0, devices)
+    assert row["argument_bytes"] + row["temporary_bytes"] + row["output_bytes"] < 6e9
+    assert (row["exchanges"] > 0) == (devices > 1)
+
+
+@pytest.mark.parametrize("machine, limit", [("h200", 1e9), ("v5e", 6e9)])
+def test_what_training_does_between_steps_compiles(machine, limit):
+    """Density control, filters, counts and pictures. A TPU lays (N, 15, 3) out in blocks of 8 x 128."""
+    assert compile_ahead(machine, "between")["temporary_bytes"] < limit
