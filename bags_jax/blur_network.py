@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from bags_jax.blur import mean_blocks, resize_taps
 from bags_jax.convolution import convolve
 from bags_jax.numerics import clip_with_return, safe_normalize
+from bags_jax.platforms import current_platform
 from bags_jax.structs import BlurField
 
 POSITION_FREQUENCIES = 4
@@ -166,7 +167,7 @@ class BlurProposalNetwork(nn.Module):
             return x, self._mask(x, *mask_head)
 
         inputs = (rows,) if self.render_features is None else (rows, self.render_features(rgbd))
-        pixels = CPU_TRUNK_PIXELS if jax.default_backend() == "cpu" else DEVICE_TRUNK_PIXELS
+        pixels = CPU_TRUNK_PIXELS if current_platform() == "cpu" else DEVICE_TRUNK_PIXELS
         return jax.lax.map(row_features, inputs, batch_size=min(height, -(-pixels // width)))
 
     def _mask(self, features: Float[Array, "w F"], weight, bias) -> Float[Array, "w"]:

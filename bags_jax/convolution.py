@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bags_jax.platforms import current_platform
+
 BLOCK_BYTES = 1 << 20  # of shifted copies at a time: in the cache of a CPU core
 
 
@@ -13,7 +15,7 @@ def convolve(image: Float[Array, "h w Ci"], kernel: Float[Array, "K K Ci Co"]) -
     On a CPU the gradient of the kernel is one matrix product for each block of rows: K copies of the image shifted in x against
     K copies of the cotangent shifted in y. Elsewhere it is XLA's own.
     """
-    return _convolve_cpu(image, kernel) if jax.default_backend() == "cpu" else _convolve(image, kernel)
+    return _convolve_cpu(image, kernel) if current_platform() == "cpu" else _convolve(image, kernel)
 
 
 def _convolve(image, kernel):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.limits import MIN_ALPHA
 from bags_jax.numerics import EXACT, safe_div, safe_normalize, safe_sqrt
+from bags_jax.platforms import current_platform
 from bags_jax.structs import Camera, Projected
 
 LARGEST = 1e18  # of any number of a Gaussian: the square of a larger one overflows
@@ -73,7 +74,7 @@ def _spread(camera: Camera, num: int) -> list[list[Float[Array, "*S"]]]:
     The gradient of them all is one sum over an array: on a GPU each sum is a launch or two. A CPU is faster with a sum for each.
     """
     numbers = jnp.concatenate([camera.viewmat[:3].reshape(-1), camera.K[0], camera.K[1, 1:]])
-    if jax.default_backend() == "cpu":
+    if current_platform() == "cpu":
         each = list(numbers)
     else:
         repeated = jnp.broadcast_to(numbers[:, None], (numbers.shape[0], num))
@@ -184,7 +185,7 @@ def _projected(numbers: Numbers, radius: Numbers) -> Projected:
 
 def _materialize(numbers: Numbers) -> Numbers:
     """The same numbers, on a CPU computed once: XLA's compiler for it else computes all that leads to them anew for each use."""
-    return list(jax.lax.optimization_barrier(numbers)) if jax.default_backend() == "cpu" else numbers
+    return list(jax.lax.optimization_barrier(numbers)) if current_platform() == "cpu" else numbers
 
 
 def _all_below(limit: float, numbers: Numbers) -> Bool[Array, "N"]:

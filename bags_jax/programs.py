@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from bags_jax import parallel
 from bags_jax.density import densify_and_prune, reset_opacity
 from bags_jax.geometry import smoothing_filter
+from bags_jax.platforms import current_platform
 from bags_jax.rasterize import DEFAULT_TILE_SIZE, bucket
 from bags_jax.rasterize.image import BACKENDS, choose_backend
 from bags_jax.render import View, project_gaussians
@@ -81,7 +82,7 @@ def compiler_options(recipe: Recipe) -> dict[str, bool | str]:
     0.10.2 failed on some shapes of the network. In a deterministic step the convolutions, too, have to be the same to the last
     bit each time.
     """
-    if jax.default_backend() != "gpu":
+    if current_platform() != "gpu":
         return {}
     in_fixed_order = {"xla_gpu_deterministic_ops": True} if recipe.view.deterministic else {}
     return {"xla_gpu_enable_triton_gemm": False, **in_fixed_order}

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bags_jax.native import build
+from bags_jax.platforms import current_platform
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -24,7 +25,7 @@ def ssim(image: Float[Array, "H W D"], target: Float[Array, "H W D"], valid: Boo
     Invalid pixels count as beyond the border: a small image padded to a larger one has the SSIM that it had alone.
     Differentiable in the image alone, once. On a CPU in C++, where it can be built.
     """
-    native = jax.default_backend() == "cpu" and build.is_available()
+    native = current_platform() == "cpu" and build.is_available()
     total = (_sum_native if native else _sum_xla)(image, jax.lax.stop_gradient(target), valid)
     return total / (jnp.maximum(jnp.sum(valid), 1) * image.shape[-1])
 

@@ -24,6 +24,7 @@ from bags_jax.errors import UserError
 from bags_jax.initialize import init_state, near_plane, random_points, scene_extent
 from bags_jax.interruption import Interruption
 from bags_jax.optimizer import Optimizers, make_optimizers
+from bags_jax.platforms import current_platform
 from bags_jax.pose_refinement import make_pose_frame
 from bags_jax.programs import (
     HEADROOM_AHEAD,
@@ -97,7 +98,7 @@ class Job:
             views_per_step=config.views_per_step,
             num_devices=self.num_devices,
             sh_every=plan.steps_of(config.sh_every, config.num_steps),
-            loop_length=plan.loop_length(config) if jax.default_backend() == "gpu" else 0,
+            loop_length=plan.loop_length(config) if current_platform() == "gpu" else 0,
         )
 
 

@@ -42,6 +42,7 @@ from bags_jax import parallel, programs
 from bags_jax.cuda import launch
 from bags_jax.density import grow
 from bags_jax.rasterize import rasterization
+from bags_jax.rasterize.tpu import blend as tpu
 from bags_jax.render import render
 from bags_jax.step import train_steps
 from bags_jax.train import first_state, make_job
@@ -71,6 +72,7 @@ class Machine(NamedTuple):
         devices = self.devices(num)
         with (
             launch.forced_route(launch.XLA) if self.platform == "cuda" else contextlib.nullcontext(),
+            mock.patch.object(tpu, "_runs", lambda: True),
             mock.patch.object(jax, "default_backend", lambda: self.backend),
             mock.patch.object(jax, "local_devices", lambda: devices),
         ):

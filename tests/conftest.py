@@ -95,7 +95,9 @@ def _lack_of(backend: str) -> str | None:
     return None
 
 
-@pytest.fixture(params=["xla", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["xla", "cpu", pytest.param("cuda", marks=pytest.mark.gpu), pytest.param("tpu", marks=pytest.mark.tpu)]
+)
 def backend(request) -> str:
     """Every backend of `rasterize` in turn; skipped where this machine cannot run it."""
     problem = _lack_of(request.param)

@@ -6,21 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import screen
 from emulated import emulated
-from splats import HEIGHT, KINDS, NUM, WIDTH, alphas_in_order, make_splats, on_cutoff, project_splats
+from screen import Scene, flat, with_gradients
+from splats import HEIGHT, KINDS, NUM, WIDTH, make_splats, project_splats
 
 from bags_jax.cuda import launch
 from bags_jax.rasterize import rasterization, rasterize
 from bags_jax.rasterize.channels import channel_groups
 from bags_jax.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
 from bags_jax.rasterize.cuda.views import rasterize_cuda
-from bags_jax.rasterize.reference import rasterize_reference
 from bags_jax.rasterize.tiles import bin_tiles
-from bags_jax.structs import Projected
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
 ROOM = 1024
-FORWARD, BACKWARD = 1e-5, 1e-4  # what is asked of the kernels; float32 itself leaves 1e-6
 ANY_ORDER = 1e-4  # of the largest: float32 sums by atomic additions, in another order each time on a GPU
 
 
@@ -30,49 +29,9 @@ def _kernels():
         yield
 
 
-class Scene:
-    """Gaussians on a screen with features, and cotangents that are 0 where rounding decides what is drawn."""
-
-    def __init__(self, projected: Projected, channels: int, width: int = WIDTH, height: int = HEIGHT):
-        rng = np.random.default_rng(channels)
-        self.projected, self.size = projected, {"width": width, "height": height}
-        self.features = jnp.asarray(rng.normal(size=(len(projected.depths), channels)), jnp.float32)
-        self.cut = on_cutoff(alphas_in_order(projected, **self.size))
-        weights = rng.normal(size=(height, width, channels + 1)) * ~self.cut[..., None]
-        self.cotangent = jnp.asarray(weights[..., :-1], jnp.float32), jnp.asarray(weights[..., -1], jnp.float32)
-
-
-def with_gradients(function, scene: Scene):
-    """Colours, alphas, and gradients of means, conics, opacities and features."""
-
-    def draw(means_px, conics, opacities, features):
-        output = function(
-            scene.projected.replace(means_px=means_px, conics=conics, opacities=opacities), features, **scene.size
-        )
-        return output.colors, output.alphas
-
-    p = scene.projected
-
-    @jax.jit
-    def both(inputs, cotangent):
-        image, pull = jax.vjp(draw, *inputs)
-        return image, pull(cotangent)
-
-    return both((p.means_px, p.conics, p.opacities, scene.features), scene.cotangent)
-
-
 def compare_with_oracle(scene: Scene, **options):
     kernels = functools.partial(rasterize_cuda, tile_size=TILE, max_intersections=ROOM, **options)
-    (colors, alphas), gradients = with_gradients(kernels, scene)
-    (colors_dense, alphas_dense), gradients_dense = with_gradients(rasterize_reference, scene)
-    keep = ~scene.cut
-    assert keep.mean() > 0.98
-    np.testing.assert_allclose(colors[keep], colors_dense[keep], atol=FORWARD * max(1.0, abs(colors_dense).max()))
-    np.testing.assert_allclose(alphas[keep], alphas_dense[keep], atol=FORWARD)
-    for name, a, b in zip(("means", "conics", "opacities", "features"), gradients, gradients_dense, strict=True):
-        assert np.linalg.norm(a - b) <= BACKWARD * np.linalg.norm(b), name
-        np.testing.assert_allclose(a, b, rtol=BACKWARD, atol=BACKWARD * abs(b).max(), err_msg=name)
-    return colors, alphas, gradients
+    return screen.compare_with_oracle(kernels, scene)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,22 +48,6 @@ def test_any_number_of_channels(channels):
 def test_channels_are_cut_into_groups_that_have_kernels():
     assert channel_groups(3) == [(0, 3, 3)] and channel_groups(0) == [(0, 0, 1)]
     assert channel_groups(17) == [(0, 8, 8), (8, 16, 8), (16, 17, 1)]
-
-
-def flat(num: int, *, opacity: float, sigma: float, center=(20.0, 12.0)) -> Projected:
-    """Round Gaussians of one size, one behind the other, a little apart."""
-    rng = np.random.default_rng(num)
-    radius = sigma * np.sqrt(2 * np.log(255 * opacity))
-    shape = np.array([1.0, 0.0, 1.0]) * sigma**2
-    arrays = {
-        "means_px": rng.normal(size=(num, 2)) * 0.3 + center,
-        "covs_px": np.tile(shape, (num, 1)),
-        "conics": np.tile([1 / shape[0], 0.0, 1 / shape[0]], (num, 1)),
-        "depths": rng.permutation(num) + 1.0,
-        "opacities": np.full(num, opacity),
-        "radii_px": np.full((num, 2), radius),
-    }
-    return Projected(**{name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()})
 
 
 def test_lists_longer_than_a_batch():

@@ -13,7 +13,18 @@ PACKAGE = [p for p in FILES if p.parts[0] == "bags_jax"]
 # From the lowest up; a folder stands for all its files. errors.py is below everything: whoever meets bad input raises.
 LAYERS = (
     ("errors",),
-    ("atomic", "cache_home", "structs", "numerics", "tone", "limits", "schedules", "sharpness", "parallel"),
+    (
+        "atomic",
+        "cache_home",
+        "structs",
+        "numerics",
+        "tone",
+        "limits",
+        "schedules",
+        "sharpness",
+        "parallel",
+        "platforms",
+    ),
     ("cuda", "native", "convolution"),
     ("blur_stream", "ssim"),
     ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "data"),

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from bags_jax.blur_stream.kernels import Filtered, Plan
 from bags_jax.blur_stream.rows_xla import join, split
 from bags_jax.native import build
+from bags_jax.platforms import current_platform
 
 __all__ = ["can_run", "filter_rows", "filter_rows_gradient", "join", "split"]
 
@@ -21,7 +22,7 @@ PIECES = 8  # of a block of rows: the part of each in the gradient of the image 
 def can_run(plan: Plan, channels: int) -> bool:
     """Whether there is C++ for this, and JAX runs on a CPU that it is built for."""
     fits = plan.stride in STRIDES and channels == COLORS
-    return fits and jax.default_backend() == "cpu" and build.is_available()
+    return fits and current_platform() == "cpu" and build.is_available()
 
 
 def _call(target: str, shapes, plan: Plan, *operands) -> list[Array]:

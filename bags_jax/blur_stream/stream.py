@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from bags_jax.blur_stream import rows_cuda, rows_native, rows_xla
 from bags_jax.blur_stream.kernels import Filtered, Plan, kernel_side
+from bags_jax.platforms import current_platform
 
 CPU_BLOCK_BYTES = 2 << 20  # logits of one block: in the caches of a CPU
 DEVICE_BLOCK_BYTES = 100 << 20  # on an accelerator: few launches
@@ -60,7 +61,7 @@ def stream_blur(
             f"of {stride} px, expected {w * stride} x {h * stride} px and the margin around them"
         )
     if not block_bytes:
-        block_bytes = CPU_BLOCK_BYTES if jax.default_backend() == "cpu" else DEVICE_BLOCK_BYTES
+        block_bytes = CPU_BLOCK_BYTES if current_platform() == "cpu" else DEVICE_BLOCK_BYTES
     plan = Plan(side, stride, float(bound), rows_per_block(h, w, side * side, block_bytes))
     method = next((own for own in (rows_cuda, rows_native) if own.can_run(plan, channels)), rows_xla)
     split = method.split(_with_border(planes, margin, side // 2), h, w, plan)

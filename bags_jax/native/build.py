@@ -17,6 +17,7 @@ import jax
 
 from bags_jax.cache_home import cache_home
 from bags_jax.errors import UserError
+from bags_jax.platforms import current_platform
 
 SOURCES = pathlib.Path(__file__).parent
 TARGETS = (
@@ -146,9 +147,9 @@ def require() -> None:
     Raises:
       UserError: JAX runs on something else than the CPU, the backend is forbidden, or cannot be built or loaded.
     """
-    if jax.default_backend() != "cpu":
+    if current_platform() != "cpu":
         raise UserError(
-            f"backend='cpu' came, but JAX runs on {jax.default_backend()}: backend='auto' takes what there is, "
+            f"backend='cpu' came, but JAX runs on {current_platform()}: backend='auto' takes what there is, "
             "JAX_PLATFORMS=cpu in the environment makes it the CPU"
         )
     if is_forbidden():

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from bags_jax.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
 from bags_jax.numerics import EXACT
+from bags_jax.platforms import current_platform
 from bags_jax.rasterize.tiled import GEOMETRY, geometry_gradients, rasterize_by
 from bags_jax.rasterize.tiles import grid_size
 from bags_jax.structs import Projected, RasterOutput
@@ -210,7 +211,7 @@ blend.defvjp(_blend_fwd, _blend_bwd)
 
 def _tile_grid(width: int, height: int, tile_size: int) -> TileGrid:
     """Loop shape by measurement (experiments/LOG.md): short vectors for a CPU's cache, wide ones for an accelerator."""
-    batch = 4 if jax.default_backend() == "cpu" else 1024
+    batch = 4 if current_platform() == "cpu" else 1024
     return TileGrid(width, height, tile_size, batch=batch, unroll=4)
 
 

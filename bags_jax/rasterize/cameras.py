@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from bags_jax.geometry import camera_center, project
 from bags_jax.numerics import safe_normalize
+from bags_jax.platforms import follows_arrays
 from bags_jax.rasterize.image import BACKENDS, DEFAULT_TILE_SIZE, choose_backend, rasterize, room_for_all
 from bags_jax.spherical_harmonics import MAX_DEGREE, evaluate_sh, num_coefficients
 from bags_jax.structs import Camera, Projected
@@ -18,6 +19,7 @@ RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 RASTERIZE_MODES = ("classic", "antialiased")
 
 
+@follows_arrays
 def rasterization(
     means: Float[Array, "N 3"],
     quats: Float[Array, "N 4"],
@@ -67,6 +69,7 @@ def rasterization(
       conics [C,N,3], opacities [C,N], num_intersections [C], num_dropped [C].
     Raises:
       ValueError: shapes that do not fit, an unknown mode, too few SH coefficients.
+    Differentiable once, in reverse mode. Within jax.shard_map: with check_vma=False.
     """
     _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
     _check_modes(render_mode, rasterize_mode)

@@ -11,7 +11,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from bags_jax.native.build import is_available, require
-from bags_jax.rasterize import cuda
+from bags_jax.platforms import current_platform, follows_arrays
+from bags_jax.rasterize import cuda, tpu
 from bags_jax.rasterize.blend_xla import rasterize_xla
 from bags_jax.rasterize.native import count_pairs, rasterize_native
 from bags_jax.rasterize.tiles import count_intersections, grid_size
@@ -35,7 +36,11 @@ BACKENDS = {
     "cuda": Backend(
         cuda.rasterize_cuda, cuda.count_cuda, True, functools.partial(cuda.rasterize_cuda, deterministic=True)
     ),
+    "tpu": Backend(tpu.rasterize_tpu, tpu.count_tpu),
 }
+
+
+_REQUIRE = {"cpu": require, "cuda": cuda.require, "tpu": tpu.require}
 
 
 def choose_backend(backend: str) -> str:
@@ -46,15 +51,16 @@ def choose_backend(backend: str) -> str:
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend={backend!r} came, expected one of {', '.join(('auto', *BACKENDS))}")
-    if backend == "cpu":
-        require()
-    if backend == "cuda":
-        cuda.require()
+    if backend in _REQUIRE:
+        _REQUIRE[backend]()
     if backend != "auto":
         return backend
-    if jax.default_backend() == "gpu" and cuda.is_available():
+    platform = current_platform()
+    if platform == "gpu" and cuda.is_available():
         return "cuda"
-    return "cpu" if jax.default_backend() == "cpu" and is_available() else "xla"
+    if platform == "tpu" and tpu.is_available():
+        return "tpu"
+    return "cpu" if platform == "cpu" and is_available() else "xla"
 
 
 def bucket(count: int) -> int:
@@ -63,6 +69,7 @@ def bucket(count: int) -> int:
     return -(-max(count, 1) // step) * step
 
 
+@follows_arrays
 def rasterize(
     projected: Projected,
     features: Float[Array, "N D"],
@@ -83,10 +90,10 @@ def rasterize(
       projected: N Gaussians on the screen of one camera, as `project` gives them.
       features: what is blended (colour, depth, ...), D channels.
       width, height: image size, px.
-      tile_size: side of a tile, px; "cuda" always has tiles of 16 px.
+      tile_size: side of a tile, px; "cuda" and "tpu" always have tiles of 16 px.
       max_intersections: room for pairs of tile and Gaussian. None: outside jit as many as there are, under jit a guess.
       backend: "xla" runs everywhere; "cpu" is C++, built at first use by the system's compiler; "cuda" is
-        for NVIDIA GPUs of compute capability 8.0 and newer; "auto" takes the best there is.
+        for NVIDIA GPUs of compute capability 8.0 and newer; "tpu" is Pallas; "auto" takes the best there is.
       deterministic: "cuda" adds gradients up in a fixed order, at the price of time and of 40 bytes and more a pair. A
         CPU always does; XLA on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
     Returns:

@@ -1,0 +1,44 @@
+"""Which kind of device JAX works on, as far as it can be told when a program is traced."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import jax
+from jax.core import Tracer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def current_platform() -> str:
+    """The platform of jax.default_device where that is set, else of JAX's default backend: cpu, gpu or tpu."""
+    device = jax.config.jax_default_device  # type: ignore[reportAttributeAccessIssue]
+    if device is None:
+        return jax.default_backend()
+    name = device if isinstance(device, str) else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def follows_arrays(function: Callable[P, R]) -> Callable[P, R]:
+    """Calls a function with the device of its arrays as the default one, where they were put on another kind of device.
+
+    Arrays that are traced do not say where they will be.
+    """
+
+    @functools.wraps(function)
+    def following(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _default_device_of(jax.tree.leaves((args, kwargs))):
+            return function(*args, **kwargs)
+
+    return following
+
+
+def _default_device_of(arrays: list) -> contextlib.AbstractContextManager:
+    for x in arrays:
+        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.committed:
+            device = next(iter(x.devices()))
+            if device.platform != current_platform():
+                return jax.default_device(device)
+    return contextlib.nullcontext()

@@ -1,0 +1,224 @@
+"""Blending on a TPU as a pure, differentiable function: how kernels.py is called, and where it can be."""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from bags_jax.errors import UserError
+from bags_jax.platforms import current_platform
+from bags_jax.rasterize.tiled import GEOMETRY, rasterize_by
+from bags_jax.rasterize.tiles import count_intersections, grid_size
+from bags_jax.rasterize.tpu.kernels import (
+    BUFFERS,
+    FEATURES,
+    LANES,
+    PIXELS,
+    SUBLANES,
+    TILE,
+    backward_kernel,
+    forward_kernel,
+)
+from bags_jax.structs import Projected, RasterOutput
+
+
+def _scratch(rows: int) -> list:
+    return [
+        pltpu.VMEM((BUFFERS, rows, LANES), jnp.float32),
+        pltpu.SemaphoreType.DMA((BUFFERS,)),
+        pltpu.VMEM((PIXELS, LANES), jnp.float32),
+    ]
+
+
+def _of_tile(channels: int) -> pl.BlockSpec:
+    return pl.BlockSpec((1, channels, PIXELS), lambda tile, _: (tile, 0, 0))
+
+
+_ANYWHERE = pl.BlockSpec(memory_space=pl.ANY)
+
+
+def _call(kernel, starts, inputs, columns: int, *, in_specs, out_specs, out_shape, scratch=(), aliases=None):
+    """A program for each tile."""
+    grid_spec = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1,
+        grid=(starts.shape[0] - 1,),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        scratch_shapes=[*_scratch(inputs[0].shape[0]), *scratch],
+    )
+    call = pl.pallas_call(
+        functools.partial(kernel, columns=columns),
+        grid_spec=grid_spec,
+        out_shape=out_shape,
+        input_output_aliases=aliases or {},
+        interpret=pltpu.InterpretParams(detect_races=True) if _interpreted else False,
+    )
+    return call(starts, *inputs)
+
+
+def _forward(starts: Int[Array, "S"], pairs: Float[Array, "A M"], columns: int) -> Float[Array, "T E P"]:
+    channels = pairs.shape[0] - FEATURES
+    return _call(
+        forward_kernel,
+        starts,
+        [pairs],
+        columns,
+        in_specs=[_ANYWHERE],
+        out_specs=_of_tile(channels),
+        out_shape=jax.ShapeDtypeStruct((starts.shape[0] - 1, channels, PIXELS), jnp.float32),
+    )
+
+
+def _backward(starts, pairs, blended, cotangent, columns: int) -> Float[Array, "A M"]:
+    rows = pairs.shape[0]
+    of_tile = _of_tile(rows - FEATURES)
+    return _call(
+        backward_kernel,
+        starts,
+        [
+            pairs,
+            blended,
+            cotangent,
+            jnp.zeros_like(pairs),
+        ],  # the zeros become the gradient: opaque tiles leave chunks out
+        columns,
+        in_specs=[_ANYWHERE, of_tile, of_tile, _ANYWHERE],
+        out_specs=_ANYWHERE,
+        out_shape=jax.ShapeDtypeStruct(pairs.shape, jnp.float32),
+        scratch=[
+            pltpu.VMEM((PIXELS, LANES), jnp.float32),
+            pltpu.VMEM((2, rows, LANES), jnp.float32),
+            pltpu.SemaphoreType.DMA((2,)),
+            pltpu.SMEM((2,), jnp.int32),
+        ],
+        aliases={4: 0},
+    )
+
+
+def _fill(x: Float[Array, "R M"], rows: int) -> Float[Array, "R2 M"]:
+    return jnp.pad(x, ((0, rows - x.shape[0]), (0, 0)))
+
+
+def _lay_out(attributes: Float[Array, "N A"], ids: Int[Array, "M"]) -> tuple[Float[Array, "A2 M2"], Int[Array, "M2"]]:
+    """Attributes of all pairs as chunks have them, with a chunk more than there are pairs for; and whose they are."""
+    ids = jnp.pad(ids, (0, LANES - ids.shape[0] % LANES))
+    pairs = attributes.T[:, ids]
+    features = pairs.shape[0] - GEOMETRY
+    of_features = _fill(pairs[GEOMETRY:], -(-features // SUBLANES) * SUBLANES)
+    return jnp.concatenate([_fill(pairs[:GEOMETRY], FEATURES), of_features]), ids
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def blend(
+    attributes: Float[Array, "N A"], ids: Int[Array, "M"], starts: Int[Array, "S"], columns: int
+) -> Float[Array, "S-1 E 256"]:
+    """Blends the Gaussians of each tile front to back (Kerbl et al. 2023, eq. 3).
+
+    Args:
+      attributes: A = 6 + E columns: mean (px), conic xx xy yy (1/px^2), opacity, then E features.
+      ids, starts: the pairs, as `bin_tiles` lists them for tiles of 16 px.
+      columns: tiles in a row.
+    Returns:
+      sum of weight times feature. Differentiable in `attributes`. Under vmap one after the other.
+    """
+    return _blend_fwd(attributes, ids, starts, columns)[0]
+
+
+def _blend_fwd(attributes, ids, starts, columns):
+    @sequential_vmap
+    def run(attributes, ids, starts):
+        return _forward(starts, _lay_out(attributes, ids)[0], columns)
+
+    blended = run(attributes, ids, starts)
+    return blended[:, : attributes.shape[1] - GEOMETRY], (attributes, ids, starts, blended)
+
+
+def _blend_bwd(columns, residuals, cotangent):
+    @sequential_vmap
+    def run(attributes, ids, starts, blended, cotangent):
+        pairs, ids = _lay_out(attributes, ids)
+        padding = blended.shape[1] - cotangent.shape[1]
+        of_pairs = _backward(starts, pairs, blended, jnp.pad(cotangent, ((0, 0), (0, padding), (0, 0))), columns)
+        features = of_pairs[FEATURES : FEATURES + attributes.shape[1] - GEOMETRY]
+        rows = jnp.concatenate([of_pairs[:GEOMETRY], features])
+        return jnp.zeros_like(attributes.T).at[:, ids].add(rows).T
+
+    return run(*residuals, cotangent), None, None
+
+
+blend.defvjp(_blend_fwd, _blend_bwd)
+
+
+def rasterize_tpu(
+    projected: Projected,
+    features: Float[Array, "N D"],
+    *,
+    width: int,
+    height: int,
+    tile_size: int,
+    max_intersections: int,
+) -> RasterOutput:
+    """`rasterize` on a TPU, by tiles of 16 x 16 px whatever is asked for. At least one Gaussian, and room for at least one pair."""
+    del tile_size
+    by_tile = functools.partial(blend, columns=grid_size(width, height, TILE)[0])
+    size = {"width": width, "height": height, "tile_size": TILE}
+    return rasterize_by(by_tile, projected, features, **size, max_intersections=max_intersections)
+
+
+def count_tpu(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
+    """Number of pairs that `rasterize_tpu` makes of an image."""
+    del tile_size
+    return count_intersections(projected, width=width, height=height, tile_size=TILE)
+
+
+_interpreted: list[bool] = []
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Within this, kernels are traced to be interpreted on a CPU, with their copies and their races: for tests."""
+    _interpreted.append(True)
+    try:
+        yield
+    finally:
+        _interpreted.pop()
+
+
+def is_available() -> bool:
+    """Whether the kernels run here. Says once why not, where there is a TPU."""
+    return bool(_interpreted) or (current_platform() == "tpu" and _runs())
+
+
+def require() -> None:
+    """Raises unless the kernels run here.
+
+    Raises:
+      UserError: no TPU, or one that they do not run on.
+    """
+    if not is_available():
+        raise UserError(
+            f"backend='tpu' came, but JAX runs on {current_platform()}, or its kernels do not run there: it needs a TPU and "
+            "pip install '.[tpu]' in the checkout; backend='auto' takes what there is"
+        )
+
+
+@functools.cache
+def _runs() -> bool:
+    """Blends one Gaussian, and looks at what comes out."""
+    attributes, starts = jnp.array([[8.0, 8.0, 1e-3, 0.0, 1e-3, 0.5, 1.0]]), jnp.array([0, 1], jnp.int32)
+    try:
+        with jax.ensure_compile_time_eval():
+            blended = jax.jit(blend, static_argnums=3)(attributes, jnp.zeros(1, jnp.int32), starts, 1)
+        if abs(float(blended[0, 0, 0]) - 0.4727) > 1e-3:
+            raise RuntimeError(f"a kernel ran and gave {float(blended[0, 0, 0])}, expected 0.4727")
+    except Exception as error:  # noqa: BLE001  a compiler may answer anything
+        warnings.warn(f"bags_jax: no TPU kernels here, the rasterizer is slower in pure XLA: {error}", stacklevel=2)
+        return False
+    return True

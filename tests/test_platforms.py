@@ -1,0 +1,39 @@
+"""What JAX works on: the default device before the default backend, and where arrays were put before both."""
+
+import jax
+import pytest
+from splats import HEIGHT, WIDTH, make_splats
+
+from bags_jax.cuda import launch
+from bags_jax.platforms import current_platform
+from bags_jax.rasterize import rasterization
+from bags_jax.rasterize.image import choose_backend
+
+
+@pytest.fixture
+def beside_a_gpu(monkeypatch):
+    """A machine with a GPU, as far as JAX tells: it has a CPU too."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(launch, "find_route", lambda: launch.XLA)
+
+
+def test_the_default_device_counts(beside_a_gpu):
+    assert current_platform() == "gpu" and choose_backend("auto") == "cuda"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert current_platform() == "cpu" and choose_backend("auto") in ("cpu", "xla")
+    with jax.default_device("cpu"):
+        assert current_platform() == "cpu"
+
+
+@pytest.mark.parametrize("how", ["default device", "arrays"])
+def test_arrays_on_the_cpu_of_a_machine_with_a_gpu(how, beside_a_gpu):
+    """They are drawn there: kernels for a GPU would not be found."""
+    device = jax.devices("cpu")[0]
+    splats = make_splats()
+    draw = lambda splats: rasterization(*splats, WIDTH, HEIGHT, max_intersections=2048)[0]
+    if how == "arrays":
+        image = draw(jax.device_put(splats, device))
+    else:
+        with jax.default_device(device):
+            image = draw(splats)
+    assert image.max() > 0.5 and next(iter(image.devices())) == device
