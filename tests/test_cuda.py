@@ -351,3 +351,30 @@ def test_a_kernel_refuses_what_it_would_misread():
     kernel, shape = launch.Kernel("binning", "find_ranges_u16", 256), jax.ShapeDtypeStruct((3,), jnp.int32)
     with pytest.raises(TypeError, match="find_ranges_u16: operands of bfloat16 came, expected float32, int32"):
         launch.launch(kernel, [shape], jnp.zeros(6, jnp.int32), jnp.zeros(4, jnp.bfloat16), grid=(1, 1))
+
+
+def break_xla(monkeypatch, *, keeps_aliases: bool = True, keeps_repeated: bool = True) -> None:
+    """From here on calls get an operand's memory for no result, or zeros for an operand that is given again."""
+    ffi_call = jax.ffi.ffi_call
+
+    def broken(*args, input_output_aliases=None, **options):
+        call = ffi_call(*args, input_output_aliases=input_output_aliases if keeps_aliases else None, **options)
+
+        def without_repeated(*operands, **attributes):
+            seen = [any(x is y for y in operands[:i]) for i, x in enumerate(operands)]
+            kept = [jnp.zeros_like(x) if again else x for x, again in zip(operands, seen, strict=True)]
+            return call(*kept, **attributes)
+
+        return call if keeps_repeated else without_repeated
+
+    monkeypatch.setattr(jax.ffi, "ffi_call", broken)
+
+
+@pytest.mark.parametrize("wrong", ["keeps_aliases", "keeps_repeated"])
+def test_the_probe_sees_what_blending_needs(monkeypatch, wrong):
+    """Memory of an operand for a result, and one operand given twice; also where transfers are not allowed."""
+    with jax.transfer_guard("disallow"):
+        launch._probe(launch.current_route())
+    break_xla(monkeypatch, **{wrong: False})
+    with pytest.raises(RuntimeError, match="expected"):
+        launch._probe(launch.current_route())
