@@ -150,12 +150,16 @@ def most_pairs(state: TrainState, dataset: Dataset, view: View) -> int:
 
 
 def more_room(room: int, pairs: int = 0) -> int:
-    """The room that takes the place of one that is or will be too small, for at least so many pairs."""
+    """The room that takes the place of one that is or will be too small, for at least so many pairs.
+
+    Raises:
+      UserError: there is no such room: see `bucket`.
+    """
     while (room := bucket(int(HEADROOM * room) + 1)) < pairs:
         pass
     return room
 
 
 def room_for(pairs: int, *, headroom: float = HEADROOM) -> int:
-    """Room for some pairs of tile and Gaussian, and for more of them to come."""
+    """Room for some pairs of tile and Gaussian, and for more of them to come. Raises as `bucket`."""
     return bucket(int(headroom * pairs))

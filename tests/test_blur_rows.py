@@ -15,7 +15,8 @@ from bags_jax.blur_stream.kernels import Plan
 from bags_jax.native.build import is_available
 
 F = 6
-METHODS = ("native", "cuda")
+ROWS = {"native": rows_native, "cuda": rows_cuda}
+METHODS = tuple(ROWS)
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def only(monkeypatch):
         if method == "native" and (jax.default_backend() != "cpu" or not is_available()):
             pytest.skip("the native backend cannot be built on this machine, or JAX does not run on its CPU")
         with monkeypatch.context() as patch, emulated() if method == "cuda" else contextlib.nullcontext():
-            for name, rows in (("native", rows_native), ("cuda", rows_cuda)):
+            for name, rows in ROWS.items():
                 if name != method:
                     patch.setattr(rows, "can_run", lambda plan, channels: False)
             yield
@@ -123,12 +124,12 @@ def test_what_is_no_number_shows(only, method, bound):
     assert np.isnan(gradients[1][1, 2]).any()
 
 
+@pytest.mark.parametrize("method, rows", ROWS.items())
 @pytest.mark.parametrize("stride, channels", [(5, 3), (1, 4)])
-def test_what_they_are_not_compiled_for_goes_through_xla(only, stride, channels):
-    for method, rows in (("native", rows_native), ("cuda", rows_cuda)):
-        with only(method):
-            assert rows.can_run(Plan(side=3, stride=4, bound=5.0, rows=1), 3)
-            assert not rows.can_run(Plan(side=3, stride=stride, bound=5.0, rows=1), channels)
+def test_what_they_are_not_compiled_for_goes_through_xla(only, method, rows, stride, channels):
+    with only(method):
+        assert rows.can_run(Plan(side=3, stride=4, bound=5.0, rows=1), 3)
+        assert not rows.can_run(Plan(side=3, stride=stride, bound=5.0, rows=1), channels)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -204,6 +204,7 @@ def wrong(**changes) -> Splats:
         ({}, {"eps2d": -0.1}, "eps_2d is -0.1"),
         ({}, {"tile_size": 0}, "tiles of 0 px"),
         ({}, {"max_intersections": 0}, "max_intersections=0 came"),
+        ({}, {"max_intersections": 2**31}, "max_intersections=2147483648 came, expected 1 to 1879048192"),
         ({}, {"sh_degree": 1}, "sh_degree=1 needs colors"),
         ({"colors": jnp.zeros((32, 4, 3))}, {"sh_degree": 2}, "sh_degree=2 needs colors"),
         ({"colors": jnp.zeros((32, 4, 3))}, {}, "without sh_degree"),

@@ -12,10 +12,12 @@ from screen import Scene, flat, with_gradients
 from splats import HEIGHT, KINDS, NUM, WIDTH, make_splats, project_splats
 
 from bags_jax.cuda import launch
-from bags_jax.rasterize import rasterization, rasterize
+from bags_jax.errors import UserError
+from bags_jax.rasterize import rasterization, rasterize, room_for_all
 from bags_jax.rasterize.channels import channel_groups
+from bags_jax.rasterize.cuda import binning
 from bags_jax.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
-from bags_jax.rasterize.cuda.views import rasterize_cuda
+from bags_jax.rasterize.cuda.views import count_cuda, rasterize_cuda
 from bags_jax.rasterize.tiles import bin_tiles
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
@@ -169,13 +171,78 @@ def test_fixed_order_is_bit_equal_to_itself_and_close_to_the_other():
 
 
 def test_more_pairs_than_can_be_counted_are_dropped_aloud():
-    """The pairs of one block of Gaussians, 256 of them over more than 8192 tiles each, are more than a scan adds up."""
-    sizes = jnp.array([2 * BLOCK, ROOM, 128, 128, 2, 0], jnp.int32)
-    sums = jnp.array([[5, 7], [5, 2**22]], jnp.int32)
+    """The first block of the third camera has as many as can be counted: what comes behind it has no place."""
+    sizes = jnp.array([2 * BLOCK, ROOM, 128, 128, 3, 0], jnp.int32)
+    sums = jnp.array([[5, 7], [2**22, 2**22], [2**31 - 1, 7]], jnp.int32)
     kernel = launch.Kernel("binning", "scan_blocks", SCAN_BLOCK)
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 2), (2,))]
-    begins, totals = jax.jit(lambda *x: launch.launch(kernel, shapes, *x, grid=(2, 1)))(sizes, sums)
-    assert begins.tolist() == [[0, 5], [0, 5]] and totals.tolist() == [12, 2**31 - 1]
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((3, 2), (3,))]
+    begins, totals = jax.jit(lambda *x: launch.launch(kernel, shapes, *x, grid=(3, 1)))(sizes, sums)
+    assert begins.tolist() == [[0, 5], [0, 2**22], [0, 2**31 - 1]] and totals.tolist() == [12, 2**23, 2**31 - 1]
+
+
+def test_many_pairs_of_one_block_of_gaussians():
+    """256 Gaussians over 8320 tiles each, and some behind them: every pair is made, and nothing but pairs is looked at."""
+    num, tiles = BLOCK + 16, 128 * 65
+    one = jax.tree.map(lambda x: x[None], flat(num, opacity=0.5, sigma=2000.0))
+    bins = functools.partial(bin_views, width=2048, height=1040, room=num * tiles + 1000, with_slots=False)
+    pairs = jax.jit(bins)(one.means_px, one.covs_px, one.radii_px, one.depths)
+    assert pairs.num_intersections == num * tiles and pairs.num_dropped == 0
+    np.testing.assert_array_equal(pairs.starts[0], np.arange(tiles + 1) * num)
+    ids = np.asarray(pairs.ids[0, : num * tiles]).reshape(tiles, num)
+    np.testing.assert_array_equal(ids, np.broadcast_to(np.argsort(one.depths[0]), ids.shape))
+
+
+@pytest.mark.parametrize("room, side", [(2**31 - 1, 16), (8, 2**16)])
+def test_what_cannot_be_counted_is_refused(room, side):
+    """Room for all that can be counted, where none would be seen to be dropped; a picture of too many tiles."""
+    one = jax.tree.map(lambda x: x[None], flat(4, opacity=0.5, sigma=1.0))
+    with pytest.raises(UserError, match=f"4 Gaussians, 1 x {side} x {side} px and room for {room} pairs came"):
+        bin_views(
+            one.means_px, one.covs_px, one.radii_px, one.depths, width=side, height=side, room=room, with_slots=False
+        )
+
+
+def scattered(seed: int, num: int, width: int, height: int) -> Projected:
+    """Ellipses of many sizes and shapes, all over the picture."""
+    rng = np.random.default_rng(seed)
+    sigmas, angles = np.exp(rng.normal(2.0, 1.5, (num, 2))), rng.uniform(0, np.pi, num)
+    turns = np.stack([np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)], -1).reshape(-1, 2, 2)
+    covs = turns @ (sigmas[..., None] ** 2 * np.swapaxes(turns, 1, 2))
+    shapes = covs[:, [0, 0, 1], [0, 1, 1]]
+    arrays = {
+        "means_px": rng.uniform(size=(num, 2)) * (width, height),
+        "covs_px": shapes,
+        "conics": np.linalg.inv(covs)[:, [0, 0, 1], [0, 1, 1]],
+        "depths": rng.uniform(1, 9, num),
+        "opacities": np.full(num, 0.5),
+        "radii_px": 3.1 * np.sqrt(shapes[:, [0, 2]]),
+    }
+    return Projected(**{name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()})
+
+
+def test_pairs_are_counted_by_the_kernel_that_makes_them():
+    """To the last one: in XLA's arithmetic an ellipse of each of these scenes ends in another tile."""
+    size = {"width": 1296, "height": 840}
+    views = [scattered(seed, 20_000, **size) for seed in range(2)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *views)
+    bins = jax.jit(functools.partial(bin_views, **size, room=1, with_slots=False))
+    made = bins(stacked.means_px, stacked.covs_px, stacked.radii_px, stacked.depths).num_intersections
+    count = functools.partial(count_cuda, **size, tile_size=8)
+    for counts in (jax.vmap(count)(stacked), jax.lax.map(count, stacked), jnp.stack([count(v) for v in views])):
+        np.testing.assert_array_equal(counts, made)
+    assert jax.grad(lambda p: count(p).astype(jnp.float32), allow_int=True)(views[0]).means_px.shape == (20_000, 2)
+
+
+def test_nothing_is_counted_as_none():
+    empty = jax.tree.map(lambda x: x[:0], flat(1, opacity=0.5, sigma=1.0))
+    assert count_cuda(empty, **SIZE, tile_size=8) == 0
+    assert room_for_all(empty, **SIZE, backend="cuda") == 1024
+
+
+def test_sums_of_counts_stop_at_the_most_there_is():
+    counts = jnp.array([[2**30] * 3, [2**30, 2**30 - 1, 0], [2**31 - 1, 0, 2**31 - 1]], jnp.int32)
+    assert jax.jit(binning.total)(counts).tolist() == [2**31 - 1] * 3
+    assert binning.total(counts[:, 1:]).tolist() == [2**31 - 1, 2**30 - 1, 2**31 - 1]
 
 
 @pytest.mark.parametrize(
@@ -227,3 +294,30 @@ def test_a_kernel_refuses_what_it_would_misread():
     kernel, shape = launch.Kernel("binning", "find_ranges_u16", 256), jax.ShapeDtypeStruct((3,), jnp.int32)
     with pytest.raises(TypeError, match="find_ranges_u16: operands of bfloat16 came, expected float32, int32"):
         launch.launch(kernel, [shape], jnp.zeros(6, jnp.int32), jnp.zeros(4, jnp.bfloat16), grid=(1, 1))
+
+
+def break_xla(monkeypatch, *, keeps_aliases: bool = True, keeps_repeated: bool = True) -> None:
+    """From here on calls get an operand's memory for no result, or zeros for an operand that is given again."""
+    ffi_call = jax.ffi.ffi_call
+
+    def broken(*args, input_output_aliases=None, **options):
+        call = ffi_call(*args, input_output_aliases=input_output_aliases if keeps_aliases else None, **options)
+
+        def without_repeated(*operands, **attributes):
+            seen = [any(x is y for y in operands[:i]) for i, x in enumerate(operands)]
+            kept = [jnp.zeros_like(x) if again else x for x, again in zip(operands, seen, strict=True)]
+            return call(*kept, **attributes)
+
+        return call if keeps_repeated else without_repeated
+
+    monkeypatch.setattr(jax.ffi, "ffi_call", broken)
+
+
+@pytest.mark.parametrize("wrong", ["keeps_aliases", "keeps_repeated"])
+def test_the_probe_sees_what_blending_needs(monkeypatch, wrong):
+    """Memory of an operand for a result, and one operand given twice; also where transfers are not allowed."""
+    with jax.transfer_guard("disallow"):
+        launch._probe(launch.current_route())
+    break_xla(monkeypatch, **{wrong: False})
+    with pytest.raises(RuntimeError, match="expected"):
+        launch._probe(launch.current_route())

@@ -1,8 +1,14 @@
 """What is shipped of the CUDA kernels: PTX of the source beside it, no spills, loops as short as was agreed, a launcher."""
 
+import functools
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
+import types
 
+import jax
 import kernel_costs
 import pytest
 
@@ -110,6 +116,45 @@ def test_launcher_builds_once(tmp_path):
     written = library.stat().st_mtime_ns
     assert launch.build_launcher(tmp_path).stat().st_mtime_ns == written
     assert [p.name for p in tmp_path.iterdir()] == [library.name]
+
+
+# In a process of its own: nobody else is to find this driver.
+LAUNCH = """
+import ctypes, sys
+driver = ctypes.CDLL(sys.argv[1])
+print([driver.launch_on(gpu, text) for text in (b"// one\\n", b"// two\\n") for gpu in (0, 1, 1, 0)])
+print(driver.count_loads(), driver.count_launches())
+"""
+
+
+def test_launcher_loads_kernels_where_their_stream_is(tmp_path):
+    """On each of two GPUs once, though the first one is current all the time."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++: the second way to launch kernels is not built")
+    driver = tmp_path / "libcuda.so.1"
+    folders = [f"-I{path}" for path in (jax.ffi.include_dir(), build.FOLDER)]
+    source = str(pathlib.Path(__file__).parent / "fake_driver.cc")
+    named = ["-fPIC", "-shared", f"-Wl,-soname,{driver.name}"]
+    subprocess.run(["g++", "-std=c++17", "-w", *named, *folders, source, "-o", str(driver), "-ldl"], check=True)
+    done = subprocess.run([sys.executable, "-c", LAUNCH, str(driver)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str([1] * 8), "4 8"]
+
+
+def test_a_gpu_that_is_full_is_asked_again(monkeypatch):
+    client = types.SimpleNamespace(platform_version="cuda 13000")
+    gpu = types.SimpleNamespace(platform="gpu", client=client, compute_capability="9.0", device_kind="a GPU")
+    answers = [RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 16 bytes."), None]
+
+    def probe(route):
+        if answer := answers.pop(0):
+            raise answer
+
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    monkeypatch.setattr(launch, "_probe", probe)
+    find_route = functools.cache(launch.find_route.__wrapped__)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        find_route()
+    assert find_route() == find_route() == launch.XLA and not answers
 
 
 def test_without_a_gpu_cuda_is_refused_in_words():

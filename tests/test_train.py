@@ -328,6 +328,12 @@ def test_more_room_is_more(room, pairs):
     assert found == train.more_room(room, found)  # what was prepared without knowing the pairs serves them
 
 
+@pytest.mark.parametrize("room, pairs", [(9_000_000, 2**31 - 1), (7 * 2**28, 0)])
+def test_room_for_more_than_can_be_counted_is_refused(room, pairs):
+    with pytest.raises(UserError, match="expected at most 1879048192"):
+        train.more_room(room, pairs)
+
+
 def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeypatch):
     """The first guess at the room is far too small: steps are repeated, and the result is the same."""
     rooms = []

@@ -78,26 +78,28 @@ __device__ __forceinline__ Interval touched_columns(const Ellipse& e, int row, i
 }
 
 // Sum of the values of the lanes before this one.
-__device__ __forceinline__ int sum_before(int value, int lane) {
-  int sum = value;
+template <typename T>
+__device__ __forceinline__ T sum_before(T value, int lane) {
+  T sum = value;
 #pragma unroll
   for (int step = 1; step < WARP; step *= 2) {
-    const int other = __shfl_up_sync(ALL_LANES, sum, step);
+    const T other = __shfl_up_sync(ALL_LANES, sum, step);
     if (lane >= step) sum += other;
   }
   return sum - value;
 }
 
+template <typename T>
 struct Scanned {
-  int before, total;
+  T before, total;
 };
 
 // Sum of the values of the threads before this one, and of all threads of the block.
-template <int THREADS>
-__device__ __forceinline__ Scanned scan_block(int value) {
-  __shared__ int of_warp[THREADS / WARP];
+template <int THREADS, typename T>
+__device__ __forceinline__ Scanned<T> scan_block(T value) {
+  __shared__ T of_warp[THREADS / WARP];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  int before = sum_before(value, lane), total = 0;
+  T before = sum_before(value, lane), total = 0;
   if (lane == WARP - 1) of_warp[warp] = before + value;
   __syncthreads();
   for (int w = 0; w < THREADS / WARP; ++w) {
@@ -128,24 +130,24 @@ __device__ __forceinline__ int in_order(const Sizes& s, const int* order) {
   return place < s.gaussians ? order[blockIdx.y * s.gaussians + place] : -1;
 }
 
+// A block's own pairs are fewer than MOST: binning.py refuses pictures where they might be more.
 KERNEL __launch_bounds__(BLOCK) sum_blocks(const int* sizes, const int* order, const int* counts, int* sums) {
   const int i = in_order(read_sizes(sizes), order);
   const int total = scan_block<BLOCK>(i < 0 ? 0 : counts[i]).total;
   if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = total;
 }
 
-// One block for each camera; counts saturate instead of running over. A block with more pairs than the scan can add up makes the
-// total the most there is: then pairs are dropped, and nobody takes the image for whole.
+// One block for each camera; what it writes saturates instead of running over: then pairs are dropped, and nobody takes the
+// image for whole, since room is less than MOST.
 KERNEL __launch_bounds__(SCAN_BLOCK) scan_blocks(const int* sizes, const int* sums, int* begins, int* totals) {
   const int blocks = (sizes[0] + BLOCK - 1) / BLOCK, first = blockIdx.x * blocks;
   long long carried = 0;
   for (int base = 0; base < blocks; base += SCAN_BLOCK) {
     const int b = base + threadIdx.x;
-    const int sum = b < blocks ? sums[first + b] : 0;
-    const Scanned scanned = scan_block<SCAN_BLOCK>(min(sum, MOST / SCAN_BLOCK));
+    const auto scanned = scan_block<SCAN_BLOCK, long long>(b < blocks ? sums[first + b] : 0);
     const long long begin = carried + scanned.before;
     if (b < blocks) begins[first + b] = int(begin < MOST ? begin : MOST);
-    carried = __syncthreads_or(sum > MOST / SCAN_BLOCK) ? MOST : carried + scanned.total;
+    carried += scanned.total;
   }
   if (threadIdx.x == 0) totals[blockIdx.x] = int(carried < MOST ? carried : MOST);
 }

@@ -22,7 +22,9 @@ using Function = struct FunctionTag*;
 using Stream = struct StreamTag*;
 
 struct Driver {
-  Result (*current)(Context*);
+  Result (*context)(Stream, Context*);
+  Result (*enter)(Context);
+  Result (*leave)(Context*);
   Result (*load)(Module*, const void*);
   Result (*function)(Function*, Module, const char*);
   Result (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**);
@@ -38,7 +40,8 @@ static Driver find_driver() {
     pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(dlsym(library, name));
     return pointer != nullptr;
   };
-  driver.complete = find(driver.current, "cuCtxGetCurrent") && find(driver.load, "cuModuleLoadData") &&
+  driver.complete = find(driver.context, "cuStreamGetCtx") && find(driver.enter, "cuCtxPushCurrent_v2") &&
+                    find(driver.leave, "cuCtxPopCurrent_v2") && find(driver.load, "cuModuleLoadData") &&
                     find(driver.function, "cuModuleGetFunction") && find(driver.launch, "cuLaunchKernel") &&
                     find(driver.describe, "cuGetErrorString");
   return driver;
@@ -55,13 +58,27 @@ static ffi::Error failure(const char* what, Result result) {
   return ffi::Error::Internal(std::string(what) + ": " + (text ? text : "unknown error"));
 }
 
-// The driver translates a text once for each context, that is for each GPU. The first line of a text is its fingerprint.
-static ffi::Error load(std::string_view ptx, std::string_view name, Function* function) {
+// The context of a stream, that is its GPU, is current as long as this lives: with several GPUs it need not be so already.
+struct Within {
+  explicit Within(Stream stream) {
+    result = driver().context(stream, &context);
+    if (!result) result = driver().enter(context);
+  }
+  ~Within() {
+    Context left = nullptr;
+    if (!result) driver().leave(&left);
+  }
+  Within(const Within&) = delete;
+
+  Context context = nullptr;
+  Result result = 0;
+};
+
+// The driver translates a text once for each context. The first line of a text is its fingerprint.
+static ffi::Error load(Context context, std::string_view ptx, std::string_view name, Function* function) {
   static std::mutex mutex;
   static std::map<std::tuple<Context, std::string, std::string>, Function> loaded;
   const std::lock_guard lock(mutex);
-  Context context = nullptr;
-  if (const Result result = driver().current(&context)) return failure("cuCtxGetCurrent", result);
   Function& found = loaded[{context, std::string(ptx.substr(0, ptx.find('\n'))), std::string(name)}];
   if (!found) {
     Module module = nullptr;
@@ -77,8 +94,10 @@ static ffi::Error launch(Stream stream, ffi::RemainingArgs args, ffi::RemainingR
                          std::string_view, std::string_view ptx, int32_t grid_x, int32_t grid_y, int32_t grid_z,
                          int32_t block_x, int32_t block_y, int32_t block_z, int32_t shared_mem_bytes) {
   if (!driver().complete) return ffi::Error::Internal("libcuda.so.1 cannot be loaded: is the NVIDIA driver installed?");
+  const Within within(stream);
+  if (within.result) return failure("the context of the stream", within.result);
   Function function = nullptr;
-  if (ffi::Error error = load(ptx, name, &function); error.failure()) return error;
+  if (ffi::Error error = load(within.context, ptx, name, &function); error.failure()) return error;
   std::vector<void*> buffers;
   for (size_t i = 0; i < args.size(); ++i) buffers.push_back(args.get<ffi::AnyBuffer>(i)->untyped_data());
   for (size_t i = 0; i < rets.size(); ++i) buffers.push_back((*rets.get<ffi::AnyBuffer>(i))->untyped_data());

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from bags_jax.errors import UserError
 from bags_jax.native.build import is_available, require
 from bags_jax.platforms import current_platform, follows_arrays
 from bags_jax.rasterize import cuda, tpu
@@ -19,6 +20,7 @@ from bags_jax.rasterize.tiles import count_intersections, grid_size
 from bags_jax.structs import Projected, RasterOutput
 
 DEFAULT_TILE_SIZE = 8
+MOST_ROOM = 7 * 2**28  # the largest bucket that int32 can count, with some distance
 
 
 class Backend(NamedTuple):
@@ -64,9 +66,19 @@ def choose_backend(backend: str) -> str:
 
 
 def bucket(count: int) -> int:
-    """The next of 2^k times 1, 1.25, 1.5 or 1.75: capacities come in few sizes, so that few programs are compiled."""
+    """The next of 2^k times 1, 1.25, 1.5 or 1.75: capacities come in few sizes, so that few programs are compiled.
+
+    Raises:
+      UserError: more than MOST_ROOM.
+    """
     step = max((1 << max(count - 1, 0).bit_length()) // 8, 1024)
-    return -(-max(count, 1) // step) * step
+    room = -(-max(count, 1) // step) * step
+    if room > MOST_ROOM:
+        raise UserError(
+            f"room for {count} pairs of tile and Gaussian of one picture came, expected at most {MOST_ROOM}: take smaller"
+            " pictures (config.data.factor), or fewer or smaller Gaussians"
+        )
+    return room
 
 
 @follows_arrays
@@ -104,9 +116,9 @@ def rasterize(
     """
     grid_size(width, height, tile_size)  # raises where there is nothing to draw on
     backend = choose_backend(backend)
-    if max_intersections is not None and max_intersections < 1:
-        raise ValueError(
-            f"max_intersections={max_intersections} came, expected at least 1: None makes room for all pairs"
+    if max_intersections is not None and not 1 <= max_intersections <= MOST_ROOM:
+        raise UserError(
+            f"max_intersections={max_intersections} came, expected 1 to {MOST_ROOM}: None makes room for all pairs"
         )
     projected, features = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (projected, features))
     if features.shape[0] == 0:

@@ -19,8 +19,9 @@ from bags_jax import losses, plan
 from bags_jax.blur_network import BlurProposalNetwork, init_network
 from bags_jax.initialize import init_state
 from bags_jax.optimizer import make_optimizers
-from bags_jax.programs import most_pairs, room_for
+from bags_jax.programs import compiler_options, most_pairs, room_for
 from bags_jax.rasterize import DEFAULT_TILE_SIZE
+from bags_jax.rasterize.cuda.binning import bin_views
 from bags_jax.rasterize.image import choose_backend
 from bags_jax.rasterize.native import bin_pairs
 from bags_jax.rasterize.tiles import bin_tiles
@@ -46,9 +47,9 @@ TRAINED = ("means", "means_final", "quats", "log_scales", "logit_opacities", "sh
 RATE = 1e-6  # of all of these: the scene is to stay what it is while it is timed
 
 
-def milliseconds(function, *args) -> float:
-    """Median time of a compiled call."""
-    compiled = jax.jit(function).lower(*args).compile()
+def milliseconds(recipe: Recipe, function, *args) -> float:
+    """Median time of a call that is compiled as the steps of a recipe are."""
+    compiled = jax.jit(function).lower(*args).compile(compiler_options=compiler_options(recipe))
     return median_ms(lambda: jax.block_until_ready(compiled(*args)), warm_up=1, timed=_REPEATS.value)
 
 
@@ -89,15 +90,23 @@ def make_case(num: int, width: int, height: int):
     return state, dataset, recipe
 
 
+def make_binner(backend: str, view: View):
+    """What makes the pairs of tile and Gaussian of one camera, as a backend does."""
+    size, room = {"width": view.width, "height": view.height}, view.max_intersections
+    if backend == "cuda":
+        bins = functools.partial(bin_views, **size, room=room, with_slots=view.deterministic)
+        return lambda p: bins(*(x[None] for x in (p.means_px, p.covs_px, p.radii_px, p.depths)))
+    binner = bin_pairs if backend == "cpu" else bin_tiles
+    return functools.partial(binner, **size, tile_size=DEFAULT_TILE_SIZE, max_intersections=room)
+
+
 def measure(num: int, width: int, height: int) -> dict:
     """Times of one case, ms."""
     state, dataset, recipe = make_case(num, width, height)
     view, camera = recipe.view, jax.tree.map(lambda x: x[0], dataset.cameras)
     project = functools.partial(project_gaussians, camera=camera, view=view)
     projected = jax.jit(project)(state.gaussians, state.alive, state.filter_3d)
-    size = {"width": width, "height": height, "tile_size": DEFAULT_TILE_SIZE}
-    binner = bin_pairs if choose_backend("auto") == "cpu" else bin_tiles
-    bins = functools.partial(binner, **size, max_intersections=view.max_intersections)
+    timed = functools.partial(milliseconds, recipe)
 
     def draw(gaussians):
         return render(gaussians, state.alive, state.filter_3d, camera, view=view).image
@@ -110,30 +119,32 @@ def measure(num: int, width: int, height: int) -> dict:
 
     image, pull = jax.jit(lambda g: jax.vjp(draw, g))(state.gaussians)
     times = {
-        "project": milliseconds(project, state.gaussians, state.alive, state.filter_3d),
-        "bin and sort": milliseconds(bins, projected),
-        "forward": milliseconds(draw, state.gaussians),
-        "backward": milliseconds(lambda f, g: f(g), pull, image),
-        "loss": milliseconds(jax.grad(loss), image),
-        "Adam": milliseconds(recipe.optimizers.gaussians.update, state.gaussians, state.gaussians_opt),
-        "step": milliseconds(lambda s: train_step(jnp.int32(0), s, dataset, recipe=recipe), state),
-        "blur model": measure_blur(state, camera, view),
+        "project": timed(project, state.gaussians, state.alive, state.filter_3d),
+        "bin and sort": timed(make_binner(choose_backend("auto"), view), projected),
+        "forward": timed(draw, state.gaussians),
+        "backward": timed(lambda f, g: f(g), pull, image),
+        "loss": timed(jax.grad(loss), image),
+        "Adam": timed(recipe.optimizers.gaussians.update, state.gaussians, state.gaussians_opt),
+        "step": timed(lambda s: train_step(jnp.int32(0), s, dataset, recipe=recipe), state),
+        "blur model": measure_blur(state, camera, recipe),
     }
     times["blend"] = times.pop("forward") - times["project"] - times["bin and sort"]
     pairs = most_pairs(state, dataset, view)
     return {"gaussians": num, "width": width, "height": height, "pairs": pairs, "ms": times}
 
 
-def measure_blur(state, camera: Camera, view: View) -> float:
+def measure_blur(state, camera: Camera, recipe: Recipe) -> float:
     """Network and blur, forward and backward, ms."""
     sizes = base.blur()
     network = BlurProposalNetwork(
         2, (9,), sizes["width"], 32, sizes["conv_width"], sizes["feature_width"], strides=(2,)
     )
     params = init_network(network, jax.random.key(0))
-    sharp = jax.jit(lambda s: render(s.gaussians, s.alive, s.filter_3d, camera, view=view))(state)
+    sharp = jax.jit(lambda s: render(s.gaussians, s.alive, s.filter_3d, camera, view=recipe.view))(state)
     return milliseconds(
-        jax.grad(lambda p: jnp.sum(render_blurred(network, p, jnp.int32(0), sharp, head=0)[0] ** 2)), params
+        recipe,
+        jax.grad(lambda p: jnp.sum(render_blurred(network, p, jnp.int32(0), sharp, head=0)[0] ** 2)),
+        params,
     )
 
 

@@ -44,7 +44,7 @@ constexpr size_t kStack = 64 * 1024;
 struct Barrier {
   int size = 0, arrived = 0;
   uint64_t generation = 0;
-  uint32_t shown[2][kMostThreads];  // what threads show each other, in turns: some may still be reading the other
+  uint64_t shown[2][kMostThreads];  // what threads show each other, in turns: some may still be reading the other
 };
 
 struct Fiber {
@@ -78,15 +78,15 @@ inline void wait(Barrier& barrier) {
 }
 
 // Shows `value` to the other threads of a barrier that begin with `first`, and returns what they show.
-inline const uint32_t* share(Barrier& barrier, int first, uint32_t value) {
-  uint32_t* shown = barrier.shown[barrier.generation & 1];
+inline const uint64_t* share(Barrier& barrier, int first, uint64_t value) {
+  uint64_t* shown = barrier.shown[barrier.generation & 1];
   shown[block.current - first] = value;
   wait(barrier);
   return shown;
 }
 
 inline Barrier& warp() { return block.warps[block.current / kWarp]; }
-inline const uint32_t* share_in_warp(uint32_t value) { return share(warp(), block.current / kWarp * kWarp, value); }
+inline const uint64_t* share_in_warp(uint64_t value) { return share(warp(), block.current / kWarp * kWarp, value); }
 
 inline void enter() {
   (*block.kernel)();
@@ -161,14 +161,14 @@ inline void __syncthreads() { emulator::wait(emulator::block.all); }
 inline void __syncwarp() { emulator::wait(emulator::warp()); }
 
 inline int __syncthreads_or(int value) {
-  const uint32_t* all = emulator::share(emulator::block.all, 0, value);
-  return std::any_of(all, all + emulator::block.num_threads, [](uint32_t x) { return x != 0; });
+  const uint64_t* all = emulator::share(emulator::block.all, 0, value);
+  return std::any_of(all, all + emulator::block.num_threads, [](uint64_t x) { return x != 0; });
 }
 
 inline unsigned __ballot_sync(unsigned, bool value) {
-  const uint32_t* lanes = emulator::share_in_warp(value);
+  const uint64_t* lanes = emulator::share_in_warp(value);
   unsigned ballot = 0;
-  for (int i = 0; i < emulator::kWarp; ++i) ballot |= lanes[i] << i;
+  for (int i = 0; i < emulator::kWarp; ++i) ballot |= unsigned(lanes[i]) << i;
   return ballot;
 }
 
@@ -176,8 +176,11 @@ inline int __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, va
 
 template <typename T>
 T __shfl_sync(unsigned, T value, int source) {
-  const uint32_t* lanes = emulator::share_in_warp(emulator::bits<uint32_t>(value));
-  return emulator::bits<T>(lanes[source]);
+  uint64_t word = 0;
+  static_assert(sizeof(T) <= sizeof(word));
+  std::memcpy(&word, &value, sizeof(T));
+  std::memcpy(&value, &emulator::share_in_warp(word)[source], sizeof(T));
+  return value;
 }
 
 template <typename T>

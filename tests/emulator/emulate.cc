@@ -2,6 +2,8 @@
 // a GPU. blend.cu is compiled once for each number of channels, blur.cu for each stride, as they are for the GPU.
 #include "cuda_emulator.h"
 
+#include <algorithm>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -85,6 +87,11 @@ static const std::map<std::string, Kernel, std::less<>> kKernels = {
     BINNING(find_ranges_u16), BINNING(find_ranges_u32), BINNING(sum_slots),
     BOTH(blend_1), BOTH(blend_3), BOTH(blend_4), BOTH(blend_8), BLUR(blur_1), BLUR(blur_2), BLUR(blur_3), BLUR(blur_4)};
 
+// What a kernel does not write must not look like a result: floats are NaN, integers far below 0 or in the middle.
+static void poison(ffi::AnyBuffer output) {
+  std::memset(output.untyped_data(), output.element_type() == ffi::F32 ? 0xff : 0xa5, output.size_bytes());
+}
+
 static ffi::Error emulate(ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view name, std::string_view,
                           std::string_view, int32_t grid_x, int32_t grid_y, int32_t, int32_t block_x, int32_t, int32_t,
                           int32_t) {
@@ -92,7 +99,11 @@ static ffi::Error emulate(ffi::RemainingArgs args, ffi::RemainingRets rets, std:
   if (found == kKernels.end()) return ffi::Error::InvalidArgument("no kernel " + std::string(name));
   Buffers buffers;
   for (size_t i = 0; i < args.size(); ++i) buffers.push_back(args.get<ffi::AnyBuffer>(i)->untyped_data());
-  for (size_t i = 0; i < rets.size(); ++i) buffers.push_back((*rets.get<ffi::AnyBuffer>(i))->untyped_data());
+  for (size_t i = 0; i < rets.size(); ++i) {
+    const ffi::AnyBuffer output = **rets.get<ffi::AnyBuffer>(i);
+    if (std::count(buffers.begin(), buffers.end(), output.untyped_data()) == 0) poison(output);  // else an operand's memory
+    buffers.push_back(output.untyped_data());
+  }
   if (buffers.size() != found->second.num_buffers) return ffi::Error::InvalidArgument("buffers of " + std::string(name));
   static std::mutex one_at_a_time;  // two devices of one process
   const std::lock_guard lock(one_at_a_time);

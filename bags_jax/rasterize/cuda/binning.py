@@ -4,6 +4,7 @@ XLA hands a sort to CUB, the fastest there is, only if it has one simple key: he
 one stable sort of all pairs, made in that order, by the number of their tile.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
 from bags_jax.cuda.launch import Kernel, launch
+from bags_jax.errors import UserError
 from bags_jax.rasterize.tiles import grid_size
 
 TILE = 16  # side of a tile, px; as in device.cuh
 BLOCK, SCAN_BLOCK = 256, 1024  # threads of a block, as in binning.cu
+MOST = 2**31 - 1  # counts stop here, as in binning.cu
 
 
 class Pairs(NamedTuple):
@@ -47,6 +50,52 @@ def _run(name: str, outputs, *operands, grid: tuple[int, int], threads: int = BL
     return launch(Kernel("binning", name, threads), shapes, *operands, grid=grid)
 
 
+def _check_fits(cameras: int, num: int, width: int, height: int, room: int) -> None:
+    """Raises UserError where a kernel would count beyond int32, or not see that pairs are dropped."""
+    tiles = math.prod(grid_size(width, height, TILE))
+    if max(room + num + tiles, cameras * num, cameras * (tiles + 1), BLOCK * tiles) >= MOST - BLOCK:
+        raise UserError(
+            f"{num} Gaussians, {cameras} x {width} x {height} px and room for {room} pairs came, expected what int32 can"
+            f" count: room, Gaussians x cameras, tiles x cameras and {BLOCK} x tiles under 2^31; take fewer of them"
+        )
+
+
+class Counted(NamedTuple):
+    """What `count_tiles` says of the Gaussians of C cameras."""
+
+    counts: Int[Array, "C N"]  # tiles that each touches
+    depth_keys: UInt[Array, "C N"]  # in the order of depth; the largest of all for those that touch none
+
+
+def _count_tiles(sizes: Int[Array, "6"], means_px, covs_px, radii_px, depths: Float[Array, "C N"]) -> Counted:
+    outputs = [(depths.shape, jnp.int32), (depths.shape, jnp.uint32)]
+    operands = (sizes, means_px, covs_px, radii_px, depths)
+    return Counted(*_run("count_tiles", outputs, *operands, grid=(-(-depths.size // BLOCK), 1)))
+
+
+def total(counts: Int[Array, "C N"]) -> Int[Array, "C"]:
+    """Sums of counts; those of 2^31 - 1 and more are 2^31 - 1."""
+    return jax.lax.reduce(counts, jnp.int32(0), lambda a, b: jnp.minimum(a, MOST - b) + b, (1,))
+
+
+def count_views(
+    means_px: Float[Array, "C N 2"],
+    covs_px: Float[Array, "C N 3"],
+    radii_px: Float[Array, "C N 2"],
+    depths: Float[Array, "C N"],
+    *,
+    width: int,
+    height: int,
+) -> Int[Array, "C"]:
+    """Number of pairs that `bin_views` makes for each camera, up to 2^31 - 1."""
+    cameras, num = depths.shape
+    if not num:
+        return jnp.zeros(cameras, jnp.int32)
+    _check_fits(cameras, num, width, height, 0)
+    sizes = jnp.array([num, 0, *grid_size(width, height, TILE), cameras, 0], jnp.int32)
+    return total(_count_tiles(sizes, means_px, covs_px, radii_px, depths).counts)
+
+
 def bin_views(
     means_px: Float[Array, "C N 2"],
     covs_px: Float[Array, "C N 3"],
@@ -65,16 +114,18 @@ def bin_views(
       width, height: image size, px.
       room: pairs that each camera has room for; what does not fit is counted in num_dropped and left out.
       with_slots: keep the slots, which gradients in a fixed order need.
+    Raises:
+      UserError: more than int32 can count.
     """
     cameras, num = depths.shape
+    _check_fits(cameras, num, width, height, room)
     columns, rows = grid_size(width, height, TILE)
     bounds, blocks = columns * rows + 1, -(-num // BLOCK)
     sizes = jnp.array([num, room, columns, rows, cameras, 0], jnp.int32)
     shape = (means_px, covs_px, radii_px)
     i32 = jnp.int32
 
-    counted = [((cameras, num), i32), ((cameras, num), jnp.uint32)]
-    counts, keys = _run("count_tiles", counted, sizes, *shape, depths, grid=(-(-cameras * num // BLOCK), 1))
+    counts, keys = _count_tiles(sizes, *shape, depths)
     order = _depth_order(keys)
     (sums,) = _run("sum_blocks", [((cameras, blocks), i32)], sizes, order, counts, grid=(blocks, cameras))
     scanned = [((cameras, blocks), i32), ((cameras,), i32)]

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
-from bags_jax.rasterize.cuda.binning import TILE, Pairs, bin_views
+from bags_jax.rasterize.cuda.binning import Pairs, bin_views, count_views
 from bags_jax.rasterize.cuda.blend import Image, Splats, blend_gradient, blend_views
-from bags_jax.rasterize.tiles import count_intersections
 from bags_jax.structs import Projected, RasterOutput
 
 
@@ -39,6 +38,11 @@ def _binner(width: int, height: int, room: int, with_slots: bool) -> Callable[..
 
 
 @functools.cache
+def _counter(width: int, height: int) -> Callable[..., Int[Array, "C"]]:
+    return over_cameras(functools.partial(count_views, width=width, height=height))
+
+
+@functools.cache
 def _blender(width: int, height: int) -> Callable[..., Image]:
     forward = over_cameras(functools.partial(blend_views, width=width, height=height))
     backward = over_cameras(blend_gradient)
@@ -56,6 +60,12 @@ def _blender(width: int, height: int) -> Callable[..., Image]:
 
     blend.defvjp(blend_fwd, blend_bwd)
     return blend
+
+
+def _screen(projected: Projected) -> tuple[Array, Array, Array, Array]:
+    """What pairs are made from, of one camera, without gradient."""
+    one = jax.tree.map(lambda x: jax.lax.stop_gradient(x[None]), projected)
+    return one.means_px, one.covs_px, one.radii_px, one.depths
 
 
 def rasterize_cuda(
@@ -81,10 +91,7 @@ def rasterize_cuda(
     """
     del tile_size
     one = jax.tree.map(lambda x: x[None], projected)
-    seen = jax.lax.stop_gradient(one)
-    pairs = _binner(width, height, max_intersections, deterministic)(
-        seen.means_px, seen.covs_px, seen.radii_px, seen.depths
-    )
+    pairs = _binner(width, height, max_intersections, deterministic)(*_screen(projected))
     splats = Splats(one.means_px, one.conics, one.opacities, features[None])
     image = _blender(width, height)(splats, pairs)
     return RasterOutput(
@@ -96,6 +103,6 @@ def rasterize_cuda(
 
 
 def count_cuda(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
-    """Number of pairs that `rasterize_cuda` makes of an image."""
+    """Number of pairs that `rasterize_cuda` makes of an image, up to 2^31 - 1."""
     del tile_size
-    return count_intersections(projected, width=width, height=height, tile_size=TILE)
+    return _counter(width, height)(*_screen(projected))[0]
