@@ -11,8 +11,9 @@ import pytest
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
 from bags_jax.programs import most_pairs, refresh_filter, room_for
+from bags_jax.render import project_gaussians
 from bags_jax.sharpness import SHARP_PX
-from bags_jax.step import draw_views, eval_step, loss_fn, train_steps
+from bags_jax.step import draw_views, eval_step, loss_fn, train_step, train_steps
 from bags_jax.train import first_state, make_job
 from configs import procedural
 
@@ -107,6 +108,41 @@ def test_steps_lower_the_loss(start, run):
     assert float(end["mean"]["total"]) < 0.8 * float(before["total"])
     assert float(end["mean"]["psnr"]) > float(before["psnr"]) + 1.0
     assert float(jnp.sum(trained.density.counts)) > 0
+
+
+def test_density_statistics_do_not_depend_on_the_other_views(start):
+    """A view of 16 x 12 px alone, and beside one of 12 x 16: both are padded to 16 x 16 then, where Gaussians lie."""
+    state, dataset, recipe = start
+    # Small ones: how large a Gaussian far beside the picture is drawn depends on where the canvas ends.
+    small = dataclasses.replace(state.gaussians, log_scales=state.gaussians.log_scales - 2.0)
+    height, width = dataset.images.shape[1:3]
+    alone = jax.tree.map(lambda x: x[:1] if x.ndim else x, dataset)
+    lowered = dataclasses.replace(alone.cameras, K=alone.cameras.K.at[0, 1, 2].add(0.2 * height))
+    alone = dataclasses.replace(alone, cameras=lowered)
+    square = jnp.pad(alone.images, ((0, 0), (0, width - height), (0, 0), (0, 0)))
+    beside = dataclasses.replace(
+        jax.tree.map(lambda x: jnp.concatenate([x, x]) if x.ndim else x, alone),
+        images=jnp.concatenate([square, square.swapaxes(1, 2)]),
+        sizes=jnp.array([[height, width], [width, height]]),
+    )
+    step = next(s for s in range(2) if draw_views(recipe, 2, state.seed, jnp.int32(s), jnp.int32(0))[0] == 0)
+    state = dataclasses.replace(state, step=jnp.int32(step), gaussians=small)
+    plain = dataclasses.replace(recipe, network=None)
+    found = []
+    for views in (alone, beside):
+        view = dataclasses.replace(plain.view, height=views.images.shape[1])
+        turn = jax.jit(functools.partial(train_step, recipe=dataclasses.replace(plain, view=view)))
+        after, metrics = turn(jnp.int32(0), state, views)
+        assert int(metrics["ok"]) == 1
+        found.append(after.density)
+    one, two = found
+    camera = jax.tree.map(lambda x: x[0], alone.cameras)
+    projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, plain.view)
+    np.testing.assert_array_equal(one.counts, projected.radii_px[:, 0] > 0)
+    assert 0 < float(jnp.sum(one.counts)) < int(jnp.sum(state.alive))
+    np.testing.assert_array_equal(two.counts, one.counts)
+    np.testing.assert_allclose(two.grad_norms, one.grad_norms, rtol=1e-3, atol=1e-6 * float(jnp.max(one.grad_norms)))
+    np.testing.assert_allclose(two.max_radii, one.max_radii, rtol=1e-5)
 
 
 def test_total_is_the_weighted_sum_of_the_terms(start, run):
