@@ -34,14 +34,29 @@ def empty_stats(num: int) -> DensityStats:
     return DensityStats(jnp.zeros(num), jnp.zeros(num), jnp.zeros(num))
 
 
-def view_stats(probe_grads: Float[Array, "N 2"], projected: Projected, *, width: int, height: int) -> DensityStats:
-    """What one view adds: the size of the screen gradient in NDC (px times half the image size), visits, radii."""
-    ndc = probe_grads * jnp.array([[0.5 * width, 0.5 * height]])
-    visible = projected.radii_px[:, 0] > 0
+def view_stats(
+    probe_grads: Float[Array, "N 2"],
+    projected: Projected,
+    *,
+    width: Int[Array, ""] | int,
+    height: Int[Array, ""] | int,
+    margin: int = 0,
+) -> DensityStats:
+    """What one view adds: the size of the screen gradient in NDC (px times half the image size), visits, radii.
+
+    Args:
+      probe_grads: of the loss by the projected means, 1 / px.
+      projected: on a canvas that may go on at the right and bottom, as that of a small view beside larger ones does.
+      width, height: of the photograph, px.
+      margin: px of the canvas around it: what is seen there alone counts as seen.
+    """
+    sides = jnp.array([[width, height]], jnp.float32)
+    seen = projected.radii_px[:, 0] > 0
+    seen &= (projected.means_px - projected.radii_px < sides + 2 * margin).all(axis=-1)
     return DensityStats(
-        grad_norms=jnp.where(visible, jnp.linalg.norm(ndc, axis=-1), 0.0),
-        counts=visible.astype(jnp.float32),
-        max_radii=jnp.max(projected.radii_px, axis=-1) / max(width, height),
+        grad_norms=jnp.where(seen, jnp.linalg.norm(probe_grads * (0.5 * sides), axis=-1), 0.0),
+        counts=seen.astype(jnp.float32),
+        max_radii=jnp.where(seen, jnp.max(projected.radii_px, axis=-1), 0.0) / jnp.max(sides),
     )
 
 

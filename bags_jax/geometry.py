@@ -215,7 +215,7 @@ def smoothing_filter(
     near: Float[Array, ""] | float = 0.2,
     margin: float = 0.15,
 ) -> Float[Array, "N"]:
-    """Standard deviation of Mip-Splatting's 3D filter: sqrt(0.2) * min over cameras of z / focal (Yu et al. 2024, eq. 7).
+    """Standard deviation of Mip-Splatting's 3D filter: sqrt(0.2) * min over cameras of z / fx (Yu et al. 2024, eq. 7).
 
     Args:
       means: world frame, scene units.

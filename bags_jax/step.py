@@ -194,7 +194,8 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
     (*grads, d_probe), (terms, rendered) = gradient_of(
         (state.gaussians, state.network, state.poses, probe), state, dataset, index, recipe=recipe
     )
-    stats = view_stats(d_probe, rendered.projected, width=recipe.view.width, height=recipe.view.height)
+    height, width = dataset.sizes[index]
+    stats = view_stats(d_probe, rendered.projected, width=width, height=height, margin=recipe.view.margin)
     largest = {
         "num_intersections": rendered.num_intersections,
         "num_dropped": rendered.num_dropped,

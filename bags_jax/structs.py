@@ -106,7 +106,7 @@ class DensityStats:
 
     grad_norms: Float[Array, "N"]  # sum over views of |d loss / d mean|, NDC
     counts: Float[Array, "N"]  # number of views that saw the Gaussian
-    max_radii: Float[Array, "N"]  # largest screen radius so far, as a fraction of the larger image side
+    max_radii: Float[Array, "N"]  # largest screen radius so far, as a fraction of the larger side of its photograph
 
 
 @struct.dataclass

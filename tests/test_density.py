@@ -197,3 +197,13 @@ def test_statistics_are_in_ndc_and_add_up():
     np.testing.assert_allclose(both.counts, [2, 0])
     np.testing.assert_allclose(both.max_radii, [0.04, 0.5])
     assert_same(add_stats(stats, empty_stats(2)), stats)
+
+
+def test_what_lies_beyond_the_photograph_and_its_margin_is_not_seen():
+    """The canvas goes on to the right and down where other photographs are larger."""
+    means = jnp.array([[22.9, 5.0], [23.1, 5.0], [5.0, 16.9], [5.0, 17.1]])
+    ones = jnp.ones(4)
+    seen = Projected(means, jnp.ones((4, 3)), jnp.ones((4, 3)), ones, ones, jnp.ones((4, 2)))
+    stats = view_stats(jnp.ones((4, 2)), seen, width=20, height=14, margin=1)
+    for found in (stats.counts, stats.max_radii * 20, stats.grad_norms / np.hypot(10, 7)):
+        np.testing.assert_allclose(found, [1, 0, 1, 0], rtol=1e-6)

@@ -146,6 +146,15 @@ def test_smoothing_filter_takes_the_nearest_camera_that_sees():
     np.testing.assert_allclose(beside, np.sqrt(0.2) * np.array([2 / 50, 4 / 80, 4 / 80]), rtol=1e-6)
 
 
+def test_smoothing_filter_takes_the_focal_length_of_x():
+    """As Mip-Splatting's own code does where pixels are not square; what is in the picture depends on both."""
+    K = jnp.array([[[50.0, 0, 32], [0, 80.0, 24], [0, 0, 1]]])
+    edge = 2.0 * (24 + 0.15 * 48) / 80
+    means = jnp.array([[0, 0, 2.0], [0, edge - 0.01, 2.0], [0, edge + 0.01, 1.99], [0, 0, 4.0]])
+    found = smoothing_filter(means, jnp.ones(4, bool), Camera(jnp.eye(4)[None], K), jnp.array([[48, 64]]))
+    np.testing.assert_allclose(found, np.sqrt(0.2) * np.array([2, 2, 4, 4]) / 50, rtol=1e-6)
+
+
 def test_smoothing_filter_does_not_know_the_unit_of_the_world():
     K = jnp.array([[[50.0, 0, 32], [0, 50.0, 24], [0, 0, 1]]])
     sizes, means = jnp.array([[48, 64]]), jnp.array([[0, 0, 1.0], [0.3, 0, 1.5], [0, 0, 0.1]])

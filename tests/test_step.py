@@ -6,13 +6,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
+from bags_jax.optimizer import Optimizers
 from bags_jax.programs import most_pairs, refresh_filter, room_for
-from bags_jax.sharpness import SHARP_PX
-from bags_jax.step import draw_views, eval_step, loss_fn, train_steps
+from bags_jax.render import project_gaussians
+from bags_jax.sharpness import SHARP_PX, view_confidence
+from bags_jax.step import draw_views, eval_step, loss_fn, train_step, train_steps
 from bags_jax.train import first_state, make_job
 from configs import procedural
 
@@ -48,10 +51,9 @@ def copies(tree):
 @pytest.fixture(scope="module")
 def run(start):
     """Compiles once a recipe: (state, num_steps, recipe) -> state and metrics; `first` is the step that it starts from."""
-    _, dataset, _ = start
     compiled = {}
 
-    def run(state, num_steps, recipe, first=None):
+    def run(state, num_steps, recipe, first=None, dataset=start[1]):
         if recipe not in compiled:
             step = functools.partial(train_steps, recipe=recipe)
             compiled[recipe] = parallel.parallelize(step, num_args=3, num_devices=1)
@@ -109,6 +111,41 @@ def test_steps_lower_the_loss(start, run):
     assert float(jnp.sum(trained.density.counts)) > 0
 
 
+def test_density_statistics_do_not_depend_on_the_other_views(start):
+    """A view of 16 x 12 px alone, and beside one of 12 x 16: both are padded to 16 x 16 then, where Gaussians lie."""
+    state, dataset, recipe = start
+    # Small ones: how large a Gaussian far beside the picture is drawn depends on where the canvas ends.
+    small = dataclasses.replace(state.gaussians, log_scales=state.gaussians.log_scales - 2.0)
+    height, width = dataset.images.shape[1:3]
+    alone = jax.tree.map(lambda x: x[:1] if x.ndim else x, dataset)
+    lowered = dataclasses.replace(alone.cameras, K=alone.cameras.K.at[0, 1, 2].add(0.2 * height))
+    alone = dataclasses.replace(alone, cameras=lowered)
+    square = jnp.pad(alone.images, ((0, 0), (0, width - height), (0, 0), (0, 0)))
+    beside = dataclasses.replace(
+        jax.tree.map(lambda x: jnp.concatenate([x, x]) if x.ndim else x, alone),
+        images=jnp.concatenate([square, square.swapaxes(1, 2)]),
+        sizes=jnp.array([[height, width], [width, height]]),
+    )
+    step = next(s for s in range(2) if draw_views(recipe, 2, state.seed, jnp.int32(s), jnp.int32(0))[0] == 0)
+    state = dataclasses.replace(state, step=jnp.int32(step), gaussians=small)
+    plain = dataclasses.replace(recipe, network=None)
+    found = []
+    for views in (alone, beside):
+        view = dataclasses.replace(plain.view, height=views.images.shape[1])
+        turn = jax.jit(functools.partial(train_step, recipe=dataclasses.replace(plain, view=view)))
+        after, metrics = turn(jnp.int32(0), state, views)
+        assert int(metrics["ok"]) == 1
+        found.append(after.density)
+    one, two = found
+    camera = jax.tree.map(lambda x: x[0], alone.cameras)
+    projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, plain.view)
+    np.testing.assert_array_equal(one.counts, projected.radii_px[:, 0] > 0)
+    assert 0 < float(jnp.sum(one.counts)) < int(jnp.sum(state.alive))
+    np.testing.assert_array_equal(two.counts, one.counts)
+    np.testing.assert_allclose(two.grad_norms, one.grad_norms, rtol=1e-3, atol=1e-6 * float(jnp.max(one.grad_norms)))
+    np.testing.assert_allclose(two.max_radii, one.max_radii, rtol=1e-5)
+
+
 def test_total_is_the_weighted_sum_of_the_terms(start, run):
     state, _, recipe = start
     _, metrics = run(state, 1, recipe)
@@ -156,6 +193,44 @@ def test_a_correction_costs_by_how_sharp_its_view_is(job, start):
     price = jax.jit(lambda trained, state: loss_fn(trained, state, dataset, jnp.int32(0), recipe=recipe)[1][0]["poses"])
     found = price(trained, dataclasses.replace(state, blur_px=blur_px))
     np.testing.assert_allclose(found, 6 * 0.25 / (0.25 + SHARP_PX**2), rtol=1e-5)
+
+
+def test_means_move_in_parts_of_the_extent(start, run):
+    """Twice the scene, twice the way, and nothing else: Adam does not see how large gradients are."""
+    state, dataset, recipe = start
+    one, two = (run(state, 1, recipe, dataset=dataclasses.replace(dataset, extent=jnp.float32(x)))[0] for x in (1, 2))
+    moved, further = (after.gaussians.means - state.gaussians.means for after in (one, two))
+    rounding = 2 * np.finfo(np.float32).eps * float(jnp.max(jnp.abs(state.gaussians.means)))
+    assert float(jnp.max(jnp.abs(moved))) > 100 * rounding
+    np.testing.assert_allclose(further, 2 * moved, rtol=0, atol=rounding)
+    still = lambda after: dataclasses.replace(after, gaussians=dataclasses.replace(after.gaussians, means=0))
+    assert same(still(one), still(two))
+
+
+def test_blurry_views_count_less_for_the_scene_and_the_same_for_the_blur_model(start, run):
+    """Gradients as the optimizers get them: with blur of 0.3 or 3 px among views of 3 px."""
+    state, dataset, recipe = start
+    keep = optax.trace(decay=0.0)  # its state is the gradient
+    optimizers = Optimizers(keep, keep, keep)
+    objective = dataclasses.replace(recipe.objective, confidence=1.0, sharp=0.0)
+    recipe = dataclasses.replace(recipe, objective=objective, optimizers=optimizers)
+    state = dataclasses.replace(
+        state,
+        gaussians_opt=keep.init(state.gaussians),
+        network_opt=keep.init(state.network),
+        poses_opt=keep.init(state.poses),
+    )
+    own = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, jnp.int32(0))[0]
+    blurry = jnp.full_like(state.blur_px, 3.0)
+    alike, sharp = (
+        run(dataclasses.replace(state, blur_px=blur_px), 1, recipe)[0] for blur_px in (blurry, blurry.at[own].set(0.3))
+    )
+    confidence = float(view_confidence(blurry.at[own].set(0.3), 1.0)[own])
+    assert confidence > 1.5
+    for counted, plain in zip(*(jax.tree.leaves(after.gaussians_opt.trace) for after in (sharp, alike)), strict=True):
+        np.testing.assert_allclose(counted, confidence * plain, rtol=1e-5)
+    assert any(x.any() for x in jax.tree.leaves(alike.network_opt))
+    assert same((sharp.network_opt, sharp.density), (alike.network_opt, alike.density))
 
 
 def test_dispatches_do_not_matter(start, run):

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from bags_jax.data.area import average_areas
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
 
@@ -13,9 +14,8 @@ from bags_jax.errors import UserError
 def coarsen(image: UInt8[np.ndarray, "_H _W 3"], factor: int) -> UInt8[np.ndarray, "_H _W 3"]:
     """The image as a camera with 1 / factor of the resolution saw it: averaged down, then interpolated back up."""
     height, width = image.shape[:2]
-    small = (max(1, round(width / factor)), max(1, round(height / factor)))
-    coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    coarse = average_areas(image, max(1, round(height / factor)), max(1, round(width / factor)))
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def mix_resolutions(scene: Scene, factors: tuple[int, ...], *, seed: int) -> Scene:

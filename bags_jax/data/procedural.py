@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from bags_jax.cache_home import cache_home
 from bags_jax.data import (
+    area,
     bake,
     corner,
     exposures,
@@ -42,7 +43,8 @@ _MAX_BLUR_SCALE = 4.0  # more would take minutes to render
 # One random stream for each purpose: so blurs share their cameras.
 _STREAMS = {"cameras": 0, "blur": 1, "points": 2, "poses": 3}
 _WORLDS = (still_life, corner, relief)
-_SOURCES = (*_WORLDS, bake, exposures, layout, mixed, paint, poses, raycast, scene_cache, shapes)  # decide what is seen
+# They decide what is seen.
+_SOURCES = (*_WORLDS, area, bake, exposures, layout, mixed, paint, poses, raycast, scene_cache, shapes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
+from bags_jax.data.area import average_areas
 from bags_jax.data.scene import Scene
 from bags_jax.structs import Camera, Dataset
 
@@ -17,8 +17,7 @@ def resize(image: UInt8[np.ndarray, "_H _W 3"], scale: float) -> UInt8[np.ndarra
     """The image at a scale <= 1, by area averaging."""
     if scale == 1:
         return image
-    height, width = scaled_size(image.shape[0], image.shape[1], scale)
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+    return average_areas(image, *scaled_size(image.shape[0], image.shape[1], scale))
 
 
 def make_dataset(scene: Scene, scale: float, *, extent: float = 1.0, near_plane: float = 0.2) -> Dataset:
