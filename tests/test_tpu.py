@@ -14,6 +14,7 @@ from splats import HEIGHT, KINDS, WIDTH, make_splats, project_splats
 
 from bags_jax.rasterize import rasterization, tpu
 from bags_jax.rasterize.image import choose_backend
+from bags_jax.rasterize.tpu import blend as tpu_blend
 from bags_jax.rasterize.tpu.kernels import LANES, TILE
 
 ROOM = 4096
@@ -104,6 +105,14 @@ def test_cameras_and_vmap():
     np.testing.assert_allclose(both, expected.sum(), rtol=1e-4)
     for gradient in jax.tree.leaves(gradients):
         np.testing.assert_array_equal(gradient[0], gradient[1])
+
+
+@pytest.mark.parametrize("within", [lambda f: f(), lambda f: jax.eval_shape(f)], ids=["outside", "while tracing"])
+def test_the_probe_passes(within):
+    tpu_blend._runs.cache_clear()
+    found = []
+    within(lambda: found.append(tpu_blend._runs()))
+    assert found == [True]
 
 
 @pytest.mark.skipif(jax.default_backend() == "tpu", reason="it is one")
