@@ -24,7 +24,7 @@ def current_platform() -> str:
 def follows_arrays(function: Callable[P, R]) -> Callable[P, R]:
     """Calls a function with the device of its arrays as the default one, where they were put on another kind of device.
 
-    Arrays that are traced do not say where they will be.
+    Within jit and vmap arrays do not say where they are, and nothing is followed.
     """
 
     @functools.wraps(function)
@@ -35,10 +35,12 @@ def follows_arrays(function: Callable[P, R]) -> Callable[P, R]:
     return following
 
 
-def _default_device_of(arrays: list) -> contextlib.AbstractContextManager:
-    for x in arrays:
-        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.committed:
-            device = next(iter(x.devices()))
-            if device.platform != current_platform():
-                return jax.default_device(device)
+def _default_device_of(leaves: list) -> contextlib.AbstractContextManager:
+    leaves = [x.to_concrete_value() if isinstance(x, Tracer) else x for x in leaves]  # jax.grad's hold arrays
+    if any(x is None for x in leaves):
+        return contextlib.nullcontext()
+    for x in leaves:
+        if isinstance(x, jax.Array) and x.committed:
+            device = min(x.sharding.addressable_devices, key=lambda d: d.id)
+            return jax.default_device(device) if device.platform != current_platform() else contextlib.nullcontext()
     return contextlib.nullcontext()

@@ -1,6 +1,7 @@
 """`rasterization`: gsplat's rules and options, buffers, and what wrong arguments are told."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -231,7 +232,7 @@ def test_wrong_options_are_told(splats, options, message):
     ],
 )
 def test_wrong_shapes_are_told(changes, message):
-    unchecked = getattr(rasterization, "__wrapped__", rasterization)  # beartype, in tests alone, would speak first
+    unchecked = inspect.unwrap(rasterization)  # beartype, in tests alone, would speak first
     backgrounds = changes.get("backgrounds")
     changes = {name: x for name, x in changes.items() if name != "backgrounds"}
     with pytest.raises(ValueError, match=message):

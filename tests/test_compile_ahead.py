@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,13 +13,14 @@ SCRIPT = pathlib.Path(__file__).parent / "compile_ahead.py"
 COMPILERS = {"h200": ("jax_cuda13_plugin", "make gpu-check"), "v5e": ("libtpu", "make tpu-check")}
 
 
-def compile_ahead(machine, *arguments):
+def compile_ahead(machine, *arguments, **environment):
     """The row that the script prints, in a process of its own: JAX is told there that an accelerator is to come."""
     module, how = COMPILERS[machine]
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"no {module}: nothing is compiled for {machine} here ({how} does it)")
     command = [sys.executable, str(SCRIPT), machine, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     row = json.loads(done.stdout.splitlines()[-1])
     print(row)
@@ -55,6 +57,13 @@ def test_training_step_compiles_for_a_tpu(devices):
     row = compile_ahead("v5e", "step", 600, 400, 2, 0, devices)
     assert row["argument_bytes"] + row["temporary_bytes"] + row["output_bytes"] < 6e9
     assert (row["exchanges"] > 0) == (devices > 1)
+    assert row["calls"]["tpu_custom_call"] == 2  # forward and backward
+
+
+def test_rasterization_compiles_for_a_tpu():
+    """Whatever precision products have elsewhere in the program."""
+    row = compile_ahead("v5e", "rasterization", 1, 0, JAX_DEFAULT_MATMUL_PRECISION="high")
+    assert row["calls"]["tpu_custom_call"] == 2 and row["temporary_bytes"] < 2e9
 
 
 @pytest.mark.parametrize("machine, limit", [("h200", 1e9), ("v5e", 6e9)])

@@ -19,6 +19,7 @@ from bags_jax.rasterize.cuda import binning
 from bags_jax.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
 from bags_jax.rasterize.cuda.views import count_cuda, rasterize_cuda
 from bags_jax.rasterize.tiles import bin_tiles
+from bags_jax.structs import Projected
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
 ROOM = 1024

@@ -1,6 +1,7 @@
 """What JAX works on: the default device before the default backend, and where arrays were put before both."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from splats import HEIGHT, WIDTH, make_splats
 
@@ -37,3 +38,18 @@ def test_arrays_on_the_cpu_of_a_machine_with_a_gpu(how, beside_a_gpu):
         with jax.default_device(device):
             image = draw(splats)
     assert image.max() > 0.5 and next(iter(image.devices())) == device
+
+
+def test_gradients_follow_arrays(beside_a_gpu):
+    """The backward pass, too, which runs when the call is over."""
+    means, *others = jax.device_put(tuple(make_splats()), jax.devices("cpu")[0])
+    draw = lambda means: rasterization(means, *others, WIDTH, HEIGHT, max_intersections=2048)[0].sum()
+    gradient = jax.grad(draw)(means)
+    assert jnp.isfinite(gradient).all() and gradient.any()
+
+
+def test_constants_of_a_program_are_not_followed(beside_a_gpu):
+    """Where it will run, its arguments say."""
+    means, *others = jax.device_put(tuple(make_splats()), jax.devices("cpu")[0])
+    draw = lambda means: rasterization(means, *others, WIDTH, HEIGHT, max_intersections=2048)[0]
+    assert "bags_jax_blend" not in jax.jit(draw).lower(means).as_text()

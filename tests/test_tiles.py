@@ -12,8 +12,8 @@ from splats import HEIGHT, KINDS, WIDTH, alphas_in_order, make_splats, on_cutoff
 from bags_jax.geometry import project
 from bags_jax.rasterize import bucket, count_intersections, rasterize
 from bags_jax.rasterize.reference import rasterize_reference
-from bags_jax.rasterize.tiles import SCAN_ROW, _running_max, _running_sum, _sort_by_tile, bin_tiles
-from bags_jax.structs import Camera
+from bags_jax.rasterize.tiles import MOST, SCAN_ROW, _running_max, _running_sum, _sort_by_tile, bin_tiles
+from bags_jax.structs import Camera, Projected
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
 _bin = jax.jit(bin_tiles, static_argnames=("width", "height", "tile_size", "max_intersections"))
@@ -58,6 +58,20 @@ def test_scans_by_rows(size):
     counts = np.random.default_rng(0).integers(0, 9, size).astype(np.int32)
     np.testing.assert_array_equal(_running_sum(jnp.asarray(counts)), np.cumsum(counts))
     np.testing.assert_array_equal(_running_max(jnp.asarray(counts)), np.maximum.accumulate(counts))
+
+
+def test_more_pairs_than_can_be_counted_are_dropped_aloud():
+    """4000 Gaussians over all of a picture of 562 500 tiles: 2.25e9 pairs."""
+    num, side = 4000, 12000
+    wide = np.tile(np.float32([1e10, 0.0, 1e10]), (num, 1))
+    rows = {"means_px": np.full((num, 2), side / 2), "covs_px": wide, "conics": wide * np.float32([1e-20, 0.0, 1e-20])}
+    rows |= {"depths": np.arange(num) + 1.0, "opacities": np.full(num, 0.5), "radii_px": np.full((num, 2), 3e5)}
+    projected = Projected(**{name: jnp.asarray(x, jnp.float32) for name, x in rows.items()})
+    size = {"width": side, "height": side, "tile_size": 16}
+    assert _count(projected, **size) == MOST
+    tiles = _bin(projected, **size, max_intersections=3_000_000)
+    assert tiles.num_intersections == MOST and tiles.num_dropped == MOST - 3_000_000
+    assert not np.asarray(tiles.starts).any()  # no pair at all, rather than wrong ones
 
 
 def test_small_buffer_counts_what_it_drops():

@@ -25,9 +25,12 @@ def _kernels():
     if jax.default_backend() == "tpu":
         yield
         return
-    with tpu.interpreted():
+    looked_at, detector = [], interpret_pallas_call.RaceDetectionState  # one for each kernel that is run
+    with pytest.MonkeyPatch.context() as patch, tpu.interpreted():
+        recorded = lambda **sizes: looked_at.append(detector(**sizes)) or looked_at[-1]
+        patch.setattr(interpret_pallas_call, "RaceDetectionState", recorded)
         yield
-    assert not interpret_pallas_call.races.races_found
+    assert looked_at and not any(state.races_found for state in looked_at)
     pltpu.reset_tpu_interpret_mode_state()
 
 
@@ -84,14 +87,32 @@ def test_empty_picture():
 
 
 def test_what_is_not_drawn_may_be_anything():
-    """Gaussians that were culled share chunks with others that were not: beyond the pairs, ids are arbitrary."""
-    projected = flat(5, opacity=0.5, sigma=2.0)
-    broken = projected.replace(conics=projected.conics.at[2].set(jnp.nan), radii_px=projected.radii_px.at[2].set(0.0))
-    (colors, _), gradients = with_gradients(kernels, Scene(projected, 2))
-    scene = Scene(projected, 2)
+    """Beyond the pairs, ids are arbitrary, so that a Gaussian that was culled may lie in a chunk."""
+    culled = flat(5, opacity=0.5, sigma=2.0)
+    culled = culled.replace(radii_px=culled.radii_px.at[2].set(0.0))
+    broken = culled.replace(conics=culled.conics.at[2].set(jnp.nan))
+    scene = Scene(culled, 2)
+    images, gradients = with_gradients(kernels, scene)
     scene.projected = broken
-    (colors, alphas), gradients = with_gradients(kernels, scene)
-    assert np.isfinite(colors).all() and alphas.max() > 0.5 and all(np.isfinite(g).all() for g in gradients)
+    for a, b in zip(jax.tree.leaves((images, gradients)), jax.tree.leaves(with_gradients(kernels, scene)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("room", [1, LANES, LANES + 1])
+def test_full_buffers(room):
+    """What found no room is counted, and the rest is drawn: nothing is read from behind the buffer."""
+    scene = Scene(flat(2 * LANES, opacity=0.02, sigma=1.0), 2)
+    cut = functools.partial(tpu.rasterize_tpu, tile_size=TILE, max_intersections=room)
+    assert cut(scene.projected, scene.features, **scene.size).num_dropped > 0
+    (colors, _), gradients = with_gradients(cut, scene)
+    assert colors.any() and all(np.isfinite(g).all() for g in gradients)
+
+
+def test_too_many_tiles_are_refused():
+    with pytest.raises(ValueError, match="at most 250000 tiles"):
+        jax.eval_shape(
+            functools.partial(kernels, width=12000, height=9000), flat(1, opacity=0.5, sigma=1.0), jnp.ones((1, 1))
+        )
 
 
 def test_cameras_and_vmap():

@@ -69,7 +69,8 @@ def rasterization(
       conics [C,N,3], opacities [C,N], num_intersections [C], num_dropped [C].
     Raises:
       ValueError: shapes that do not fit, an unknown mode, too few SH coefficients.
-    Differentiable once, in reverse mode. Within jax.shard_map: with check_vma=False.
+    Differentiable once, in reverse mode. Over several devices: within jax.pmap, or jax.shard_map with check_vma=False; jit
+    alone cannot share out kernels.
     """
     _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
     _check_modes(render_mode, rasterize_mode)

@@ -146,7 +146,7 @@ def room_for_all(
         warnings.warn(
             "under jit no pairs of tile and Gaussian are counted, and room for 16 a Gaussian is made: pass max_intersections, "
             "and look at num_dropped",
-            stacklevel=3,
+            stacklevel=4,
         )
         return bucket(16 * projected.depths.shape[0])
     count = _counters[choose_backend(backend)]

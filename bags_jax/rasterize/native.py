@@ -42,7 +42,6 @@ class Bins(NamedTuple):
 
 def _call(target: str, frame: Frame, results: tuple, *arrays) -> list[Array]:
     """Calls C++. All that it does is a function of its arguments; under vmap it is called for one after the other."""
-    build.require()
     call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
     return list(call(*arrays, **frame.attributes()))
 
@@ -63,6 +62,7 @@ def _screen(projected: Projected):
 def count_pairs(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
     """Number of pairs of tile and Gaussian that `bin_pairs` will list."""
     grid_size(width, height, tile_size)  # raises where there is nothing to draw on
+    build.require()
     return _call("bags_jax_count", Frame(width, height, tile_size), (_ints(1),), *_screen(projected))[0][0]
 
 
@@ -76,6 +76,7 @@ def bin_pairs(projected: Projected, *, width: int, height: int, tile_size: int, 
       max_intersections: room for pairs; what does not fit, farthest back, is counted and left out.
     """
     columns, rows = grid_size(width, height, tile_size)
+    build.require()
     results = (
         _ints(max_intersections),
         _ints(max_intersections),

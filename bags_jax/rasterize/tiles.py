@@ -16,6 +16,7 @@ from bags_jax.structs import Projected
 
 SLACK_PX = 1e-3  # intervals are widened so that rounding never loses a pixel
 SCAN_ROW = 1024
+MOST = 2**31 - 1  # counts stop here
 
 
 class Tiles(NamedTuple):
@@ -60,15 +61,30 @@ def _running_max(x: Int[Array, "N"]) -> Int[Array, "N"]:
     return _running(jax.lax.cummax, x, jnp.maximum)
 
 
+def _plus(a: Int[Array, ""], b: Int[Array, ""]) -> Int[Array, ""]:
+    """a + b of numbers that are not negative, at most MOST."""
+    return jnp.minimum(a, MOST - b) + b
+
+
+def total(counts: Int[Array, "*C N"]) -> Int[Array, "*C"]:
+    """Sums of counts; those of MOST and more are MOST."""
+    return jax.lax.reduce(counts, jnp.int32(0), _plus, (counts.ndim - 1,))
+
+
 def _expand(counts: Int[Array, "N"], room: int) -> _Expansion:
-    """Gives each item as many consecutive slots as it counts, in order: a repeat with a static total."""
+    """Gives each item as many consecutive slots as it counts, in order: a repeat with a static total.
+
+    Nobody gets any where the total is MOST: it cannot be counted, and the room is too small for it anyway.
+    """
+    all_of_them = total(counts)
+    counts = jnp.where(all_of_them < MOST, counts, 0)
     ends = _running_sum(counts)
     begins = ends - counts
     slots = jnp.arange(room, dtype=jnp.int32)
     items = jnp.arange(counts.shape[0], dtype=jnp.int32)
     first = jnp.zeros(room, jnp.int32).at[jnp.where(counts > 0, begins, room)].set(items, mode="drop")
     owner = _running_max(first)
-    return _Expansion(owner, slots - begins[owner], slots < ends[-1], ends[-1])
+    return _Expansion(owner, slots - begins[owner], slots < ends[-1], all_of_them)
 
 
 def _rows(projected: Projected, rows: int, tile_size: int) -> tuple[Int[Array, "N"], Int[Array, "N"]]:
@@ -143,22 +159,22 @@ def bin_tiles(projected: Projected, *, width: int, height: int, tile_size: int, 
     return Tiles(
         gaussian_ids=order[rank].astype(jnp.int32),
         starts=jnp.searchsorted(tile, jnp.arange(columns * rows + 1, dtype=jnp.int32)).astype(jnp.int32),
-        num_intersections=pair.total + lost_rows,
-        num_dropped=jnp.maximum(pair.total - max_intersections, 0) + lost_rows,
+        num_intersections=_plus(pair.total, lost_rows),
+        num_dropped=_plus(jnp.maximum(pair.total - max_intersections, 0), lost_rows),
     )
 
 
 def count_intersections(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
-    """Number of pairs of tile and Gaussian that an image needs, without a buffer: row of tiles by row of tiles."""
+    """Number of pairs of tile and Gaussian that an image needs, at most MOST, without a buffer: row by row of tiles."""
     projected = jax.lax.stop_gradient(projected)
     columns, rows = grid_size(width, height, tile_size)
     first_row, num_rows = _rows(projected, rows, tile_size)
     ellipses = _ellipses(projected)
 
-    def add_row(total, row):
+    def add_row(so_far, row):
         touched = (row >= first_row) & (row < first_row + num_rows)
         _, num_columns = _interval(ellipses, row, columns, tile_size)
-        return total + jnp.sum(jnp.where(touched, num_columns, 0), dtype=jnp.int32), None
+        return _plus(so_far, total(jnp.where(touched, num_columns, 0))), None
 
     return jax.lax.scan(add_row, jnp.int32(0), jnp.arange(rows, dtype=jnp.int32))[0]
 

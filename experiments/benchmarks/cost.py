@@ -25,6 +25,7 @@ from bags_jax.rasterize.cuda.binning import bin_views
 from bags_jax.rasterize.image import choose_backend
 from bags_jax.rasterize.native import bin_pairs
 from bags_jax.rasterize.tiles import bin_tiles
+from bags_jax.rasterize.tpu.kernels import TILE
 from bags_jax.render import View, project_gaussians, render, render_blurred
 from bags_jax.report.tables import markdown_table
 from bags_jax.schedules import Stage
@@ -97,7 +98,8 @@ def make_binner(backend: str, view: View):
         bins = functools.partial(bin_views, **size, room=room, with_slots=view.deterministic)
         return lambda p: bins(*(x[None] for x in (p.means_px, p.covs_px, p.radii_px, p.depths)))
     binner = bin_pairs if backend == "cpu" else bin_tiles
-    return functools.partial(binner, **size, tile_size=DEFAULT_TILE_SIZE, max_intersections=room)
+    side = TILE if backend == "tpu" else DEFAULT_TILE_SIZE
+    return functools.partial(binner, **size, tile_size=side, max_intersections=room)
 
 
 def measure(num: int, width: int, height: int) -> dict:

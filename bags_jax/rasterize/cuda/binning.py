@@ -13,11 +13,10 @@ from jaxtyping import Array, Float, Int, UInt
 
 from bags_jax.cuda.launch import Kernel, launch
 from bags_jax.errors import UserError
-from bags_jax.rasterize.tiles import grid_size
+from bags_jax.rasterize.tiles import MOST, grid_size, total
 
 TILE = 16  # side of a tile, px; as in device.cuh
 BLOCK, SCAN_BLOCK = 256, 1024  # threads of a block, as in binning.cu
-MOST = 2**31 - 1  # counts stop here, as in binning.cu
 
 
 class Pairs(NamedTuple):
@@ -71,11 +70,6 @@ def _count_tiles(sizes: Int[Array, "6"], means_px, covs_px, radii_px, depths: Fl
     outputs = [(depths.shape, jnp.int32), (depths.shape, jnp.uint32)]
     operands = (sizes, means_px, covs_px, radii_px, depths)
     return Counted(*_run("count_tiles", outputs, *operands, grid=(-(-depths.size // BLOCK), 1)))
-
-
-def total(counts: Int[Array, "C N"]) -> Int[Array, "C"]:
-    """Sums of counts; those of 2^31 - 1 and more are 2^31 - 1."""
-    return jax.lax.reduce(counts, jnp.int32(0), lambda a, b: jnp.minimum(a, MOST - b) + b, (1,))
 
 
 def count_views(

@@ -6,6 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ from bags_jax.rasterize.tpu.kernels import (
     forward_kernel,
 )
 from bags_jax.structs import Projected, RasterOutput
+
+MOST_TILES = 250_000  # whose starts fit into a core's memory of scalars, 1 MB
 
 
 def _scratch(rows: int) -> list:
@@ -60,6 +63,9 @@ def _call(kernel, starts, inputs, columns: int, *, in_specs, out_specs, out_shap
         grid_spec=grid_spec,
         out_shape=out_shape,
         input_output_aliases=aliases or {},
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary",)
+        ),  # tiles share chunks: one after the other
         interpret=pltpu.InterpretParams(detect_races=True) if _interpreted else False,
     )
     return call(starts, *inputs)
@@ -163,9 +169,19 @@ def rasterize_tpu(
     tile_size: int,
     max_intersections: int,
 ) -> RasterOutput:
-    """`rasterize` on a TPU, by tiles of 16 x 16 px whatever is asked for. At least one Gaussian, and room for at least one pair."""
+    """`rasterize` on a TPU, by tiles of 16 x 16 px whatever is asked for. At least one Gaussian, and room for at least one pair.
+
+    Raises:
+      UserError: more tiles than the kernels can keep in mind.
+    """
     del tile_size
-    by_tile = functools.partial(blend, columns=grid_size(width, height, TILE)[0])
+    columns, rows = grid_size(width, height, TILE)
+    if columns * rows > MOST_TILES:
+        raise UserError(
+            f"{width} x {height} px came, expected at most {MOST_TILES} tiles of {TILE} x {TILE} px, as a TPU can keep the starts of:"
+            " render parts of it, or pass backend='xla'"
+        )
+    by_tile = functools.partial(blend, columns=columns)
     size = {"width": width, "height": height, "tile_size": TILE}
     return rasterize_by(by_tile, projected, features, **size, max_intersections=max_intersections)
 
@@ -209,20 +225,29 @@ def require() -> None:
 
 @functools.cache
 def _runs() -> bool:
-    """Whether a Gaussian is blended as it should. In a thread of its own: in this one, a program may just be traced."""
+    """Whether a Gaussian is blended as it should. In a thread of its own: in this one, a program may just be traced.
+
+    Raises:
+      RuntimeError: the TPU's memory is full, which says nothing of the kernels: the next call tries again.
+    """
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            pool.submit(_probe).result()
-    except Exception as error:  # noqa: BLE001  a compiler may answer anything
+            pool.submit(_probe, jax.config.jax_default_device).result()  # type: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # a compiler may answer anything
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
         warnings.warn(f"bags_jax: no TPU kernels here, the rasterizer is slower in pure XLA: {error}", stacklevel=2)
         return False
     return True
 
 
-def _probe() -> None:
-    """Raises where the kernel does not run, or gives something else half a pixel from the middle of a Gaussian."""
-    attributes = jnp.array([[0.0, 0.5, 1.0, 0.0, 1.0, 0.5, 1.0]])
-    blended = blend(attributes, jnp.zeros(1, jnp.int32), jnp.array([0, 1], jnp.int32), 1)
-    found, expected = float(jax.device_get(blended)[0, 0, 0]), 0.5 * math.exp(-0.5 * 0.5**2)
-    if abs(found - expected) > 1e-4:
-        raise RuntimeError(f"a kernel ran and gave {found}, expected {expected}")
+def _probe(device) -> None:
+    """Raises where the kernels do not run, or give something else half a pixel from the middle of a Gaussian."""
+    with jax.default_device(device):
+        attributes, starts = jnp.array([[0.0, 0.5, 1.0, 0.0, 1.0, 0.5, 1.0]]), jnp.array([0, 1], jnp.int32)
+        middle = lambda x: cast(Array, blend(x, jnp.zeros(1, jnp.int32), starts, 1))[0, 0, 0]
+        value, gradient = jax.value_and_grad(middle)(attributes)
+        found = float(value), float(gradient[0, 5])  # the slope by the opacity is the falloff
+    falloff = math.exp(-0.5 * 0.5**2)
+    if abs(found[0] - 0.5 * falloff) > 1e-4 or abs(found[1] - falloff) > 1e-4:
+        raise RuntimeError(f"kernels ran and gave {found}, expected {(0.5 * falloff, falloff)}")

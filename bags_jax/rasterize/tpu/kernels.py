@@ -30,10 +30,18 @@ BUFFERS = 4  # chunks in fast memory: the first of this tile and of the next, an
 _row = functools.partial(jax.lax.broadcasted_iota, jnp.int32)
 
 
-def _dot(a, b, contract: tuple[int, int]):
-    """A matrix product over one axis of each, in float32."""
+def _dot(a, b, contract: tuple[int, int], precision: jax.lax.Precision = EXACT):
+    """A matrix product over one axis of each, in float32 whatever jax.default_matmul_precision says."""
     dims = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision=EXACT, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _div(a, b: int):
+    return jax.lax.div(a, jnp.int32(b))  # not //, which asks JAX for the TPU that it runs on
+
+
+def _rem(a, b: int):
+    return jax.lax.rem(a, jnp.int32(b))
 
 
 def _running_sum(x: Float[Array, "P 128"]):
@@ -44,8 +52,7 @@ def _running_sum(x: Float[Array, "P 128"]):
     for _ in range(3):
         part = rest.astype(jnp.bfloat16)
         rest = rest - part.astype(jnp.float32)
-        dims = (((1,), (0,)), ((), ()))
-        total += jax.lax.dot_general(part, triangle, dims, preferred_element_type=jnp.float32)
+        total += _dot(part, triangle, (1, 0), jax.lax.Precision.DEFAULT)
     return total
 
 
@@ -80,16 +87,16 @@ def _for_chunks(starts, pairs, chunks, arrived, log_light, columns: int, work):
     """Calls work(number of the chunk, its rows about the tile's centre, which lanes are the tile's) until the tile is opaque."""
     tile, last_tile = pl.program_id(0), pl.num_programs(0) - 1
     begin, end = starts[tile], starts[tile + 1]
-    first = jax.lax.div(begin, LANES)
-    stop = jnp.where(begin < end, jax.lax.div(end + (LANES - 1), LANES), first)
-    center = [part * TILE + TILE // 2 for part in (jax.lax.rem(tile, columns), jax.lax.div(tile, columns))]
+    first = _div(begin, LANES)
+    stop = jnp.where(begin < end, _div(end + (LANES - 1), LANES), first)
+    center = [part * TILE + TILE // 2 for part in (_rem(tile, columns), _div(tile, columns))]
 
     def copy(number, buffer):
         source = pairs.at[:, pl.ds(pl.multiple_of(number * LANES, LANES), LANES)]
         return pltpu.make_async_copy(source, chunks.at[buffer], arrived.at[buffer])
 
     def buffer_of(number):
-        return jnp.where(number == first, jax.lax.rem(tile, 2), 2 + jax.lax.rem(number, 2))
+        return jnp.where(number == first, _rem(tile, 2), 2 + _rem(number, 2))
 
     @pl.when(tile == 0)
     def _():
@@ -97,9 +104,9 @@ def _for_chunks(starts, pairs, chunks, arrived, log_light, columns: int, work):
 
     @pl.when(tile < last_tile)
     def _():
-        copy(jax.lax.div(end, LANES), jax.lax.rem(tile + 1, 2)).start()
+        copy(_div(end, LANES), _rem(tile + 1, 2)).start()
 
-    copy(first, jax.lax.rem(tile, 2)).wait()
+    copy(first, _rem(tile, 2)).wait()
 
     def body(carry):
         number, _ = carry
@@ -148,9 +155,7 @@ def backward_kernel(
     g = cotangent[0]
     to_come[...] = _dot(image[0] * g, jnp.ones((g.shape[0], LANES), jnp.float32), (0, 0))
     pixel = _row((SUBLANES, PIXELS), 1)
-    x, y = (
-        part.astype(jnp.float32) + (0.5 - TILE / 2) for part in (jax.lax.rem(pixel, TILE), jax.lax.div(pixel, TILE))
-    )
+    x, y = (part.astype(jnp.float32) + (0.5 - TILE / 2) for part in (_rem(pixel, TILE), _div(pixel, TILE)))
     kind = _row((SUBLANES, PIXELS), 0)
     basis = jnp.ones_like(x)
     for index, power in enumerate((x, y, x * x, x * y, y * y), start=1):
@@ -161,7 +166,7 @@ def backward_kernel(
         held[0], held[1] = -1, -1
 
     def send(number):
-        parity = jax.lax.rem(number, 2)
+        parity = _rem(number, 2)
         target = gradient.at[:, pl.ds(pl.multiple_of(number * LANES, LANES), LANES)]
         return pltpu.make_async_copy(sums.at[parity], target, sent.at[parity])
 
@@ -178,7 +183,7 @@ def backward_kernel(
         unused = [jnp.zeros((1, LANES))] * (FEATURES - GEOMETRY)
         new = jnp.where(live, jnp.concatenate([*d_geometry, *unused, _dot(g, weight, (1, 0))]), 0.0)
 
-        parity = jax.lax.rem(number, 2)
+        parity = _rem(number, 2)
 
         @pl.when(held[parity] >= 0)
         def _():
