@@ -37,10 +37,8 @@ def follows_arrays(function: Callable[P, R]) -> Callable[P, R]:
 
 def _default_device_of(leaves: list) -> contextlib.AbstractContextManager:
     leaves = [x.to_concrete_value() if isinstance(x, Tracer) else x for x in leaves]  # jax.grad's hold arrays
-    if any(x is None for x in leaves):
+    put = next((x for x in leaves if isinstance(x, jax.Array) and x.committed), None)
+    if put is None or any(x is None for x in leaves):
         return contextlib.nullcontext()
-    for x in leaves:
-        if isinstance(x, jax.Array) and x.committed:
-            device = min(x.sharding.addressable_devices, key=lambda d: d.id)
-            return jax.default_device(device) if device.platform != current_platform() else contextlib.nullcontext()
-    return contextlib.nullcontext()
+    device = min(put.sharding.addressable_devices, key=lambda d: d.id)
+    return jax.default_device(device) if device.platform != current_platform() else contextlib.nullcontext()

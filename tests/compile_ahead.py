@@ -125,10 +125,10 @@ def count_launches(text: str) -> int:
     return launches("ENTRY")
 
 
-def compile_ahead(lower: Callable[[], Any], options: dict[str, bool | str] | None = None) -> dict:
-    """Compiles what `lower` lowers; how long it took, what it calls, and the memory that it needs."""
+def compile_ahead(lowered, options: dict[str, bool | str] | None = None) -> dict:
+    """Compiles what was lowered; how long it took, what it calls, and the memory that it needs."""
     start = time.perf_counter()
-    compiled = lower().compile(compiler_options=options)
+    compiled = lowered.compile(compiler_options=options)
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return {
         "jax": jax.__version__,
@@ -162,7 +162,7 @@ def rasterization_row(machine: Machine, cameras: int, deterministic: int) -> dic
     function = functools.partial(loss, deterministic=bool(deterministic))
     gradient = jax.jit(jax.value_and_grad(function, tuple(range(7)), has_aux=True))
     with machine.here(1):
-        return compile_ahead(lambda: gradient.trace(*inputs).lower(lowering_platforms=(machine.platform,)))
+        return compile_ahead(gradient.trace(*inputs).lower(lowering_platforms=(machine.platform,)))
 
 
 def last_stage(width: int, height: int, stride: int, deterministic: bool):
@@ -189,7 +189,7 @@ def step_row(machine: Machine, width: int, height: int, stride: int, determinist
         ranks = machine.place(ranks, devices, axes=(parallel.AXIS,))
         number = jax.ShapeDtypeStruct((), jnp.int32)
         shapes = machine.place((parallel.without_empty(state), dataset, number, number), devices)
-        row = compile_ahead(lambda: mapped.lower(ranks, *shapes), programs.compiler_options(recipe))
+        row = compile_ahead(mapped.lower(ranks, *shapes), programs.compiler_options(recipe))
     return {**row, "launches": row["launches"] // max(recipe.loop_length, 1)}
 
 
@@ -213,7 +213,7 @@ def between_row(machine: Machine) -> dict:
                 state.gaussians, state.alive, state.filter_3d, camera, view=view
             ),
         ]
-        rows = [compile_ahead(lambda: program) for program in lowered]  # noqa: B023
+        rows = [compile_ahead(program) for program in lowered]
     return {name: sum(row[name] for row in rows) for name in ("seconds", "launches")} | {
         "temporary_bytes": max(row["temporary_bytes"] for row in rows)
     }

@@ -15,10 +15,9 @@ from bags_jax.cuda import launch
 from bags_jax.errors import UserError
 from bags_jax.rasterize import rasterization, rasterize, room_for_all
 from bags_jax.rasterize.channels import channel_groups
-from bags_jax.rasterize.cuda import binning
 from bags_jax.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
 from bags_jax.rasterize.cuda.views import count_cuda, rasterize_cuda
-from bags_jax.rasterize.tiles import bin_tiles
+from bags_jax.rasterize.tiles import bin_tiles, total
 from bags_jax.structs import Projected
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
@@ -186,7 +185,7 @@ def test_many_pairs_of_one_block_of_gaussians():
     num, tiles = BLOCK + 16, 128 * 65
     one = jax.tree.map(lambda x: x[None], flat(num, opacity=0.5, sigma=2000.0))
     bins = functools.partial(bin_views, width=2048, height=1040, room=num * tiles + 1000, with_slots=False)
-    pairs = jax.jit(bins)(one.means_px, one.covs_px, one.radii_px, one.depths)
+    pairs = jax.jit(bins)(one)
     assert pairs.num_intersections == num * tiles and pairs.num_dropped == 0
     np.testing.assert_array_equal(pairs.starts[0], np.arange(tiles + 1) * num)
     ids = np.asarray(pairs.ids[0, : num * tiles]).reshape(tiles, num)
@@ -198,9 +197,7 @@ def test_what_cannot_be_counted_is_refused(room, side):
     """Room for all that can be counted, where none would be seen to be dropped; a picture of too many tiles."""
     one = jax.tree.map(lambda x: x[None], flat(4, opacity=0.5, sigma=1.0))
     with pytest.raises(UserError, match=f"4 Gaussians, 1 x {side} x {side} px and room for {room} pairs came"):
-        bin_views(
-            one.means_px, one.covs_px, one.radii_px, one.depths, width=side, height=side, room=room, with_slots=False
-        )
+        bin_views(one, width=side, height=side, room=room, with_slots=False)
 
 
 def scattered(seed: int, num: int, width: int, height: int) -> Projected:
@@ -227,7 +224,7 @@ def test_pairs_are_counted_by_the_kernel_that_makes_them():
     views = [scattered(seed, 20_000, **size) for seed in range(2)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *views)
     bins = jax.jit(functools.partial(bin_views, **size, room=1, with_slots=False))
-    made = bins(stacked.means_px, stacked.covs_px, stacked.radii_px, stacked.depths).num_intersections
+    made = bins(stacked).num_intersections
     count = functools.partial(count_cuda, **size, tile_size=8)
     for counts in (jax.vmap(count)(stacked), jax.lax.map(count, stacked), jnp.stack([count(v) for v in views])):
         np.testing.assert_array_equal(counts, made)
@@ -242,8 +239,8 @@ def test_nothing_is_counted_as_none():
 
 def test_sums_of_counts_stop_at_the_most_there_is():
     counts = jnp.array([[2**30] * 3, [2**30, 2**30 - 1, 0], [2**31 - 1, 0, 2**31 - 1]], jnp.int32)
-    assert jax.jit(binning.total)(counts).tolist() == [2**31 - 1] * 3
-    assert binning.total(counts[:, 1:]).tolist() == [2**31 - 1, 2**30 - 1, 2**31 - 1]
+    assert jax.jit(total)(counts).tolist() == [2**31 - 1] * 3
+    assert total(counts[:, 1:]).tolist() == [2**31 - 1, 2**30 - 1, 2**31 - 1]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +258,7 @@ def test_pairs_are_those_of_the_xla_backend(kind, width, height, cameras):
     room = 2**18 if width > 1000 else 2**13
     size = {"width": width, "height": height}
     bin_all = jax.jit(functools.partial(bin_views, **size, room=room, with_slots=True))
-    pairs = bin_all(stacked.means_px, stacked.covs_px, stacked.radii_px, stacked.depths)
+    pairs = bin_all(stacked)
     for c, view in enumerate(views):
         # On the CPU: XLA on a GPU contracts and divides otherwise, and a needle ends in another tile now and then.
         view = jax.device_put(view, jax.devices("cpu")[0])

@@ -96,7 +96,7 @@ def make_binner(backend: str, view: View):
     size, room = {"width": view.width, "height": view.height}, view.max_intersections
     if backend == "cuda":
         bins = functools.partial(bin_views, **size, room=room, with_slots=view.deterministic)
-        return lambda p: bins(*(x[None] for x in (p.means_px, p.covs_px, p.radii_px, p.depths)))
+        return lambda projected: bins(jax.tree.map(lambda x: x[None], projected))
     binner = bin_pairs if backend == "cpu" else bin_tiles
     side = TILE if backend == "tpu" else DEFAULT_TILE_SIZE
     return functools.partial(binner, **size, tile_size=side, max_intersections=room)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt
 from bags_jax.cuda.launch import Kernel, launch
 from bags_jax.errors import UserError
 from bags_jax.rasterize.tiles import MOST, grid_size, total
+from bags_jax.structs import Projected
 
 TILE = 16  # side of a tile, px; as in device.cuh
 BLOCK, SCAN_BLOCK = 256, 1024  # threads of a block, as in binning.cu
@@ -66,60 +67,46 @@ class Counted(NamedTuple):
     depth_keys: UInt[Array, "C N"]  # in the order of depth; the largest of all for those that touch none
 
 
-def _count_tiles(sizes: Int[Array, "6"], means_px, covs_px, radii_px, depths: Float[Array, "C N"]) -> Counted:
+def _shapes(projected: Projected) -> tuple[Array, Array, Array]:
+    return projected.means_px, projected.covs_px, projected.radii_px
+
+
+def _count_tiles(sizes: Int[Array, "6"], projected: Projected) -> Counted:
+    depths = projected.depths
     outputs = [(depths.shape, jnp.int32), (depths.shape, jnp.uint32)]
-    operands = (sizes, means_px, covs_px, radii_px, depths)
+    operands = (sizes, *_shapes(projected), depths)
     return Counted(*_run("count_tiles", outputs, *operands, grid=(-(-depths.size // BLOCK), 1)))
 
 
-def count_views(
-    means_px: Float[Array, "C N 2"],
-    covs_px: Float[Array, "C N 3"],
-    radii_px: Float[Array, "C N 2"],
-    depths: Float[Array, "C N"],
-    *,
-    width: int,
-    height: int,
-) -> Int[Array, "C"]:
+def count_views(projected: Projected, *, width: int, height: int) -> Int[Array, "C"]:
     """Number of pairs that `bin_views` makes for each camera, up to 2^31 - 1."""
-    cameras, num = depths.shape
+    cameras, num = projected.depths.shape
     if not num:
         return jnp.zeros(cameras, jnp.int32)
     _check_fits(cameras, num, width, height, 0)
     sizes = jnp.array([num, 0, *grid_size(width, height, TILE), cameras, 0], jnp.int32)
-    return total(_count_tiles(sizes, means_px, covs_px, radii_px, depths).counts)
+    return total(_count_tiles(sizes, projected).counts)
 
 
-def bin_views(
-    means_px: Float[Array, "C N 2"],
-    covs_px: Float[Array, "C N 3"],
-    radii_px: Float[Array, "C N 2"],
-    depths: Float[Array, "C N"],
-    *,
-    width: int,
-    height: int,
-    room: int,
-    with_slots: bool,
-) -> Pairs:
+def bin_views(projected: Projected, *, width: int, height: int, room: int, with_slots: bool) -> Pairs:
     """Lists, for each tile of each camera, the Gaussians visible in it, front to back; rules of `bin_tiles`.
 
     Args:
-      means_px, covs_px, radii_px, depths: N Gaussians on the screens of C cameras, as in Projected.
+      projected: N Gaussians on the screens of C cameras, each array with a leading axis of cameras.
       width, height: image size, px.
       room: pairs that each camera has room for; what does not fit is counted in num_dropped and left out.
       with_slots: keep the slots, which gradients in a fixed order need.
     Raises:
       UserError: more than int32 can count.
     """
-    cameras, num = depths.shape
+    cameras, num = projected.depths.shape
     _check_fits(cameras, num, width, height, room)
     columns, rows = grid_size(width, height, TILE)
     bounds, blocks = columns * rows + 1, -(-num // BLOCK)
     sizes = jnp.array([num, room, columns, rows, cameras, 0], jnp.int32)
-    shape = (means_px, covs_px, radii_px)
     i32 = jnp.int32
 
-    counts, keys = _count_tiles(sizes, *shape, depths)
+    counts, keys = _count_tiles(sizes, projected)
     order = _depth_order(keys)
     (sums,) = _run("sum_blocks", [((cameras, blocks), i32)], sizes, order, counts, grid=(blocks, cameras))
     scanned = [((cameras, blocks), i32), ((cameras,), i32)]
@@ -127,7 +114,7 @@ def bin_views(
 
     key, bits = (jnp.uint16, 16) if cameras * bounds <= 2**16 else (jnp.uint32, 32)
     expanded = [((cameras, room), key), ((cameras, room), i32), ((cameras, num), i32)]
-    inputs = (sizes, order, counts, block_begins, totals, *shape)
+    inputs = (sizes, order, counts, block_begins, totals, *_shapes(projected))
     tiles, ids, begins = _run(f"expand_pairs_u{bits}", expanded, *inputs, grid=(blocks, cameras))
     tiles, ids, slots = _sort_by_tile(tiles, ids, with_slots)
     bounded = [((cameras, bounds), i32)]

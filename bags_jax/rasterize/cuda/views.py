@@ -62,12 +62,6 @@ def _blender(width: int, height: int) -> Callable[..., Image]:
     return blend
 
 
-def _screen(projected: Projected) -> tuple[Array, Array, Array, Array]:
-    """What pairs are made from, of one camera, without gradient."""
-    one = jax.tree.map(lambda x: jax.lax.stop_gradient(x[None]), projected)
-    return one.means_px, one.covs_px, one.radii_px, one.depths
-
-
 def rasterize_cuda(
     projected: Projected,
     features: Float[Array, "N D"],
@@ -91,7 +85,7 @@ def rasterize_cuda(
     """
     del tile_size
     one = jax.tree.map(lambda x: x[None], projected)
-    pairs = _binner(width, height, max_intersections, deterministic)(*_screen(projected))
+    pairs = _binner(width, height, max_intersections, deterministic)(jax.lax.stop_gradient(one))
     splats = Splats(one.means_px, one.conics, one.opacities, features[None])
     image = _blender(width, height)(splats, pairs)
     return RasterOutput(
@@ -105,4 +99,4 @@ def rasterize_cuda(
 def count_cuda(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
     """Number of pairs that `rasterize_cuda` makes of an image, up to 2^31 - 1."""
     del tile_size
-    return _counter(width, height)(*_screen(projected))[0]
+    return _counter(width, height)(jax.tree.map(lambda x: jax.lax.stop_gradient(x[None]), projected))[0]

@@ -20,12 +20,14 @@ from bags_jax.platforms import current_platform
 from bags_jax.rasterize.tiled import GEOMETRY, rasterize_by
 from bags_jax.rasterize.tiles import count_intersections, grid_size
 from bags_jax.rasterize.tpu.kernels import (
-    BUFFERS,
     FEATURES,
     LANES,
+    LIGHT,
     PIXELS,
     SUBLANES,
     TILE,
+    Inbox,
+    Outbox,
     backward_kernel,
     forward_kernel,
 )
@@ -34,19 +36,12 @@ from bags_jax.structs import Projected, RasterOutput
 MOST_TILES = 250_000  # whose starts fit into a core's memory of scalars, 1 MB
 
 
-def _scratch(rows: int) -> list:
-    return [
-        pltpu.VMEM((BUFFERS, rows, LANES), jnp.float32),
-        pltpu.SemaphoreType.DMA((BUFFERS,)),
-        pltpu.VMEM((PIXELS, LANES), jnp.float32),
-    ]
-
-
 def _of_tile(channels: int) -> pl.BlockSpec:
     return pl.BlockSpec((1, channels, PIXELS), lambda tile, _: (tile, 0, 0))
 
 
 _ANYWHERE = pl.BlockSpec(memory_space=pl.ANY)
+_IN_ORDER = pltpu.CompilerParams(dimension_semantics=("arbitrary",))  # tiles share chunks: they cannot run side by side
 
 
 def _call(kernel, starts, inputs, columns: int, *, in_specs, out_specs, out_shape, scratch=(), aliases=None):
@@ -56,22 +51,21 @@ def _call(kernel, starts, inputs, columns: int, *, in_specs, out_specs, out_shap
         grid=(starts.shape[0] - 1,),
         in_specs=in_specs,
         out_specs=out_specs,
-        scratch_shapes=[*_scratch(inputs[0].shape[0]), *scratch],
+        scratch_shapes=[Inbox.shapes(inputs[0].shape[0]), LIGHT, *scratch],
     )
     call = pl.pallas_call(
         functools.partial(kernel, columns=columns),
         grid_spec=grid_spec,
         out_shape=out_shape,
         input_output_aliases=aliases or {},
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",)
-        ),  # tiles share chunks: one after the other
+        compiler_params=_IN_ORDER,
         interpret=pltpu.InterpretParams(detect_races=True) if _interpreted else False,
     )
     return call(starts, *inputs)
 
 
-def _forward(starts: Int[Array, "S"], pairs: Float[Array, "A M"], columns: int) -> Float[Array, "T E P"]:
+def _forward(starts: Int[Array, "S"], pairs: Float[Array, "A M"], columns: int) -> Float[Array, "T E 256"]:
+    """Sums of weight times feature of each tile, of pairs as `_lay_out` has them."""
     channels = pairs.shape[0] - FEATURES
     return _call(
         forward_kernel,
@@ -84,7 +78,14 @@ def _forward(starts: Int[Array, "S"], pairs: Float[Array, "A M"], columns: int) 
     )
 
 
-def _backward(starts, pairs, blended, cotangent, columns: int) -> Float[Array, "A M"]:
+def _backward(
+    starts: Int[Array, "S"],
+    pairs: Float[Array, "A M"],
+    blended: Float[Array, "T E 256"],
+    cotangent: Float[Array, "T E 256"],
+    columns: int,
+) -> Float[Array, "A M"]:
+    """The gradient of `pairs`."""
     rows = pairs.shape[0]
     of_tile = _of_tile(rows - FEATURES)
     gradient = jnp.zeros_like(pairs)  # tiles that are opaque early leave chunks as they are
@@ -96,12 +97,7 @@ def _backward(starts, pairs, blended, cotangent, columns: int) -> Float[Array, "
         in_specs=[_ANYWHERE, of_tile, of_tile, _ANYWHERE],
         out_specs=_ANYWHERE,
         out_shape=jax.ShapeDtypeStruct(pairs.shape, jnp.float32),
-        scratch=[
-            pltpu.VMEM((PIXELS, LANES), jnp.float32),
-            pltpu.VMEM((2, rows, LANES), jnp.float32),
-            pltpu.SemaphoreType.DMA((2,)),
-            pltpu.SMEM((2,), jnp.int32),
-        ],
+        scratch=[Outbox.shapes(rows), LIGHT],
         aliases={4: 0},
     )
 
@@ -123,15 +119,7 @@ def _lay_out(attributes: Float[Array, "N A"], ids: Int[Array, "M"]) -> tuple[Flo
 def blend(
     attributes: Float[Array, "N A"], ids: Int[Array, "M"], starts: Int[Array, "S"], columns: int
 ) -> Float[Array, "S-1 E 256"]:
-    """Blends the Gaussians of each tile front to back (Kerbl et al. 2023, eq. 3).
-
-    Args:
-      attributes: A = 6 + E columns: mean (px), conic xx xy yy (1/px^2), opacity, then E features.
-      ids, starts: the pairs, as `bin_tiles` lists them for tiles of 16 px.
-      columns: tiles in a row.
-    Returns:
-      sum of weight times feature. Differentiable in `attributes`. Under vmap one after the other.
-    """
+    """`blend_xla.blend` for tiles of 16 px, so many `columns` of them in a row. Under vmap one image after the other."""
     return _blend_fwd(attributes, ids, starts, columns)[0]
 
 

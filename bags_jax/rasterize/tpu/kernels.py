@@ -9,6 +9,7 @@ chunk's gradients is put together by the second, since a core's programs run one
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,62 @@ SUBLANES = 8
 FEATURES = 8  # first row of a chunk's features; before it GEOMETRY rows, and two that are not used
 BUFFERS = 4  # chunks in fast memory: the first of this tile and of the next, and two that follow
 
+LIGHT = pltpu.VMEM((PIXELS, LANES), jnp.float32)  # a number for each pixel of a tile, in every lane
+
 _row = functools.partial(jax.lax.broadcasted_iota, jnp.int32)
+
+
+class Inbox(NamedTuple):
+    """Chunks of pairs in fast memory, and on their way there."""
+
+    chunks: Any  # BUFFERS of them
+    arrived: Any  # a semaphore for each
+
+    @classmethod
+    def shapes(cls, rows: int) -> "Inbox":
+        return cls(pltpu.VMEM((BUFFERS, rows, LANES), jnp.float32), pltpu.SemaphoreType.DMA((BUFFERS,)))
+
+    def copy(self, pairs, number, buffer):
+        """The copy of a chunk into a buffer, to be started and to be waited for."""
+        return pltpu.make_async_copy(_chunk(pairs, number), self.chunks.at[buffer], self.arrived.at[buffer])
+
+
+class Outbox(NamedTuple):
+    """Two chunks of gradients on their way out, by the parity of their number."""
+
+    sums: Any
+    sent: Any  # a semaphore for each
+    held: Any  # their numbers; -1: none yet
+
+    @classmethod
+    def shapes(cls, rows: int) -> "Outbox":
+        sums = pltpu.VMEM((2, rows, LANES), jnp.float32)
+        return cls(sums, pltpu.SemaphoreType.DMA((2,)), pltpu.SMEM((2,), jnp.int32))
+
+    def clear(self):
+        self.held[0], self.held[1] = -1, -1
+
+    def add(self, gradient, number, new):
+        """Adds to a chunk and sends it; what an earlier tile has added to the same chunk goes along again."""
+        parity = _rem(number, 2)
+        last = self.held[parity]
+        pl.when(last >= 0)(self._copy(gradient, last).wait)
+        self.sums[parity] = jnp.where(last == number, self.sums[parity], 0.0) + new
+        self.held[parity] = number
+        self._copy(gradient, number).start()
+
+    def close(self, gradient):
+        """Waits until all is sent."""
+        for number in (self.held[0], self.held[1]):
+            pl.when(number >= 0)(self._copy(gradient, number).wait)
+
+    def _copy(self, gradient, number):
+        parity = _rem(number, 2)
+        return pltpu.make_async_copy(self.sums.at[parity], _chunk(gradient, number), self.sent.at[parity])
+
+
+def _chunk(array, number):
+    return array.at[:, pl.ds(pl.multiple_of(number * LANES, LANES), LANES)]
 
 
 def _dot(a, b, contract: tuple[int, int], precision: jax.lax.Precision = EXACT):
@@ -83,7 +139,7 @@ def _absorb(alpha, log_light):
     return before, jnp.where(goes_on, alpha * before, 0.0), _last(log_behind)
 
 
-def _for_chunks(starts, pairs, chunks, arrived, log_light, columns: int, work):
+def _for_chunks(starts, pairs, inbox: Inbox, log_light, columns: int, work):
     """Calls work(number of the chunk, its rows about the tile's centre, which lanes are the tile's) until the tile is opaque."""
     tile, last_tile = pl.program_id(0), pl.num_programs(0) - 1
     begin, end = starts[tile], starts[tile + 1]
@@ -91,9 +147,7 @@ def _for_chunks(starts, pairs, chunks, arrived, log_light, columns: int, work):
     stop = jnp.where(begin < end, _div(end + (LANES - 1), LANES), first)
     center = [part * TILE + TILE // 2 for part in (_rem(tile, columns), _div(tile, columns))]
 
-    def copy(number, buffer):
-        source = pairs.at[:, pl.ds(pl.multiple_of(number * LANES, LANES), LANES)]
-        return pltpu.make_async_copy(source, chunks.at[buffer], arrived.at[buffer])
+    copy = functools.partial(inbox.copy, pairs)
 
     def buffer_of(number):
         return jnp.where(number == first, _rem(tile, 2), 2 + _rem(number, 2))
@@ -119,7 +173,7 @@ def _for_chunks(starts, pairs, chunks, arrived, log_light, columns: int, work):
         def _():
             copy(number, buffer_of(number)).wait()
 
-        rows = chunks[buffer_of(number)]
+        rows = inbox.chunks[buffer_of(number)]
         geometry, features = rows[:FEATURES], rows[FEATURES:]
         about = _row((FEATURES, 1), 0)
         about = jnp.where(about == 0, center[0], jnp.where(about == 1, center[1], 0)).astype(jnp.float32)
@@ -136,7 +190,8 @@ def _for_chunks(starts, pairs, chunks, arrived, log_light, columns: int, work):
         copy(number, buffer_of(number)).wait()  # on its way, and not needed any more
 
 
-def forward_kernel(starts, pairs, image, chunks, arrived, log_light, *, columns: int):
+def forward_kernel(starts, pairs, image, inbox: Inbox, log_light, *, columns: int):
+    """Blends one tile."""
     image[...] = jnp.zeros_like(image)
 
     def work(_, geometry, features, live):
@@ -144,13 +199,13 @@ def forward_kernel(starts, pairs, image, chunks, arrived, log_light, *, columns:
         _, weight, log_light[...] = _absorb(alpha, log_light[...])
         image[0] += _dot(jnp.where(live, features, 0.0), weight, (1, 1))
 
-    _for_chunks(starts, pairs, chunks, arrived, log_light, columns, work)
+    _for_chunks(starts, pairs, inbox, log_light, columns, work)
 
 
 def backward_kernel(
-    starts, pairs, image, cotangent, _, gradient, chunks, arrived, log_light, to_come, sums, sent, held, *, columns: int
+    starts, pairs, image, cotangent, _, gradient, inbox: Inbox, log_light, outbox: Outbox, to_come, *, columns: int
 ):
-    """`sums` are two chunks of gradients on their way out, by the parity of their number; `held` says which they are."""
+    """What one tile adds to the gradients of its pairs."""
     tile = pl.program_id(0)
     g = cotangent[0]
     to_come[...] = _dot(image[0] * g, jnp.ones((g.shape[0], LANES), jnp.float32), (0, 0))
@@ -161,14 +216,7 @@ def backward_kernel(
     for index, power in enumerate((x, y, x * x, x * y, y * y), start=1):
         basis = jnp.where(kind == index, power, basis)
 
-    @pl.when(tile == 0)
-    def _():
-        held[0], held[1] = -1, -1
-
-    def send(number):
-        parity = _rem(number, 2)
-        target = gradient.at[:, pl.ds(pl.multiple_of(number * LANES, LANES), LANES)]
-        return pltpu.make_async_copy(sums.at[parity], target, sent.at[parity])
+    pl.when(tile == 0)(outbox.clear)
 
     def work(number, geometry, features, live):
         alpha, raw = _falloff(geometry, live)
@@ -181,21 +229,11 @@ def backward_kernel(
         moments = _dot(basis, slope, (1, 0))
         d_geometry = geometry_gradients(*([x[k : k + 1] for k in range(GEOMETRY)] for x in (geometry, moments)))
         unused = [jnp.zeros((1, LANES))] * (FEATURES - GEOMETRY)
-        new = jnp.where(live, jnp.concatenate([*d_geometry, *unused, _dot(g, weight, (1, 0))]), 0.0)
+        new = jnp.concatenate([*d_geometry, *unused, _dot(g, weight, (1, 0))])
+        outbox.add(gradient, number, jnp.where(live, new, 0.0))
 
-        parity = _rem(number, 2)
-
-        @pl.when(held[parity] >= 0)
-        def _():
-            send(held[parity]).wait()
-
-        sums[parity] = jnp.where(held[parity] == number, sums[parity], 0.0) + new
-        held[parity] = number
-        send(number).start()
-
-    _for_chunks(starts, pairs, chunks, arrived, log_light, columns, work)
+    _for_chunks(starts, pairs, inbox, log_light, columns, work)
 
     @pl.when(tile == pl.num_programs(0) - 1)
     def _():
-        for number in (held[0], held[1]):
-            pl.when(number >= 0)(send(number).wait)
+        outbox.close(gradient)
