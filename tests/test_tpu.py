@@ -29,8 +29,8 @@ def _kernels():
     with pytest.MonkeyPatch.context() as patch, tpu.interpreted():
         recorded = lambda **sizes: looked_at.append(detector(**sizes)) or looked_at[-1]
         patch.setattr(interpret_pallas_call, "RaceDetectionState", recorded)
-        yield
-    assert looked_at and not any(state.races_found for state in looked_at)
+        yield looked_at
+    assert not any(state.races_found for state in looked_at)
     pltpu.reset_tpu_interpret_mode_state()
 
 
@@ -96,6 +96,14 @@ def test_what_is_not_drawn_may_be_anything():
     scene.projected = broken
     for a, b in zip(jax.tree.leaves((images, gradients)), jax.tree.leaves(with_gradients(kernels, scene)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(jax.default_backend() == "tpu", reason="nothing is interpreted")
+def test_races_are_looked_for(_kernels):
+    """In every kernel that this file runs, forward and backward: the fixture asks at its end whether one was found."""
+    before = len(_kernels)
+    with_gradients(kernels, Scene(flat(1, opacity=0.5, sigma=2.0), 1))
+    assert len(_kernels) == before + 2
 
 
 @pytest.mark.parametrize("room", [1, LANES, LANES + 1])

@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from bags_jax.errors import UserError
-from bags_jax.native.build import is_available, require
+from bags_jax.native import build
 from bags_jax.platforms import current_platform, follows_arrays
 from bags_jax.rasterize import cuda, tpu
 from bags_jax.rasterize.blend_xla import rasterize_xla
@@ -23,26 +23,37 @@ DEFAULT_TILE_SIZE = 8
 MOST_ROOM = 7 * 2**28  # the largest bucket that int32 can count, with some distance
 
 
+def _always() -> bool:
+    return True
+
+
 class Backend(NamedTuple):
-    """One way to rasterize; both functions are pure and may be traced."""
+    """One way to rasterize; `rasterize` and `count` are pure and may be traced."""
 
     rasterize: Callable[..., RasterOutput]  # (projected, features, *, width, height, tile_size, max_intersections)
     count: Callable[..., Array]  # (projected, *, width, height, tile_size) -> pairs that it will make
+    platform: str = ""  # that it is for; all
+    is_available: Callable[[], bool] = _always  # on that platform; says once why not
+    require: Callable[[], Any] = _always  # raises where this machine lacks it
     together: bool = False  # vmap over cameras makes one batch of them; else they are better taken one after the other
     in_fixed_order: Callable[..., RasterOutput] | None = None  # rasterize with deterministic gradients; None: it is so
 
 
+# The best first.
 BACKENDS = {
-    "xla": Backend(rasterize_xla, count_intersections),
-    "cpu": Backend(rasterize_native, count_pairs),
+    "cpu": Backend(rasterize_native, count_pairs, "cpu", build.is_available, build.require),
     "cuda": Backend(
-        cuda.rasterize_cuda, cuda.count_cuda, True, functools.partial(cuda.rasterize_cuda, deterministic=True)
+        cuda.rasterize_cuda,
+        cuda.count_cuda,
+        "gpu",
+        cuda.is_available,
+        cuda.require,
+        together=True,
+        in_fixed_order=functools.partial(cuda.rasterize_cuda, deterministic=True),
     ),
-    "tpu": Backend(tpu.rasterize_tpu, tpu.count_tpu),
+    "tpu": Backend(tpu.rasterize_tpu, tpu.count_tpu, "tpu", tpu.is_available, tpu.require),
+    "xla": Backend(rasterize_xla, count_intersections),
 }
-
-
-_REQUIRE = {"cpu": require, "cuda": cuda.require, "tpu": tpu.require}
 
 
 def choose_backend(backend: str) -> str:
@@ -53,16 +64,11 @@ def choose_backend(backend: str) -> str:
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend={backend!r} came, expected one of {', '.join(('auto', *BACKENDS))}")
-    if backend in _REQUIRE:
-        _REQUIRE[backend]()
     if backend != "auto":
+        BACKENDS[backend].require()
         return backend
-    platform = current_platform()
-    if platform == "gpu" and cuda.is_available():
-        return "cuda"
-    if platform == "tpu" and tpu.is_available():
-        return "tpu"
-    return "cpu" if platform == "cpu" and is_available() else "xla"
+    here = (name for name, b in BACKENDS.items() if b.platform in ("", current_platform()) and b.is_available())
+    return next(here)
 
 
 def bucket(count: int) -> int:
