@@ -1,59 +1,84 @@
-"""The CUDA kernels on a CPU: their very source, compiled by g++ with tests/emulator, behind the calls that launch them."""
+"""The CUDA kernels on a CPU: the PTX that is shipped, in C++ (ptx_to_cpp.py), behind the calls that launch it."""
 
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import pytest
+from ptx_to_cpp import translate
 
 from bags_jax.cuda import build, launch
 
 FOLDER = pathlib.Path(__file__).parent / "emulator"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax"
-EMULATOR = launch.Route("bags_jax_emulate", "{program}/{kernel}")
+FLAGS = ["-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fwrapv", "-fno-operator-names", "-fPIC", "-w"]
 
 
-def compile_emulator() -> pathlib.Path:
-    """Compiles kernels and emulator into one library, unless it is there; 10 s on a busy core."""
-    includes = [str(FOLDER), str(build.FOLDER), jax.ffi.include_dir()]
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w", *build.defines("binning")]
-    flags += [f"-I{path}" for path in includes]
-    sources = [*sorted(FOLDER.iterdir()), *sorted(build.FOLDER.glob("*.cu*"))]
-    text = "\n".join([*flags, *(p.read_text() for p in sources)])
+def shipped(*programs: str) -> list[str]:
+    """Texts of all kernels of programs, each as it is launched."""
+    found = []
+    for program in programs:
+        names = re.findall(rf"{launch.ENTRY}(\w+)", (build.FOLDER / f"{program}.ptx").read_text())
+        found += [launch.ptx(program, name) for name in names]
+    return found
+
+
+def compile_emulator(kernels: Iterable[str]) -> pathlib.Path:
+    """Compiles kernels and emulator into one library, unless it is there; half a minute of one core for all that are shipped."""
+    programs = [translate(text) for text in kernels]
+    processes = os.cpu_count() or 1
+    sources = ["\n".join(['#include "ptx.h"', *programs[i::processes]]) for i in range(processes)]
+    sources.append((FOLDER / "emulate.cc").read_text())
+    headers = [path.read_text() for path in sorted(FOLDER.glob("*.h"))]
+    text = "\n".join([*FLAGS, *headers, *sources])
     library = CACHE / f"emulator-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            output = pathlib.Path(scratch, "emulator.so")
-            command = ["g++", *flags, str(FOLDER / "emulate.cc"), "-o", str(output)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            output.replace(library)
+    if library.exists():
+        return library
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch, concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        files = [pathlib.Path(scratch, f"{i}.cc") for i in range(len(sources))]
+        for file, source in zip(files, sources, strict=True):
+            file.write_text(source)
+        objects = [file.with_suffix(".o") for file in files]
+        list(pool.map(lambda file, made: _gcc("-c", file, to=made), files, objects))
+        output = pathlib.Path(scratch, "emulator.so")
+        _gcc("-shared", *objects, to=output)
+        output.replace(library)
     return library
 
 
+def _gcc(action: str, *files: pathlib.Path, to: pathlib.Path) -> None:
+    command = ["g++", *FLAGS, f"-I{FOLDER}", f"-I{jax.ffi.include_dir()}", action, *map(str, files), "-o", str(to)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @functools.cache
-def _register() -> None:
-    library = ctypes.CDLL(str(compile_emulator()))
-    jax.ffi.register_ffi_target(EMULATOR.target, jax.ffi.pycapsule(library.Emulate), platform="cpu")
+def emulator(kernels: tuple[str, ...]) -> launch.Route:
+    """A route to a CPU on which these kernels run; skips the test where there is no g++."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++: the CUDA kernels cannot be emulated")
+    library = compile_emulator(kernels)
+    route = launch.Route(library.stem)
+    jax.ffi.register_ffi_target(route.target, jax.ffi.pycapsule(ctypes.CDLL(str(library)).Emulate), platform="cpu")
+    return route
 
 
 @contextlib.contextmanager
 def emulated() -> Iterator[None]:
-    """Within this, backend="cuda" runs on the CPU, unless there is a GPU; skips the test where there is no g++."""
+    """Within this, backend="cuda" runs on the CPU, unless there is a GPU."""
     if jax.default_backend() == "gpu":
         yield
         return
-    if not shutil.which("g++"):
-        pytest.skip("no g++: the CUDA kernels cannot be emulated")
-    _register()
-    with launch.forced_route(EMULATOR):
+    with launch.forced_route(emulator(tuple(shipped(*build.PROGRAMS)))):
         yield

@@ -1,15 +1,11 @@
-// What the kernel files share. A CPU emulator (tests/emulator) compiles the same files with its own words for CUDA's.
+// What the kernel files share.
 //
 // Compiled with -fmad=false: a multiplication and an addition are one instruction exactly where fmaf says so, in every
 // kernel alike, so that two kernels that count the same tiles cannot disagree in the last bit.
 // MIN_ALPHA, MAX_ALPHA and MIN_TRANSMITTANCE come from bags_jax/limits.py (see build.py).
 #pragma once
 
-#ifdef EMULATOR
-#define KERNEL static void
-#else
 #define KERNEL extern "C" __global__ void
-#endif
 
 constexpr int TILE = 16;  // side of a tile, px
 constexpr int WARP = 32;
@@ -17,10 +13,6 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 __device__ __forceinline__ float clamp(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
 
-#ifdef EMULATOR
-__device__ __forceinline__ float exp2_approx(float x) { return exp2f(x); }
-__device__ __forceinline__ float reciprocal_approx(float x) { return 1.0f / x; }
-#else
 __device__ __forceinline__ float exp2_approx(float x) {  // one instruction; 2 ulp
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -32,4 +24,3 @@ __device__ __forceinline__ float reciprocal_approx(float x) {  // one instructio
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-#endif

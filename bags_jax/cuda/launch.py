@@ -36,7 +36,6 @@ class Route(NamedTuple):
     """One way to launch."""
 
     target: str  # name of the custom call
-    name: str = "{kernel}"  # what it calls a kernel of a program
 
 
 XLA = Route("__gpu$xla.gpu.ptx")
@@ -96,7 +95,7 @@ def launch(
     threads = {"block_x": kernel.threads, "block_y": 1, "block_z": 1}
     return call(
         *operands,
-        name=route.name.format(program=kernel.program, kernel=kernel.name),
+        name=kernel.name,
         kernel_type="ptx",
         kernel_data=ptx(kernel.program, kernel.name),
         shared_mem_bytes=np.int32(0),
