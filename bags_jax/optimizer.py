@@ -52,8 +52,10 @@ def _network_label(path, leaf) -> str:
     return next((group for group in ("table", "mask") if module.startswith(group)), "network")
 
 
+@functools.cache
 def make_optimizers(rates: Rates, *, restart: int, num_steps: int) -> Optimizers:
-    """Adam (Kingma and Ba 2015) with eps 1e-15, then one rate a group.
+    """Adam (Kingma and Ba 2015) with eps 1e-15, then one rate a group. The same rates give the same object: what is compiled
+    for one run serves the next.
 
     Args:
       rates: see Rates.

@@ -283,12 +283,8 @@ def train_step(
         density=add_stats(state.density, stats),
     )
     # Of what goes into the update, not of what comes out of it: else Adam would pass over memory twice.
-    ok = (
-        (state.step < stop)
-        & (largest["num_dropped"] == 0)
-        & jnp.isfinite(terms["total"])
-        & _all_finite((grads, _parameters(state)))
-    )
+    is_due, is_whole = state.step < stop, largest["num_dropped"] == 0
+    ok = _all(is_due, is_whole, jnp.isfinite(terms["total"]), *_finite((grads, _parameters(state))))
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
     return state, {**terms, **largest, "ok": ok.astype(jnp.int32)}
 
@@ -300,17 +296,21 @@ def _parameters(state: TrainState):
 @jax.jit
 def is_finite(state: TrainState) -> Bool[Array, ""]:
     """Whether all that is learned is. A step asks this of the state it starts from: of the last one nobody else does."""
-    return _all_finite(_parameters(state))
+    return _all(*_finite(_parameters(state)))
 
 
-def _all_finite(tree) -> Bool[Array, ""]:
-    """Whether all numbers are, and their squares: a Gaussian that is not finite is culled, so that the loss would not show it."""
+def _all(*conditions: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether all hold. As a sum over an array, which XLA does once: a chain of ands, and all that leads to it, would be laid
+    out anew in every array that is selected, half of a step's code. Without the barrier XLA makes that chain of it."""
+    return jnp.all(jax.lax.optimization_barrier(jnp.stack(conditions)))
+
+
+def _finite(tree) -> list[Bool[Array, ""]]:
+    """Whether numbers are finite, and their squares: a Gaussian that is not is culled, so that the loss would not show it."""
     leaves = jax.tree.leaves(tree)
     # The many small arrays of the network are looked at together: each look is a launch on a GPU.
     looks = [x for x in leaves if x.size > FEW] + [jnp.concatenate([x.ravel() for x in leaves if x.size <= FEW])]
-    finite = jnp.stack([jnp.all(jnp.abs(x) < LARGEST) for x in looks])
-    # Without the barrier XLA lays the whole chain of ands out anew in every array that is selected: half of a step's code.
-    return jnp.all(jax.lax.optimization_barrier(finite))
+    return [jnp.all(jnp.abs(x) < LARGEST) for x in looks]
 
 
 def train_steps(

@@ -64,14 +64,13 @@ def _gcc(action: str, *files: pathlib.Path, to: pathlib.Path) -> None:
 
 
 @functools.cache
-def emulator(kernels: tuple[str, ...]) -> launch.Route:
+def emulator(kernels: tuple[str, ...]) -> str:
     """A route to a CPU on which these kernels run; skips the test where there is no g++."""
     if not shutil.which("g++"):
         pytest.skip("no g++: the CUDA kernels cannot be emulated")
     library = compile_emulator(kernels)
-    route = launch.Route(library.stem)
-    jax.ffi.register_ffi_target(route.target, jax.ffi.pycapsule(ctypes.CDLL(str(library)).Emulate), platform="cpu")
-    return route
+    jax.ffi.register_ffi_target(library.stem, jax.ffi.pycapsule(ctypes.CDLL(str(library)).Emulate), platform="cpu")
+    return library.stem
 
 
 @contextlib.contextmanager

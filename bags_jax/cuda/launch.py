@@ -32,14 +32,9 @@ TYPES = {"float32", "int32", "uint32", "uint16"}  # that kernels read
 PROBLEMS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, NotImplementedError)
 
 
-class Route(NamedTuple):
-    """One way to launch."""
-
-    target: str  # name of the custom call
-
-
-XLA = Route("__gpu$xla.gpu.ptx")
-FFI = Route("bags_jax_launch_ptx")
+# Routes: names of the custom call.
+XLA = "__gpu$xla.gpu.ptx"
+FFI = "bags_jax_launch_ptx"
 
 
 class Kernel(NamedTuple):
@@ -64,7 +59,7 @@ def launch(
     *operands: jax.Array,
     grid: tuple[int, int],
     aliases: dict[int, int] | None = None,
-    route: Route | None = None,
+    route: str | None = None,
 ) -> Sequence[jax.Array]:
     """Launches a kernel on operands and outputs, in this order.
 
@@ -84,7 +79,7 @@ def launch(
         )
     route = route or current_route()
     call = jax.ffi.ffi_call(
-        route.target,
+        route,
         list(outputs),
         input_output_aliases=aliases,
         custom_call_api_version=4,
@@ -103,11 +98,11 @@ def launch(
     )
 
 
-_forced: list[Route] = []
+_forced: list[str] = []
 
 
 @contextlib.contextmanager
-def forced_route(route: Route) -> Iterator[None]:
+def forced_route(route: str) -> Iterator[None]:
     """Within this, kernels are traced to be launched one way, untried: for programs for another machine, and in tests."""
     _forced.append(route)
     try:
@@ -116,7 +111,7 @@ def forced_route(route: Route) -> Iterator[None]:
         _forced.pop()
 
 
-def current_route() -> Route:
+def current_route() -> str:
     """The route that kernels take here."""
     return _forced[-1] if _forced else find_route() or XLA
 
@@ -140,7 +135,7 @@ def require() -> None:
 
 
 @functools.cache
-def find_route() -> Route | None:
+def find_route() -> str | None:
     """The first route by which a kernel runs on this machine's GPU, found by running one; None without such a GPU.
 
     Raises:
@@ -161,7 +156,7 @@ def find_route() -> Route | None:
         except PROBLEMS as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
-            problems.append(f"{route.target}: {error}")
+            problems.append(f"{route}: {error}")
         else:
             return route
     _warn("; ".join(problems))
@@ -175,7 +170,7 @@ def _warn(problem: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def _probe(route: Route) -> None:
+def _probe(route: str) -> None:
     """Runs the smallest kernel in the way that asks most of XLA, that of `blend_backward`: with one operand given twice and
     the memory of another for the result. The sum of slots 2 and 3 goes to 0; the others stay as they came.
 
@@ -226,4 +221,4 @@ def build_launcher(folder: pathlib.Path) -> pathlib.Path:
 def register_launcher() -> None:
     """Builds launcher.cc where the user's caches are, and tells XLA of it."""
     library = ctypes.CDLL(str(build_launcher(cache_home())))
-    jax.ffi.register_ffi_target(FFI.target, jax.ffi.pycapsule(library.LaunchPtx), platform="CUDA")
+    jax.ffi.register_ffi_target(FFI, jax.ffi.pycapsule(library.LaunchPtx), platform="CUDA")
