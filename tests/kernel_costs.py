@@ -2,7 +2,7 @@
 
   python tests/kernel_costs.py --write     writes tests/golden/kernel_costs.json; needs ptxas and nvdisasm (make gpu-check)
 
-The main loop is the innermost one with the exponential: one turn of a blend is one Gaussian at the 128 pixels of a strip, one of a blur
+The main loop is the innermost one with the exponential: one turn of a blend is one Gaussian at the 64 (backward 128) pixels of a patch, one of a blur
 four taps of 32 kernels.
 """
 

@@ -110,7 +110,10 @@ def translate(ptx: str) -> str:
     lines = [line.strip() for line in body[: body.rindex("}")].splitlines()]
     code = [_line(line) for line in lines if line and not line.startswith((".shared", ".pragma"))]
     sizes = [sum(declared[-1][1:]) if declared else 0 for declared in (given, shared)]
+    threads = re.search(r"\.maxntid (\d+)", rest)
     space = f"kernel_{hashlib.sha256(ptx.encode()).hexdigest()[:16]}"
-    known = f'emulator::add({{"{name}", run, {sizes[0]}, {sizes[1]}}}, R"PTX({ptx})PTX")'
+    known = (
+        f'emulator::add({{"{name}", run, {sizes[0]}, {sizes[1]}, {threads[1] if threads else 1024}}}, R"PTX({ptx})PTX")'
+    )
     head = [f"namespace {space} {{", *constants, "static void run() {"]
     return "\n".join([*head, *code, "}", f"static const bool known = {known};", "}"])

@@ -18,12 +18,12 @@ from bags_jax.rasterize.cuda import binning, blend
 
 PROGRAMS = tuple(build.PROGRAMS)
 BLENDS = [name for name in PROGRAMS if name.startswith("blend")]
-PIXELS, STRIPS = 4, 2  # of a lane; of a tile
+PATCHES = 2  # of a tile, backward
 MOST_FORWARD = 28  # instructions of a warp per pixel of a lane and Gaussian
 MOST_REGISTERS = {"blur_3": 150, "blur_4": 176}  # a thread has 9 or 16 px of three colours; 128 for all others
 MOST_BLUR = {1: (30, 45), 2: (44, 58)}  # instructions of a tap, forward and backward; by stride
 TAPS = 4  # of one turn of their loops, as in blur.cu
-MOST_BACKWARD = {1: 450, 3: 450, 4: 450, 8: 560}  # per Gaussian and tile where both strips are touched; by channels
+MOST_BACKWARD = {1: 450, 3: 450, 4: 450, 8: 560}  # per Gaussian and tile where both patches are touched; by channels
 FETCH_AND_SCATTER = 25  # of them outside of the main loop, by estimate
 
 
@@ -54,12 +54,10 @@ def test_no_kernel_spills(program):
 
 @pytest.mark.parametrize("program", BLENDS)
 def test_main_loops_are_short(program):
-    kernels = kernel_costs.table()["programs"][program]["kernels"]
-    assert kernels["blend_forward"]["main_loop"] / PIXELS <= MOST_FORWARD
-    assert (
-        kernels["blend_backward"]["main_loop"] * STRIPS + FETCH_AND_SCATTER
-        <= MOST_BACKWARD[build.PROGRAMS[program]["CHANNELS"]]
-    )
+    kernels, channels = kernel_costs.table()["programs"][program]["kernels"], build.PROGRAMS[program]["CHANNELS"]
+    pixels = binning.TILE**2 / blend.forward_threads(channels)
+    assert kernels["blend_forward"]["main_loop"] / pixels <= MOST_FORWARD
+    assert kernels["blend_backward"]["main_loop"] * PATCHES + FETCH_AND_SCATTER <= MOST_BACKWARD[channels]
 
 
 @pytest.mark.parametrize("stride", MOST_BLUR)
@@ -94,9 +92,15 @@ def test_python_and_cuda_mean_the_same():
     assert constant("binning.cu", "BLOCK") == binning.BLOCK
     assert constant("binning.cu", "SCAN_BLOCK") == binning.SCAN_BLOCK
     assert constant("blend.cu", "GEOMETRY") == blend.GEOMETRY
-    assert constant("blend.cu", "PIXELS") == PIXELS
     assert (constant("blur.cu", "THREADS"), constant("blur.cu", "COLORS")) == (rows_cuda.THREADS, rows_cuda.COLORS)
-    assert blend.THREADS * PIXELS == binning.TILE**2 and STRIPS * 32 == blend.THREADS
+    assert PATCHES * 32 == blend.BACKWARD_THREADS
+
+
+@pytest.mark.parametrize("program", BLENDS)
+def test_blocks_have_the_threads_they_are_compiled_for(program):
+    threads = re.findall(r"\.maxntid (\d+)", (build.FOLDER / f"{program}.ptx").read_text())
+    channels = build.PROGRAMS[program]["CHANNELS"]
+    assert list(map(int, threads)) == [blend.forward_threads(channels), blend.BACKWARD_THREADS]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -77,6 +77,7 @@ INTEGERS = [
         ("brev.b32 %r6, %r2;", np.array([int(f"{x:032b}"[::-1], 2) for x in WORDS])),
         ("shr.u32 %r7, %r2, 20; bfind.shiftamt.u32 %r6, %r7;", np.array([32 - int(x >> 20).bit_length() for x in WORDS])),
         ("bfind.shiftamt.u32 %r6, 0;", ~(0 * WORDS)),
+        ("bfi.b32 %r6, %r1, %r2, 3, 5;", (WORDS & ~np.uint32(0xF8)) | np.arange(THREADS) % 32 * 8),
         ("setp.lt.s32 %p1, %r2, 0; selp.b32 %r6, 1, 2, %p1;", np.where(SIGNED < 0, 1, 2)),
         ("cvt.s64.s32 %rd6, %r2; shr.s64 %rd6, %rd6, 4; cvt.u32.u64 %r6, %rd6;", SIGNED >> 4),
         ("shfl.sync.bfly.b32 %r6|%p1, %r2, 5, 31, -1;", WORDS[WARP + (LANE ^ 5)]),
@@ -200,6 +201,14 @@ def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which)
     monkeypatch.setattr(launch, "ptx", lambda program, kernel: texts.get(kernel) or ptx(program, kernel))
     with pytest.raises(RuntimeError, match=f"{name}, .*(race for shared memory|read before it is written)"):
         draw()
+
+
+def test_a_block_has_no_more_threads_than_it_was_compiled_for(monkeypatch):
+    text = text_of("mov.u32 %r6, 0;").replace(")\n{", ")\n.maxntid 32, 1, 1\n{")
+    monkeypatch.setattr(launch, "ptx", lambda program, name: text)
+    shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), launch.Kernel("", "given", THREADS)
+    with pytest.raises(RuntimeError, match="64 threads, more than it is compiled for"):
+        jax.block_until_ready(launch.launch(block, [shape], jnp.asarray(WORDS), grid=(1, 1), route=emulator((text,))))
 
 
 def test_a_text_that_was_not_compiled_is_refused(monkeypatch):

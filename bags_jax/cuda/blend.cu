@@ -1,9 +1,10 @@
 // Front-to-back blending of the pairs of each tile, and its gradient, for CHANNELS features (compiled once for each count).
 //
-// A block has one tile of one camera, and in it each warp a strip of 8 x 16 pixels: a lane has 4 pixels of one column, so
-// that what depends on x alone is computed once for four. Gaussians come in batches through shared memory. The thread that
-// fetches one finds out which strips its ellipse touches; a warp then walks down the set bits of its own mask, and pays
-// nothing for what touches only the other strip.
+// A block has one tile of one camera, and in it each warp a patch, in which a lane has some pixels of one column: what depends
+// on x alone is computed once for all of them. Gaussians come in batches through shared memory. The thread that fetches one
+// finds out which patches its ellipse touches; a warp then walks down the set bits of its own mask, and pays nothing for what
+// touches only other patches. Patches are 8 x 8 px forward, and 8 x 16 where a Gaussian costs much before its first pixel: with
+// many features, and backward, where the warp sums.
 //
 // The gradient walks front to back once more, with the light still to come as a running remainder (blend_xla.py):
 //   dL/dalpha_i = T_i (c_i . g) - (sum over j > i of w_j c_j . g) / (1 - alpha_i),    w_i = T_i alpha_i,
@@ -11,16 +12,26 @@
 // Nothing was kept for each pixel but the image itself.
 #include "device.cuh"
 
-constexpr int PIXELS = 4;                        // of a lane, one below the other
-constexpr int STRIP_WIDTH = 8;                   // px
-constexpr int LANE_ROWS = WARP / STRIP_WIDTH;    // a lane's pixels are this far apart
-constexpr int STRIP_HEIGHT = LANE_ROWS * PIXELS;
-constexpr int STRIPS = TILE * TILE / (STRIP_WIDTH * STRIP_HEIGHT);
-constexpr int THREADS = STRIPS * WARP;
-constexpr int WORDS = THREADS / WARP;            // masks of a strip: a batch has one Gaussian for each thread
+constexpr int FORWARD_PIXELS = CHANNELS <= 4 ? 2 : 4;  // of a lane, one below the other
+constexpr int BACKWARD_PIXELS = 4;
+constexpr int PATCH_WIDTH = 8;                   // px
+constexpr int LANE_ROWS = WARP / PATCH_WIDTH;    // a lane's pixels are this far apart
 constexpr int GEOMETRY = 6;                      // x, y, three terms of the exponent, opacity
 constexpr int QUADS = (GEOMETRY + CHANNELS + 3) / 4;  // float4s of a Gaussian
 constexpr int SUMS = GEOMETRY + CHANNELS;        // what the gradient of a Gaussian is made of
+
+// How a tile is shared out among the threads of a block.
+template <int PIXELS>
+struct Patches {
+  static constexpr int HEIGHT = LANE_ROWS * PIXELS;  // px
+  static constexpr int COUNT = TILE * TILE / (PATCH_WIDTH * HEIGHT);
+  static constexpr int THREADS = COUNT * WARP;
+  static constexpr int WORDS = THREADS / WARP;  // masks of a patch: a batch has one Gaussian for each thread
+
+  // First pixel of a patch, px from that of the tile.
+  static __device__ __forceinline__ int x(int patch) { return patch % (TILE / PATCH_WIDTH) * PATCH_WIDTH; }
+  static __device__ __forceinline__ int y(int patch) { return patch / (TILE / PATCH_WIDTH) * HEIGHT; }
+};
 
 struct View {
   int gaussians, room;  // of one camera
@@ -42,26 +53,27 @@ union Splat {
   float4 quads[QUADS];
 };
 
+template <int PIXELS>
 struct Batch {
-  Splat splats[THREADS];
-  unsigned touched[STRIPS][WORDS];  // bit k of word w: the strip sees Gaussian 32 w + k
+  using Split = Patches<PIXELS>;
+  Splat splats[Split::THREADS];
+  unsigned touched[Split::COUNT][Split::WORDS];  // bit k of word w: the patch sees Gaussian 32 w + k
 };
 
 // Where a lane's pixels are.
+template <int PIXELS>
 struct Place {
-  int x, y;          // first pixel, px
-  int strip;
-  float left, top;   // centre of the strip's first pixel, px
+  int tile_x, tile_y;  // first pixel of the tile, px
+  int x, y;            // of the lane
+  int patch;
 
   __device__ __forceinline__ explicit Place(const View& view) {
     const int lane = threadIdx.x % WARP, tile = blockIdx.x;
-    strip = threadIdx.x / WARP;
-    const int strip_x = tile % view.columns * TILE + strip % (TILE / STRIP_WIDTH) * STRIP_WIDTH;
-    const int strip_y = tile / view.columns * TILE + strip / (TILE / STRIP_WIDTH) * STRIP_HEIGHT;
-    x = strip_x + lane % STRIP_WIDTH;
-    y = strip_y + lane / STRIP_WIDTH;
-    left = strip_x + 0.5f;
-    top = strip_y + 0.5f;
+    patch = threadIdx.x / WARP;
+    tile_x = tile % view.columns * TILE;
+    tile_y = tile / view.columns * TILE;
+    x = tile_x + Patches<PIXELS>::x(patch) + lane % PATCH_WIDTH;
+    y = tile_y + Patches<PIXELS>::y(patch) + lane / PATCH_WIDTH;
   }
 
   __device__ __forceinline__ bool inside(const View& view, int p) const {
@@ -73,36 +85,48 @@ struct Place {
   }
 };
 
-// Whether a Gaussian has alpha >= MIN_ALPHA somewhere between the pixel centres of a strip. The exponent is concave: its
-// maximum over the rectangle is at the mean, or on one of the two sides that face it.
-__device__ __forceinline__ bool touches(const Splat& s, float left, float top) {
-  const float right = left + (STRIP_WIDTH - 1), bottom = top + (STRIP_HEIGHT - 1);
+// Where a Gaussian is strongest on a line, and what is left of it where it is drawn no more.
+struct Reach {
+  float toward_y, toward_x;  // of the maximum along a column, for each px that it is off the mean; along a row
+  float least;               // exponent at MIN_ALPHA
+
+  __device__ __forceinline__ explicit Reach(const Splat& s)
+      : toward_y(__fdividef(-0.5f * s.xy, s.yy)), toward_x(__fdividef(-0.5f * s.xy, s.xx)),
+        least(-__log2f(s.opacity * (1.0f / MIN_ALPHA))) {}
+};
+
+// Whether a Gaussian has alpha >= MIN_ALPHA somewhere between the pixel centres of a patch that begins at (left, top). The
+// exponent is concave: its maximum over the rectangle is at the mean, or on one of the two sides that face it.
+__device__ __forceinline__ bool touches(const Splat& s, const Reach& reach, float left, float top, int height) {
+  const float right = left + (PATCH_WIDTH - 1), bottom = top + (height - 1);
   const float dx = s.x - clamp(s.x, left, right), dy = s.y - clamp(s.y, top, bottom);
-  const float best_dy = clamp(-0.5f * s.xy * dx / s.yy, s.y - bottom, s.y - top);
-  const float best_dx = clamp(-0.5f * s.xy * dy / s.xx, s.x - right, s.x - left);
-  const float beside = dx * (s.xx * dx + s.xy * best_dy) + s.yy * best_dy * best_dy;
-  const float above = dy * (s.yy * dy + s.xy * best_dx) + s.xx * best_dx * best_dx;
+  const float best_dy = clamp(reach.toward_y * dx, s.y - bottom, s.y - top);
+  const float best_dx = clamp(reach.toward_x * dy, s.x - right, s.x - left);
+  const float beside = fmaf(dx, fmaf(s.xx, dx, s.xy * best_dy), s.yy * best_dy * best_dy);
+  const float above = fmaf(dy, fmaf(s.yy, dy, s.xy * best_dx), s.xx * best_dx * best_dx);
   // Rounding must not lose a pixel: needles cancel terms far larger than their sum.
-  const float slack = 1e-3f - 1e-6f * (s.xx * (dx * dx + best_dx * best_dx) + s.yy * (dy * dy + best_dy * best_dy));
-  return fmaxf(beside, above) + slack >= -log2f(s.opacity / MIN_ALPHA);
+  const float size = fmaf(s.xx, fmaf(dx, dx, best_dx * best_dx), s.yy * fmaf(dy, dy, best_dy * best_dy));
+  return fmaxf(beside, above) + fmaf(-1e-6f, size, 1e-3f) >= reach.least;
 }
 
-// Fetches the Gaussian `id` for this thread, or none, and tells each strip whether it is touched.
-__device__ __forceinline__ void fetch(Batch& batch, const View& view, const float4* splats, int id, const Place& place) {
+// Fetches the Gaussian `id` for this thread, or none, and tells each patch whether it is touched.
+template <int PIXELS>
+__device__ __forceinline__ void fetch(
+    Batch<PIXELS>& batch, const View& view, const float4* splats, int id, const Place<PIXELS>& place) {
+  using Split = Patches<PIXELS>;
   const int me = threadIdx.x, word = me / WARP;
+  Splat splat{};
   if (id >= 0) {
     const float4* row = splats + (size_t(blockIdx.y) * view.gaussians + id) * QUADS;
 #pragma unroll
-    for (int q = 0; q < QUADS; ++q) batch.splats[me].quads[q] = row[q];
+    for (int q = 0; q < QUADS; ++q) batch.splats[me].quads[q] = splat.quads[q] = row[q];
   }
-  const float tile_left = place.left - place.strip % (TILE / STRIP_WIDTH) * STRIP_WIDTH;
-  const float tile_top = place.top - place.strip / (TILE / STRIP_WIDTH) * STRIP_HEIGHT;
+  const Reach reach(splat);
 #pragma unroll
-  for (int strip = 0; strip < STRIPS; ++strip) {
-    const float left = tile_left + strip % (TILE / STRIP_WIDTH) * STRIP_WIDTH;
-    const float top = tile_top + strip / (TILE / STRIP_WIDTH) * STRIP_HEIGHT;
-    const unsigned touched = __ballot_sync(ALL_LANES, id >= 0 && touches(batch.splats[me], left, top));
-    if (me % WARP == 0) batch.touched[strip][word] = touched;
+  for (int patch = 0; patch < Split::COUNT; ++patch) {
+    const float left = place.tile_x + Split::x(patch) + 0.5f, top = place.tile_y + Split::y(patch) + 0.5f;
+    const unsigned touched = __ballot_sync(ALL_LANES, id >= 0 && touches(splat, reach, left, top, Split::HEIGHT));
+    if (me % WARP == 0) batch.touched[patch][word] = touched;
   }
 }
 
@@ -110,8 +134,8 @@ __device__ __forceinline__ void fetch(Batch& batch, const View& view, const floa
 struct Column {
   float dy, linear, constant, yy, opacity;
 
-  __device__ __forceinline__ Column(const Splat& s, const Place& place, float dx) {
-    dy = s.y - (place.y + 0.5f);
+  __device__ __forceinline__ Column(const Splat& s, float dx, float first_dy) {
+    dy = first_dy;
     linear = s.xy * dx;
     constant = s.xx * dx * dx;
     yy = s.yy;
@@ -138,6 +162,7 @@ __device__ __forceinline__ float absorb(float alpha, float& light) {
   return weight;
 }
 
+template <int PIXELS>
 __device__ __forceinline__ bool any_positive(const float (&values)[PIXELS]) {
   float most = values[0];
 #pragma unroll
@@ -146,11 +171,13 @@ __device__ __forceinline__ bool any_positive(const float (&values)[PIXELS]) {
 }
 
 // Grid of both kernels: x = tile, y = camera.
-KERNEL __launch_bounds__(THREADS) blend_forward(
+KERNEL __launch_bounds__(Patches<FORWARD_PIXELS>::THREADS) blend_forward(
     const int* sizes, const int* starts, const int* ids, const float4* splats, float* colors, float* alphas) {
-  __shared__ Batch batch;
+  constexpr int PIXELS = FORWARD_PIXELS;
+  using Split = Patches<PIXELS>;
+  __shared__ Batch<PIXELS> batch;
   const View view = read_view(sizes);
-  const Place place(view);
+  const Place<PIXELS> place(view);
   const int* bounds = starts + size_t(blockIdx.y) * (view.tiles + 1) + blockIdx.x;
   const int end = bounds[1];
   ids += size_t(blockIdx.y) * view.room;
@@ -162,16 +189,16 @@ KERNEL __launch_bounds__(THREADS) blend_forward(
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) sums[p][c] = 0.0f;
   }
-  for (int first = bounds[0]; first < end; first += THREADS) {
+  for (int first = bounds[0]; first < end; first += Split::THREADS) {
     if (!__syncthreads_or(any_positive(light))) break;  // and no warp still reads the batch before this one
     const int next = first + threadIdx.x;
     fetch(batch, view, splats, next < end ? ids[next] : -1, place);
     __syncthreads();
-    for (int word = 0; word < WORDS; ++word) {
+    for (int word = 0; word < Split::WORDS; ++word) {
       if (!__any_sync(ALL_LANES, any_positive(light))) break;
-      for (unsigned todo = batch.touched[place.strip][word]; todo; todo &= todo - 1) {
+      for (unsigned todo = batch.touched[place.patch][word]; todo; todo &= todo - 1) {
         const Splat splat = batch.splats[word * WARP + __ffs(todo) - 1];
-        const Column column(splat, place, splat.x - (place.x + 0.5f));
+        const Column column(splat, splat.x - (place.x + 0.5f), splat.y - (place.y + 0.5f));
 #pragma unroll
         for (int p = 0; p < PIXELS; ++p) {
           const float weight = absorb(fminf(column.falloff(p), MAX_ALPHA), light[p]);
@@ -227,8 +254,9 @@ struct Ray {
   float of_color[CHANNELS];
 };
 
+template <int PIXELS>
 __device__ __forceinline__ Ray start_ray(
-    const View& view, const Place& place, int p, const float* colors, const float* alphas, const float* of_colors,
+    const View& view, const Place<PIXELS>& place, int p, const float* colors, const float* alphas, const float* of_colors,
     const float* of_alphas) {
   Ray ray{-1.0f, 0.0f, 0.0f, {}};
   if (!place.inside(view, p)) return ray;
@@ -257,6 +285,7 @@ __device__ __forceinline__ float trace(Ray& ray, const Splat& splat, float raw, 
 }
 
 // What all pixels of a lane add to the gradient of one Gaussian: moments of dL/dsigma about its mean, and its features.
+template <int PIXELS>
 __device__ __forceinline__ void trace_all(
     Ray (&rays)[PIXELS], const Splat& splat, const Column& column, const float (&raw)[PIXELS], float dx, float* values) {
   float weight[PIXELS];
@@ -280,6 +309,7 @@ __device__ __forceinline__ void trace_all(
   }
 }
 
+template <int PIXELS>
 __device__ __forceinline__ bool any_light(const Ray (&rays)[PIXELS]) {
   float light[PIXELS];
 #pragma unroll
@@ -287,22 +317,27 @@ __device__ __forceinline__ bool any_light(const Ray (&rays)[PIXELS]) {
   return any_positive(light);
 }
 
+template <int PIXELS>
 struct Gradients {
-  float sums[THREADS][STRIPS][SUMS];  // of each Gaussian of the batch and strip, where the bit of `touched` is set
-  int rows[THREADS];                  // where the sum over the strips goes
+  using Split = Patches<PIXELS>;
+  float sums[Split::THREADS][Split::COUNT][SUMS];  // of each Gaussian of the batch and patch, where `touched` has a bit
+  int rows[Split::THREADS];                        // where the sum over the patches goes
 };
 
-// Adds the strips up in their order and sends the sums off. Where each pair has a row of its own this is the only addition
+// Adds the patches up in their order and sends the sums off. Where each pair has a row of its own this is the only addition
 // to it, and nothing depends on the order of blocks.
-__device__ __forceinline__ void scatter(const Batch& batch, const Gradients& gradients, int count, float* to) {
-  for (int i = threadIdx.x; i < count * SUMS; i += THREADS) {
+template <int PIXELS>
+__device__ __forceinline__ void scatter(
+    const Batch<PIXELS>& batch, const Gradients<PIXELS>& gradients, int count, float* to) {
+  using Split = Patches<PIXELS>;
+  for (int i = threadIdx.x; i < count * SUMS; i += Split::THREADS) {
     const int k = i / SUMS, value = i % SUMS;
     float sum = 0.0f;
     bool any = false;
 #pragma unroll
-    for (int strip = 0; strip < STRIPS; ++strip) {
-      if (!(batch.touched[strip][k / WARP] >> k % WARP & 1)) continue;
-      sum += gradients.sums[k][strip][value];
+    for (int patch = 0; patch < Split::COUNT; ++patch) {
+      if (!(batch.touched[patch][k / WARP] >> k % WARP & 1)) continue;
+      sum += gradients.sums[k][patch][value];
       any = true;
     }
     if (any) atomicAdd(to + size_t(gradients.rows[k]) * SUMS + value, sum);
@@ -310,39 +345,41 @@ __device__ __forceinline__ void scatter(const Batch& batch, const Gradients& gra
 }
 
 // `rows`: the row of gradients of each pair; its Gaussian, or a slot of its own. `zeros` lends its memory to `gradient`.
-KERNEL __launch_bounds__(THREADS, 8) blend_backward(
+KERNEL __launch_bounds__(Patches<BACKWARD_PIXELS>::THREADS, 8) blend_backward(
     const int* sizes, const int* starts, const int* ids, const int* rows, const float4* splats, const float* colors,
     const float* alphas, const float* of_colors, const float* of_alphas, const float* zeros, float* gradient) {
-  __shared__ Batch batch;
-  __shared__ Gradients gradients;
+  constexpr int PIXELS = BACKWARD_PIXELS;
+  using Split = Patches<PIXELS>;
+  __shared__ Batch<PIXELS> batch;
+  __shared__ Gradients<PIXELS> gradients;
   const View view = read_view(sizes);
-  const Place place(view);
+  const Place<PIXELS> place(view);
   const int lane = threadIdx.x % WARP, slot = folded<SUMS, WARP / 2>(lane);
   const int* bounds = starts + size_t(blockIdx.y) * (view.tiles + 1) + blockIdx.x;
   const int end = bounds[1];
   ids += size_t(blockIdx.y) * view.room;
   rows += size_t(blockIdx.y) * view.room;
   gradient += size_t(blockIdx.y) * view.rows * SUMS;
-  float* own = &gradients.sums[0][place.strip][max(slot, 0)];
+  float* own = &gradients.sums[0][place.patch][max(slot, 0)];
 
   Ray rays[PIXELS];
 #pragma unroll
   for (int p = 0; p < PIXELS; ++p) rays[p] = start_ray(view, place, p, colors, alphas, of_colors, of_alphas);
-  for (int first = bounds[0]; first < end; first += THREADS) {
+  for (int first = bounds[0]; first < end; first += Split::THREADS) {
     if (!__syncthreads_or(any_light(rays))) break;  // and no warp still reads the batch before this one
     const int next = first + threadIdx.x;
     fetch(batch, view, splats, next < end ? ids[next] : -1, place);
     if (next < end) gradients.rows[threadIdx.x] = rows[next];
     __syncthreads();
-    for (int word = 0; word < WORDS; ++word) {
+    for (int word = 0; word < Split::WORDS; ++word) {
       const bool lit = __any_sync(ALL_LANES, any_light(rays));
       unsigned added = 0;
-      for (unsigned rest, todo = lit ? batch.touched[place.strip][word] : 0; todo; todo = rest) {
+      for (unsigned rest, todo = lit ? batch.touched[place.patch][word] : 0; todo; todo = rest) {
         rest = todo & (todo - 1);
         const int k = word * WARP + __ffs(todo) - 1;
         const Splat splat = batch.splats[k];
         const float dx = splat.x - (place.x + 0.5f);
-        const Column column(splat, place, dx);
+        const Column column(splat, dx, splat.y - (place.y + 0.5f));
         float raw[PIXELS];
 #pragma unroll
         for (int p = 0; p < PIXELS; ++p) raw[p] = column.falloff(p);
@@ -350,13 +387,13 @@ KERNEL __launch_bounds__(THREADS, 8) blend_backward(
         float values[SUMS];
         trace_all(rays, splat, column, raw, dx, values);
         fold<SUMS, WARP / 2>(values, lane);
-        if (slot >= 0) own[k * STRIPS * SUMS] = values[0];
+        if (slot >= 0) own[k * Split::COUNT * SUMS] = values[0];
         added |= todo ^ rest;
       }
       __syncwarp();
-      if (lane == 0) batch.touched[place.strip][word] = added;
+      if (lane == 0) batch.touched[place.patch][word] = added;
     }
     __syncthreads();
-    scatter(batch, gradients, min(THREADS, end - first), gradient);
+    scatter(batch, gradients, min(Split::THREADS, end - first), gradient);
   }
 }

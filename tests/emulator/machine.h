@@ -29,6 +29,7 @@ struct Kernel {
   std::string_view name;
   void (*run)();
   size_t parameter_bytes, shared_bytes;
+  int most_threads;
 };
 
 struct Size {
@@ -218,6 +219,7 @@ inline void run_grid(const Kernel& kernel, Size grid, int num_threads) {
   block.kernel = &kernel;
   block.grid = grid;
   block.size = {uint32_t(num_threads), 1, 1};
+  if (num_threads > kernel.most_threads) fail(std::to_string(num_threads) + " threads, more than it is compiled for");
   for (block.index.y = 0; block.index.y < grid.y; ++block.index.y)
     for (block.index.x = 0; block.index.x < grid.x; ++block.index.x) run_block(num_threads);
 }

@@ -111,6 +111,13 @@ u32 bfind_shiftamt(A value) {  // of 32 unsigned bits
   return value ? __builtin_clz(as<u32>(value)) : ~0u;
 }
 
+// The first `length` bits of `from` in the place of those of `to` that begin at `first`; both below 32.
+template <typename T>
+u32 bfi(u32 from, u32 to, u32 first, u32 length) {
+  const u32 mask = ((1u << length) - 1) << first;
+  return (from << first & mask) | (to & ~mask);
+}
+
 // Floats.
 OF_TWO(add_rn, T(a + b))
 OF_TWO(sub_rn, T(a - b))
@@ -121,6 +128,8 @@ OF_ONE(sqrt_rn, std::sqrt(a))
 OF_ONE(rcp_rn, 1 / a)
 OF_ONE(rcp_approx_ftz, 1 / a)
 OF_ONE(ex2_approx_ftz, std::exp2(a))
+OF_ONE(lg2_approx, std::log2(a))
+OF_TWO(div_approx, T(a / b))
 
 template <typename T>
 T fma_rm(T a, T b, T c) {  // rounded down; a product of two float32 is exact in float64

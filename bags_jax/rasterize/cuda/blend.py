@@ -12,7 +12,7 @@ from bags_jax.rasterize.channels import channel_groups, pad_channels
 from bags_jax.rasterize.cuda.binning import TILE, Pairs, sum_slots
 from bags_jax.rasterize.tiles import grid_size
 
-THREADS = 64  # of a block, as in blend.cu
+BACKWARD_THREADS = 64  # of a block, as in blend.cu
 GEOMETRY = 6  # columns of a Gaussian before its features, and values of a gradient before theirs
 LOG2_E = math.log2(math.e)
 
@@ -31,6 +31,11 @@ class Image(NamedTuple):
 
     colors: Float[Array, "C H W D"]
     alphas: Float[Array, "C H W"]
+
+
+def forward_threads(channels: int) -> int:
+    """Threads of a block that blends so many features, as in blend.cu."""
+    return 128 if channels <= 4 else 64
 
 
 def _pack(splats: Splats, features: Float[Array, "C N E"]) -> Float[Array, "C N F"]:
@@ -58,7 +63,7 @@ def blend_views(splats: Splats, pairs: Pairs, *, width: int, height: int) -> Ima
             jax.ShapeDtypeStruct((cameras, height, width, channels), jnp.float32),
             jax.ShapeDtypeStruct((cameras, height, width), jnp.float32),
         ]
-        kernel = Kernel(f"blend_{channels}", "blend_forward", THREADS)
+        kernel = Kernel(f"blend_{channels}", "blend_forward", forward_threads(channels))
         color, alpha = launch(kernel, image, sizes, pairs.starts, pairs.ids, rows, grid=grid)
         colors.append(color[..., : end - first])
         alphas.append(alpha)
@@ -100,7 +105,7 @@ def _gradient_sums(splats: Splats, pairs: Pairs, image: Image, cotangent: Image)
         cotangent.alphas,
         zeros,
     )
-    kernel = Kernel(f"blend_{channels}", "blend_backward", THREADS)
+    kernel = Kernel(f"blend_{channels}", "blend_backward", BACKWARD_THREADS)
     output = jax.ShapeDtypeStruct(zeros.shape, zeros.dtype)
     grid = (pairs.starts.shape[1] - 1, cameras)
     (sums,) = launch(kernel, [output], *inputs, grid=grid, aliases={len(inputs) - 1: 0})
