@@ -12,7 +12,6 @@ import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -107,30 +106,11 @@ def backend(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_steps() -> Iterator[dict]:
-    """Training steps that tests have compiled: the next run of the same settings traces and compiles nothing."""
-    from bags_jax.programs import Programs
-
-    compile_, steps = Programs._compile, {}
-
-    def compile_once(self, recipe, *shapes):
-        leaves, structure = jax.tree.flatten(shapes)
-        key = recipe, structure, tuple(leaves)
-        if key not in steps:
-            steps[key] = compile_(self, recipe, *shapes)
-        return steps[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Programs, "_compile", compile_once)
-        yield steps
-
-
 MAX_MAPS = 20_000  # of the 65 530 memory maps that Linux grants a process (vm.max_map_count)
 
 
 @pytest.fixture(autouse=True)
-def _drop_programs(compiled_steps):
+def _drop_programs():
     """Frees the compiled programs of this process when there are many.
 
     Each holds hundreds of memory maps. At the kernel's limit XLA aborts in the middle of the next compilation.
@@ -138,6 +118,5 @@ def _drop_programs(compiled_steps):
     yield
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MAX_MAPS:
-        compiled_steps.clear()
         jax.clear_caches()
         gc.collect()

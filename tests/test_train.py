@@ -40,6 +40,27 @@ def small_capacity(monkeypatch):
     monkeypatch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: min(ROWS, max_gaussians))
 
 
+MOST_PROGRAMS = 10  # that are kept: each has a thousand memory maps
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once():
+    """Most runs of this file take the same steps: each is traced and compiled once. No test may alter what is traced."""
+    compile_, programs = train.Programs._compile, {}
+
+    def compile_once(self, recipe, *shapes):
+        leaves, structure = jax.tree.flatten(shapes)
+        key = recipe, structure, tuple(leaves)
+        programs[key] = programs.pop(key, None) or compile_(self, recipe, *shapes)
+        if len(programs) > MOST_PROGRAMS:
+            programs.pop(next(iter(programs)), None)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Programs, "_compile", compile_once)
+        yield
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """Working directory and last state of a run that nothing interrupts."""
