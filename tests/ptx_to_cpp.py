@@ -9,7 +9,7 @@ import re
 
 CPP_OF = {"pred": "bool", "b16": "b16", "b32": "b32", "b64": "b64", "f32": "f32"}  # types of registers
 TYPE = re.compile(r"pred|[bsuf](?:8|16|32|64)")
-SPECIAL = re.compile(r"%((?:n?tid|n?ctaid)\.[xyz]|laneid)")
+SPECIAL = re.compile(r"%((?:tid|n?ctaid)\.[xy])")  # registers
 
 
 def _split(text: str) -> list[str]:
@@ -58,7 +58,7 @@ def _statement(opcode: str, operands: list[str]) -> str:
         return f"goto {_value(operands[0])}"
     if operation == "ret":
         return "return"
-    if operation == "red" or opcode.startswith(("bar.sync", "bar.warp", "barrier.sync", "membar")):  # they give nothing
+    if opcode in ("bar.sync", "bar.warp.sync"):  # they give nothing
         return _call(opcode, *map(_value, operands))
     if operands[0].startswith("{"):
         parts = map(_value, _split(operands[0].strip("{}")))

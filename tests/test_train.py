@@ -22,7 +22,9 @@ from bags_jax.rasterize import bucket
 from configs import deblur_nerf, procedural
 
 train = importlib.import_module("bags_jax.train")  # the module: bags_jax.train is the function
+room_for = train.room_for
 ROWS = 256  # at the start, so that density control has to grow the state
+ROOM = 8192  # more than is needed
 
 
 def make_config(**changes):
@@ -35,9 +37,15 @@ def make_config(**changes):
     return config
 
 
+def make_small(patch: pytest.MonkeyPatch) -> None:
+    """Few rows, and the same room for pairs wherever a run begins: one program for all."""
+    patch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: min(ROWS, max_gaussians))
+    patch.setattr(train, "room_for", lambda pairs, **options: max(ROOM, room_for(pairs, **options)))
+
+
 @pytest.fixture(autouse=True)
-def small_capacity(monkeypatch):
-    monkeypatch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: min(ROWS, max_gaussians))
+def small_runs(monkeypatch):
+    make_small(monkeypatch)
 
 
 MOST_PROGRAMS = 10  # that are kept: each has a thousand memory maps
@@ -66,7 +74,7 @@ def straight(tmp_path_factory):
     """Working directory and last state of a run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: min(ROWS, max_gaussians))
+        make_small(patch)
         return workdir, train.train(make_config(), workdir)
 
 
@@ -272,9 +280,9 @@ def growing(tmp_path_factory):
     rounded otherwise with more of them."""
     config = make_config(**{"density.every": 2, "checkpoint_every": 2, "optim.poses_start": 0.0})
     config.update_from_flattened_dict({"stages.scales": (0.5,), "stages.stops": (1.0,)})
-    config.blur.kernel_sizes, config.blur.strides = (3,), (1,)
+    config.blur.kernel_sizes, config.blur.strides, config.num_steps = (3,), (1,), 8
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: min(ROWS, max_gaussians))
+        make_small(patch)
         state = train.train(config, tmp_path_factory.mktemp("growing"))
     assert state.alive.shape[0] > 1.5 * ROWS
     return config, state
@@ -365,10 +373,10 @@ def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeyp
         rooms.append(room)
         return recipe_of(self, stage, dataset, room)
 
-    room_for, most_pairs = train.room_for, train.most_pairs
+    enough, most_pairs = train.room_for, train.most_pairs
     small = train.make_job(make_config()).dataset(0.5).images.shape[2]
     monkeypatch.setattr(train, "most_pairs", lambda s, d, view: 1 if view.width == small else most_pairs(s, d, view))
-    monkeypatch.setattr(train, "room_for", lambda pairs, **options: 4 if pairs == 1 else room_for(pairs, **options))
+    monkeypatch.setattr(train, "room_for", lambda pairs, **options: 4 if pairs == 1 else enough(pairs, **options))
     monkeypatch.setattr(train.Job, "recipe", recipe_and_note)
     state = train.train(make_config(), tmp_path)
     assert 4 in rooms and max(rooms) >= 1024  # 0: the recipe that most_pairs is asked with
