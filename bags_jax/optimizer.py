@@ -54,8 +54,8 @@ def _network_label(path, leaf) -> str:
 
 @functools.cache
 def make_optimizers(rates: Rates, *, restart: int, num_steps: int) -> Optimizers:
-    """Adam (Kingma and Ba 2015) with eps 1e-15, then one rate a group. The same rates give the same object: what is compiled
-    for one run serves the next.
+    """Adam (Kingma and Ba 2015) with eps 1e-15, then one rate a group; the same object for the same rates, so that what JAX has
+    compiled for one training serves the next.
 
     Args:
       rates: see Rates.

@@ -63,35 +63,33 @@ WORDS = np.random.default_rng(0).integers(0, 2**32, THREADS, dtype=np.uint32)
 SIGNED = WORDS.view(np.int32).astype(np.int64)
 LANE = np.arange(THREADS) % 32
 WARP = np.arange(THREADS) - LANE
-
-
 INTEGERS = [
-        ("shl.b32 %r6, %r2, 31;", WORDS << 31),
-        ("shl.b32 %r6, %r2, 32;", 0 * WORDS),
-        ("shr.u32 %r6, %r2, 32;", 0 * WORDS),
-        ("shr.s32 %r6, %r2, 40;", SIGNED >> 31),
-        ("shr.u32 %r6, %r2, %r1;", np.array([int(x) >> i for i, x in enumerate(WORDS)])),
-        ("mul.hi.s32 %r6, %r2, -1840700269;", SIGNED * -1840700269 >> 32),
-        ("mad.lo.s32 %r6, %r2, %r2, -5;", SIGNED * SIGNED - 5),
-        ("div.s32 %r6, %r2, 7;", np.trunc(SIGNED / 7)),
-        ("brev.b32 %r6, %r2;", np.array([int(f"{x:032b}"[::-1], 2) for x in WORDS])),
-        ("shr.u32 %r7, %r2, 20; bfind.shiftamt.u32 %r6, %r7;", np.array([32 - int(x >> 20).bit_length() for x in WORDS])),
-        ("bfind.shiftamt.u32 %r6, 0;", ~(0 * WORDS)),
-        ("bfi.b32 %r6, %r1, %r2, 3, 5;", (WORDS & ~np.uint32(0xF8)) | np.arange(THREADS) % 32 * 8),
-        ("setp.lt.s32 %p1, %r2, 0; selp.b32 %r6, 1, 2, %p1;", np.where(SIGNED < 0, 1, 2)),
-        ("cvt.s64.s32 %rd6, %r2; shr.s64 %rd6, %rd6, 4; cvt.u32.u64 %r6, %rd6;", SIGNED >> 4),
-        ("shfl.sync.bfly.b32 %r6|%p1, %r2, 5, 31, -1;", WORDS[WARP + (LANE ^ 5)]),
-        ("shfl.sync.idx.b32 %r6|%p1, %r2, 33, 31, -1;", WORDS[WARP + 1]),
-        ("shfl.sync.up.b32 %r6|%p1, %r2, 3, 0, -1;", WORDS[WARP + np.where(LANE < 3, LANE, LANE - 3)]),
-        ("shfl.sync.up.b32 %r7|%p1, %r2, 3, 0, -1; selp.b32 %r6, 1, 0, %p1;", LANE >= 3),
-        # In segments of 8 lanes: 24 in bits 8 to 12 of the third operand.
-        ("shfl.sync.up.b32 %r6|%p1, %r2, 3, 6144, -1;", WORDS[WARP + np.where(LANE % 8 < 3, LANE, LANE - 3)]),
-        ("shfl.sync.idx.b32 %r6|%p1, %r2, 9, 6175, -1;", WORDS[WARP + LANE // 8 * 8 + 1]),
-        ("setp.eq.s32 %p1, %r1, 34; vote.sync.ballot.b32 %r6, %p1, -1;", np.where(WARP == 32, 4, 0)),
-        ("setp.eq.s32 %p1, %r1, 34; vote.sync.any.pred %p2, %p1, -1; selp.b32 %r6, 1, 0, %p2;", WARP == 32),
-        ("setp.eq.s32 %p1, %r1, 34; bar.red.or.pred %p2, 0, %p1; selp.b32 %r6, 1, 0, %p2;", 0 * WORDS + 1),
-        ("st.shared.u32 [%r5], %r2; bar.sync 0; ld.shared.u32 %r6, [%r4+4];", 0 * WORDS + WORDS[1]),
-    ]  # fmt: skip
+    ("shl.b32 %r6, %r2, 31;", WORDS << 31),
+    ("shl.b32 %r6, %r2, 32;", 0 * WORDS),
+    ("shr.u32 %r6, %r2, 32;", 0 * WORDS),
+    ("shr.s32 %r6, %r2, 40;", SIGNED >> 31),
+    ("shr.u32 %r6, %r2, %r1;", np.array([int(x) >> i for i, x in enumerate(WORDS)])),
+    ("mul.hi.s32 %r6, %r2, -1840700269;", SIGNED * -1840700269 >> 32),
+    ("mad.lo.s32 %r6, %r2, %r2, -5;", SIGNED * SIGNED - 5),
+    ("div.s32 %r6, %r2, 7;", np.trunc(SIGNED / 7)),
+    ("brev.b32 %r6, %r2;", np.array([int(f"{x:032b}"[::-1], 2) for x in WORDS])),
+    ("shr.u32 %r7, %r2, 20; bfind.shiftamt.u32 %r6, %r7;", np.array([32 - int(x >> 20).bit_length() for x in WORDS])),
+    ("bfind.shiftamt.u32 %r6, 0;", ~(0 * WORDS)),
+    ("bfi.b32 %r6, %r1, %r2, 3, 5;", (WORDS & ~np.uint32(0xF8)) | np.arange(THREADS) % 32 * 8),
+    ("setp.lt.s32 %p1, %r2, 0; selp.b32 %r6, 1, 2, %p1;", np.where(SIGNED < 0, 1, 2)),
+    ("cvt.s64.s32 %rd6, %r2; shr.s64 %rd6, %rd6, 4; cvt.u32.u64 %r6, %rd6;", SIGNED >> 4),
+    ("shfl.sync.bfly.b32 %r6|%p1, %r2, 5, 31, -1;", WORDS[WARP + (LANE ^ 5)]),
+    ("shfl.sync.idx.b32 %r6|%p1, %r2, 33, 31, -1;", WORDS[WARP + 1]),
+    ("shfl.sync.up.b32 %r6|%p1, %r2, 3, 0, -1;", WORDS[WARP + np.where(LANE < 3, LANE, LANE - 3)]),
+    ("shfl.sync.up.b32 %r7|%p1, %r2, 3, 0, -1; selp.b32 %r6, 1, 0, %p1;", LANE >= 3),
+    # In segments of 8 lanes: 24 in bits 8 to 12 of the third operand.
+    ("shfl.sync.up.b32 %r6|%p1, %r2, 3, 6144, -1;", WORDS[WARP + np.where(LANE % 8 < 3, LANE, LANE - 3)]),
+    ("shfl.sync.idx.b32 %r6|%p1, %r2, 9, 6175, -1;", WORDS[WARP + LANE // 8 * 8 + 1]),
+    ("setp.eq.s32 %p1, %r1, 34; vote.sync.ballot.b32 %r6, %p1, -1;", np.where(WARP == 32, 4, 0)),
+    ("setp.eq.s32 %p1, %r1, 34; vote.sync.any.pred %p2, %p1, -1; selp.b32 %r6, 1, 0, %p2;", WARP == 32),
+    ("setp.eq.s32 %p1, %r1, 34; bar.red.or.pred %p2, 0, %p1; selp.b32 %r6, 1, 0, %p2;", 0 * WORDS + 1),
+    ("st.shared.u32 [%r5], %r2; bar.sync 0; ld.shared.u32 %r6, [%r4+4];", 0 * WORDS + WORDS[1]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("body, expected", INTEGERS)
@@ -103,25 +101,23 @@ def test_integers_and_lanes(monkeypatch, body, expected):
 NUMBERS = [0, 0.5, -0.5, 2.5, -2.5, 2**31, -3e9, np.nan, np.inf, -np.inf, 1e-3, 0.75, 7, -7, 1e30, 1] * 4
 SINGLES = np.array(NUMBERS, np.float32)
 BELOW_1 = 1 - 2.0**-24
-
-
 FLOATS = [
-        ("cvt.rn.f32.s32 %f1, -3; mov.b32 %r6, %f1;", np.full(THREADS, -3)),
-        ("cvt.rzi.s32.f32 %r7, %f2; cvt.rn.f32.s32 %f1, %r7; mov.b32 %r6, %f1;", np.trunc(np.nan_to_num(SINGLES).clip(-(2**31), 2**31))),
-        ("cvt.rmi.f32.f32 %f1, %f2; mov.b32 %r6, %f1;", np.floor(SINGLES)),
-        ("cvt.rpi.f32.f32 %f1, %f2; mov.b32 %r6, %f1;", np.ceil(SINGLES)),
-        ("cvt.sat.f32.f32 %f1, %f2; mov.b32 %r6, %f1;", np.nan_to_num(SINGLES).clip(0, 1)),
-        ("min.f32 %f1, %f2, 0f3F800000; mov.b32 %r6, %f1;", np.fmin(SINGLES, np.float32(1))),
-        ("max.f32 %f1, 0f3F800000, %f2; mov.b32 %r6, %f1;", np.fmax(SINGLES, np.float32(1))),
-        ("setp.lt.f32 %p1, %f2, 0f3F800000; selp.f32 %f1, 0f3F800000, 0f00000000, %p1; mov.b32 %r6, %f1;", SINGLES < 1),
-        ("setp.geu.f32 %p1, %f2, 0f3F800000; selp.f32 %f1, 0f3F800000, 0f00000000, %p1; mov.b32 %r6, %f1;", ~(SINGLES < 1)),
-        # 1 - 2^-60, rounded down and to the nearest
-        ("mov.f32 %f3, 0f30800000; fma.rm.f32 %f1, %f3, 0fB0800000, 0f3F800000; mov.b32 %r6, %f1;", np.full(THREADS, BELOW_1)),
-        ("mov.f32 %f3, 0f30800000; fma.rn.f32 %f1, %f3, 0fB0800000, 0f3F800000; mov.b32 %r6, %f1;", np.ones(THREADS)),
-        # (1 + 2^-23)^2 - 1 - 2^-22: one rounding or two
-        ("mov.f32 %f3, 0f3F800001; fma.rn.f32 %f1, %f3, %f3, 0fBF800002; mov.b32 %r6, %f1;", np.full(THREADS, 2.0**-46)),
-        ("mov.f32 %f3, 0f3F800001; mul.rn.f32 %f1, %f3, %f3; add.rn.f32 %f1, %f1, 0fBF800002; mov.b32 %r6, %f1;", np.zeros(THREADS)),
-    ]  # fmt: skip
+    ("cvt.rn.f32.s32 %f1, -3; mov.b32 %r6, %f1;", np.full(THREADS, -3)),
+    ("cvt.rzi.s32.f32 %r7, %f2; cvt.rn.f32.s32 %f1, %r7; mov.b32 %r6, %f1;", np.trunc(np.nan_to_num(SINGLES).clip(-(2**31), 2**31))),
+    ("cvt.rmi.f32.f32 %f1, %f2; mov.b32 %r6, %f1;", np.floor(SINGLES)),
+    ("cvt.rpi.f32.f32 %f1, %f2; mov.b32 %r6, %f1;", np.ceil(SINGLES)),
+    ("cvt.sat.f32.f32 %f1, %f2; mov.b32 %r6, %f1;", np.nan_to_num(SINGLES).clip(0, 1)),
+    ("min.f32 %f1, %f2, 0f3F800000; mov.b32 %r6, %f1;", np.fmin(SINGLES, np.float32(1))),
+    ("max.f32 %f1, 0f3F800000, %f2; mov.b32 %r6, %f1;", np.fmax(SINGLES, np.float32(1))),
+    ("setp.lt.f32 %p1, %f2, 0f3F800000; selp.f32 %f1, 0f3F800000, 0f00000000, %p1; mov.b32 %r6, %f1;", SINGLES < 1),
+    ("setp.geu.f32 %p1, %f2, 0f3F800000; selp.f32 %f1, 0f3F800000, 0f00000000, %p1; mov.b32 %r6, %f1;", ~(SINGLES < 1)),
+    # 1 - 2^-60, rounded down and to the nearest
+    ("mov.f32 %f3, 0f30800000; fma.rm.f32 %f1, %f3, 0fB0800000, 0f3F800000; mov.b32 %r6, %f1;", np.full(THREADS, BELOW_1)),
+    ("mov.f32 %f3, 0f30800000; fma.rn.f32 %f1, %f3, 0fB0800000, 0f3F800000; mov.b32 %r6, %f1;", np.ones(THREADS)),
+    # (1 + 2^-23)^2 - 1 - 2^-22: one rounding or two
+    ("mov.f32 %f3, 0f3F800001; fma.rn.f32 %f1, %f3, %f3, 0fBF800002; mov.b32 %r6, %f1;", np.full(THREADS, 2.0**-46)),
+    ("mov.f32 %f3, 0f3F800001; mul.rn.f32 %f1, %f3, %f3; add.rn.f32 %f1, %f1, 0fBF800002; mov.b32 %r6, %f1;", np.zeros(THREADS)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("body, expected", FLOATS)
@@ -132,27 +128,24 @@ def test_floats(monkeypatch, body, expected):
 
 STORE, LOAD = "st.shared.u32 [%r5], %r2; ", "ld.shared.u32 %r6, [%r7]; "
 NEXT_LANE, NEXT_WARP = "xor.b32 %r7, %r5, 4; ", "xor.b32 %r7, %r5, 128; "
-
-
 FAULTS = [
-        ("setp.eq.s32 %p1, %r1, 3; @%p1 bra $L__END; bar.sync 0;", "63 threads wait for others that never come"),
-        ("ld.shared.u32 %r6, [%r5];", "shared memory at 0x0 is read before it is written"),
-        ("ld.shared.u32 %r6, [%r5+4];", "shared memory"),
-        (STORE + NEXT_LANE + LOAD, "thread 0: shared memory at 0x4 is read before it is written"),
-        ("st.shared.u32 [%r5], %r2; xor.b32 %r7, %r5, 4; st.shared.u32 [%r7], %r2;", "race for shared memory"),
-        (STORE + NEXT_LANE + "bar.warp.sync -1; " + LOAD, None),
-        (STORE + NEXT_LANE + "vote.sync.any.pred %p1, 1, -1; " + LOAD, "race for shared memory"),
-        (STORE + NEXT_WARP + "bar.warp.sync -1; " + LOAD, "shared memory"),
-        (STORE + NEXT_WARP + "bar.sync 0; " + LOAD, None),
-        (STORE + NEXT_WARP + "bar.sync 0; " + LOAD + "st.shared.u32 [%r5], %r6;", "race for shared memory"),
-        (STORE + NEXT_WARP + "bar.sync 0; " + LOAD + "bar.sync 0; st.shared.u32 [%r5], %r6;", None),
-        ("st.shared.u32 [%r4], %r2;", "thread 1: race for shared memory at 0x0 with thread 0"),
-        ("ld.global.u32 %r6, [%rd4+4];", "thread 63: global memory at"),
-        ("ld.global.u32 %r6, [%rd4+2];", "address 0x.* is not aligned to 4 bytes"),
+    ("setp.eq.s32 %p1, %r1, 3; @%p1 bra $L__END; bar.sync 0;", "63 threads wait for others that never come"),
+    ("ld.shared.u32 %r6, [%r5];", "shared memory at 0x0 is read before it is written"),
+    (STORE + NEXT_LANE + LOAD, "thread 0: shared memory at 0x4 is read before it is written"),
+    ("st.shared.u32 [%r5], %r2; xor.b32 %r7, %r5, 4; st.shared.u32 [%r7], %r2;", "race for shared memory"),
+    (STORE + NEXT_LANE + "bar.warp.sync -1; " + LOAD, None),
+    (STORE + NEXT_LANE + "vote.sync.any.pred %p1, 1, -1; " + LOAD, "race for shared memory"),
+    (STORE + NEXT_WARP + "bar.warp.sync -1; " + LOAD, "shared memory"),
+    (STORE + NEXT_WARP + "bar.sync 0; " + LOAD, None),
+    (STORE + NEXT_WARP + "bar.sync 0; " + LOAD + "st.shared.u32 [%r5], %r6;", "race for shared memory"),
+    (STORE + NEXT_WARP + "bar.sync 0; " + LOAD + "bar.sync 0; st.shared.u32 [%r5], %r6;", None),
+    ("st.shared.u32 [%r4], %r2;", "thread 1: race for shared memory at 0x0 with thread 0"),
+    ("ld.global.u32 %r6, [%rd4+4];", "thread 63: global memory at"),
+    ("ld.global.u32 %r6, [%rd4+2];", "address 0x.* is not aligned to 4 bytes"),
     ("ld.global.v2.u32 {%r6, %r7}, [%rd1+4];", "is not aligned to 8 bytes"),
     ("ld.shared.u32 %r6, [%r4+256];", "shared memory at 0x100, beyond its end"),
-        ("vote.sync.any.pred %p1, 1, 15;", "lanes 0xf of a warp only"),
-    ]  # fmt: skip
+    ("vote.sync.any.pred %p1, 1, 15;", "lanes 0xf of a warp only"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("body, fault", FAULTS)
@@ -183,13 +176,10 @@ def without(name: str, barrier: str, which: int) -> str:
     "name, barrier, which", [(name, *which) for name, all_of in BARRIERS.items() for which in all_of]
 )
 def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which):
-    texts = {kernel: launch.ptx("blend_3", kernel) for kernel in BARRIERS}
     broken = {(kernel, *which): without(kernel, *which) for kernel, all_of in BARRIERS.items() for which in all_of}
-    route, scene = (
-        emulator((*shipped("binning", "blend_3"), *broken.values())),
-        Scene(flat(150, opacity=0.03, sigma=4.0), 3),
-    )
-    ptx = launch.ptx
+    route = emulator((*shipped("binning", "blend_3"), *broken.values()))
+    scene, ptx = Scene(flat(150, opacity=0.03, sigma=4.0), 3), launch.ptx
+    text = broken[name, barrier, which]
 
     def draw():
         kernels = functools.partial(rasterize_cuda, tile_size=TILE, max_intersections=2048)
@@ -197,8 +187,7 @@ def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which)
             return jax.block_until_ready(with_gradients(kernels, scene))
 
     draw()
-    texts[name] = broken[name, barrier, which]
-    monkeypatch.setattr(launch, "ptx", lambda program, kernel: texts.get(kernel) or ptx(program, kernel))
+    monkeypatch.setattr(launch, "ptx", lambda program, kernel: text if kernel == name else ptx(program, kernel))
     with pytest.raises(RuntimeError, match=f"{name}, .*(race for shared memory|read before it is written)"):
         draw()
 

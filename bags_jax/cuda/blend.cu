@@ -14,11 +14,11 @@
 
 constexpr int FORWARD_PIXELS = CHANNELS <= 4 ? 2 : 4;  // of a lane, one below the other
 constexpr int BACKWARD_PIXELS = 4;
-constexpr int PATCH_WIDTH = 8;                   // px
-constexpr int LANE_ROWS = WARP / PATCH_WIDTH;    // a lane's pixels are this far apart
-constexpr int GEOMETRY = 6;                      // x, y, three terms of the exponent, opacity
-constexpr int QUADS = (GEOMETRY + CHANNELS + 3) / 4;  // float4s of a Gaussian
-constexpr int SUMS = GEOMETRY + CHANNELS;        // what the gradient of a Gaussian is made of
+constexpr int PATCH_WIDTH = 8;                         // px
+constexpr int LANE_ROWS = WARP / PATCH_WIDTH;          // a lane's pixels are this far apart
+constexpr int GEOMETRY = 6;                            // x, y, three terms of the exponent, opacity
+constexpr int QUADS = (GEOMETRY + CHANNELS + 3) / 4;   // float4s of a Gaussian
+constexpr int SUMS = GEOMETRY + CHANNELS;              // what the gradient of a Gaussian is made of
 
 // How a tile is shared out among the threads of a block.
 template <int PIXELS>
@@ -85,10 +85,11 @@ struct Place {
   }
 };
 
-// Where a Gaussian is strongest on a line, and what is left of it where it is drawn no more.
+// How far a Gaussian reaches. Approximations do: the exponent is flat where it is largest, and `touches` has some slack.
 struct Reach {
-  float toward_y, toward_x;  // of the maximum along a column, for each px that it is off the mean; along a row
-  float least;               // exponent at MIN_ALPHA
+  float toward_y;  // along a column of pixels the exponent is largest this far beside the mean, px for each px in x
+  float toward_x;  // the same along a row
+  float least;     // exponent at MIN_ALPHA
 
   __device__ __forceinline__ explicit Reach(const Splat& s)
       : toward_y(__fdividef(-0.5f * s.xy, s.yy)), toward_x(__fdividef(-0.5f * s.xy, s.xx)),
