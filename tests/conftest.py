@@ -8,6 +8,7 @@ looks at structs instead, where own code builds them out of arrays.
 import dataclasses
 import functools
 import gc
+import importlib.metadata
 import inspect
 import os
 import pathlib
@@ -19,8 +20,10 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser(
 
 # All of this is read by JAX while it is imported or makes its first array. The CPU is there too, as what others are held to.
 os.environ["JAX_PLATFORMS"] = f"{os.environ.get('BAGS_TEST_PLATFORM', '')},cpu".lstrip(",")
-# XLA's older emitters compile a training step in two thirds of the time; what they make is up to a tenth slower.
-FLAGS = "--xla_force_host_platform_device_count=2 --xla_cpu_use_fusion_emitters=false"
+FLAGS = "--xla_force_host_platform_device_count=2"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones may lack the choice, and abort
+    # XLA's older emitters compile a training step in two thirds of the time; what they make is up to a tenth slower.
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -302,6 +302,20 @@ def test_a_platform_that_is_not_there(tmp_path):
     assert told.startswith("error: JAX finds no device with JAX_PLATFORMS=rocm: unset it")
 
 
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        ((), "root"),
+        (("--root=/nowhere",), "/nowhere is no folder"),
+        (("--root={root}",), "0 photographs"),
+        (("--root={root}", "--max_size=big"), "max_size"),
+    ],
+)
+def test_mistaken_capture(call, tmp_path, arguments, said):
+    assert_refused(call("sfm", *(argument.format(root=tmp_path) for argument in arguments)), said)
+    assert not any(tmp_path.iterdir())
+
+
 # --- mistakes with a working directory -------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from captures import FOCAL, NAMES, H, W, draw, known_pixels, refused, write_colmap, write_photos
 
-from bags_jax.data import colmap, load_scene
+from bags_jax.data import colmap, load_scene, pycolmap_client
 from bags_jax.data.images import Lens
 
 RADIAL = Lens("SIMPLE_RADIAL", W, H, (FOCAL, W / 2, H / 2, 0.1))
@@ -27,31 +27,31 @@ def use_script(tmp_path, monkeypatch):
     """Lets another script play the process of pycolmap."""
 
     def use(code):
-        colmap._stop_pycolmap(colmap._start_pycolmap())
+        pycolmap_client.stop(pycolmap_client.start())
         (tmp_path / "process.py").write_text(code)
-        monkeypatch.setattr(colmap, "_PROCESS_FILE", tmp_path / "process.py")
+        monkeypatch.setattr(pycolmap_client, "PROCESS_FILE", tmp_path / "process.py")
 
     yield use
-    colmap._stop_pycolmap(colmap._start_pycolmap())
+    pycolmap_client.stop(pycolmap_client.start())
 
 
 def test_one_process_serves_all_loads_outside_of_this_one(capture_folder):
     load_scene(str(capture_folder))
-    process = colmap._start_pycolmap()
+    process = pycolmap_client.start()
     load_scene(str(capture_folder))
-    assert colmap._start_pycolmap() is process and process.poll() is None
+    assert pycolmap_client.start() is process and process.poll() is None
     assert "pycolmap" not in sys.modules
 
 
 @pytest.mark.parametrize("is_noticed", [False, True])
 def test_killed_between_two_loads(capture_folder, is_noticed):
     first = load_scene(str(capture_folder))
-    process = colmap._start_pycolmap()
+    process = pycolmap_client.start()
     os.kill(process.pid, signal.SIGKILL)
     if is_noticed:
         process.wait()
     second = load_scene(str(capture_folder))
-    assert second.names == NAMES and colmap._start_pycolmap() is not process
+    assert second.names == NAMES and pycolmap_client.start() is not process
     np.testing.assert_array_equal(first.viewmats, second.viewmats)
 
 
@@ -73,18 +73,18 @@ def test_death_during_a_request(capture_folder, use_script, death):
 
 def test_a_process_that_hangs_is_killed(capture_folder, use_script, monkeypatch):
     use_script("import time; time.sleep(60)")
-    monkeypatch.setattr(colmap, "_LIMIT_S", 0.3)
+    monkeypatch.setattr(pycolmap_client, "LIMIT_S", 0.3)
     refused(capture_folder, "is damaged .*did not finish within 0.3")
 
 
 def test_missing_pycolmap(capture_folder, use_script):
-    code = colmap._PROCESS_FILE.read_text()
+    code = pycolmap_client.PROCESS_FILE.read_text()
     use_script("import sys; sys.modules['pycolmap'] = None\n" + code)
     refused(capture_folder, "pycolmap cannot be imported .*: install it again")
 
 
 def test_prints_do_not_reach_the_answers(capture_folder, use_script):
-    code = colmap._PROCESS_FILE.read_text()
+    code = pycolmap_client.PROCESS_FILE.read_text()
     loud = "    os.write(1, b'from C'); print('from Python', flush=True)\n    reconstruction ="
     assert code.count("    reconstruction =") == 1
     use_script(code.replace("    reconstruction =", loud))
@@ -92,7 +92,7 @@ def test_prints_do_not_reach_the_answers(capture_folder, use_script):
 
 
 def test_a_native_crash_ends_the_process(capture_folder, use_script):
-    code = colmap._PROCESS_FILE.read_text()
+    code = pycolmap_client.PROCESS_FILE.read_text()
     crash = "    load_pycolmap(); import ctypes; ctypes.string_at(0)\n    reconstruction ="
     use_script(code.replace("    reconstruction =", crash))
     refused(capture_folder, f"pycolmap crashed, exit code -{int(signal.SIGSEGV)}")

@@ -142,7 +142,8 @@ def _detect_format(folder: pathlib.Path) -> str:
             return format
     raise UserError(
         f"{folder} holds {len(list_photos(folder))} photographs but no camera poses: expected sparse/0 (COLMAP), "
-        f"{blender.TRAIN_FILE}, {nerfstudio.TRANSFORMS_FILE} or {llff.POSES_FILE}; run COLMAP on the photographs first"
+        f"{blender.TRAIN_FILE}, {nerfstudio.TRANSFORMS_FILE} or {llff.POSES_FILE}; "
+        f"python -m experiments.sfm --root={folder} estimates them from images/"
     )
 
 

@@ -1,23 +1,16 @@
 """COLMAP models, text and binary, and the undistortion of photographs taken with any of its lens models."""
 
-import atexit
 import collections
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
-import pickle
-import subprocess
-import sys
-import threading
-import time
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from bags_jax.data.images import Capture, Lens, find_photo_folder, list_photos, match_photos, name_some, pairing_notes
+from bags_jax.data.pycolmap_client import ask
 from bags_jax.errors import UserError
 
 # Focal lengths of the models that are a pinhole when their distortion coefficients (all that follows f and c) are 0.
@@ -28,10 +21,7 @@ _UNDISTORT_COMMAND = "colmap image_undistorter --image_path images --input_path 
 _MAX_BLANK = 0.02
 _MODEL_FILES = ("cameras", "images", "points3D")
 
-_PROCESS_FILE = pathlib.Path(__file__).with_name("pycolmap_process.py")
-_LIMIT_S = 120.0  # until an answer of pycolmap, beyond the time to read files
 _SLOWEST_READ = 1e6  # bytes per second
-_ONE_AT_A_TIME = threading.Lock()
 
 
 def find_model(root: pathlib.Path) -> pathlib.Path | None:
@@ -147,7 +137,7 @@ def undistort(
     if lens.model in _PLANAR_ONLY:
         raise UserError(f"{refused}: it sees more than an image plane can show; expected a perspective or fisheye lens")
     try:
-        result, K, blank = _ask("undistort", image, dataclasses.astuple(lens))
+        result, K, blank = ask("undistort", image, dataclasses.astuple(lens))
     except RuntimeError as error:
         raise UserError(f"{refused} ({error}): {advice}") from error
     if blank > _MAX_BLANK:
@@ -178,10 +168,10 @@ def _read_model(
         path.open("rb").close()  # raises here if it may not be read; pycolmap would not say so
     if not binary:
         _check_names(model / "images.txt")
-    limit_s = _LIMIT_S + sum(path.stat().st_size for path in files) / _SLOWEST_READ
+    work_s = sum(path.stat().st_size for path in files) / _SLOWEST_READ
     try:
-        damage = _ask("find_damage", str(model), limit_s=limit_s) if binary else None
-        values = {} if damage else _ask("read_model", str(model), binary, limit_s=limit_s)
+        damage = ask("find_damage", str(model), work_s=work_s) if binary else None
+        values = {} if damage else ask("read_model", str(model), binary, work_s=work_s)
     except RuntimeError as error:
         raise _damaged(model, str(error)) from error
     if damage:
@@ -234,83 +224,3 @@ def _damaged(path: pathlib.Path | str, reason: str) -> UserError:
         f"the COLMAP model {path} is damaged ({reason}): expected complete files of one reconstruction; copy them "
         f"again, or run COLMAP again"
     )
-
-
-def _ask(operation: str, *arguments: Any, limit_s: float = _LIMIT_S) -> Any:
-    """The result of an operation of pycolmap_process.py.
-
-    Raises:
-      RuntimeError: in one line, what pycolmap objected to, or that it crashed or took too long.
-      UserError: there is no pycolmap that can be imported.
-    """
-    with _ONE_AT_A_TIME:
-        is_new = not _start_pycolmap.cache_info().currsize
-        # An old process may have been killed since its last answer; if a new one dies, the request is why.
-        for is_last_try in (is_new, True):
-            try:
-                value, kind, problem = _exchange((operation, arguments), limit_s)
-                break
-            except EOFError as error:
-                if is_last_try:
-                    raise RuntimeError(str(error)) from error
-    if kind in ("ImportError", "ModuleNotFoundError"):
-        raise UserError(
-            f"pycolmap cannot be imported ({problem}): install it again (pip install --force-reinstall pycolmap)"
-        )
-    if kind:
-        raise RuntimeError(problem)
-    return value
-
-
-def _exchange(request: tuple[str, tuple[Any, ...]], limit_s: float) -> tuple[Any, str, str]:
-    """Sends a request and waits for the answer.
-
-    Raises:
-      EOFError: the process died before it answered.
-      RuntimeError: it did not answer in time, so it was killed.
-    """
-    process = _start_pycolmap()
-    assert process.stdin and process.stdout
-    # Killing it ends any read and write of its pipes, on every platform.
-    timer = threading.Timer(limit_s, process.kill)
-    timer.daemon = True
-    end = time.monotonic() + limit_s
-    timer.start()
-    try:
-        pickle.dump(request, process.stdin, protocol=5)
-        process.stdin.flush()
-        return pickle.load(process.stdout)
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
-        code = _stop_pycolmap(process)
-        if time.monotonic() >= end:
-            raise RuntimeError(f"pycolmap did not finish within {limit_s:.3g} s") from error
-        raise EOFError(f"pycolmap crashed, exit code {code}") from error
-    except BaseException:  # Ctrl-C: the late answer would be taken for the next request's
-        _stop_pycolmap(process)
-        raise
-    finally:
-        timer.cancel()
-
-
-@functools.cache
-def _start_pycolmap() -> subprocess.Popen:
-    """The process of pycolmap, one for the session."""
-    # A plain script: multiprocessing would run the caller's main module again. -P: the modules beside it stay unseen.
-    # A session of its own: Ctrl-C is meant for the caller.
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(_PROCESS_FILE)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    atexit.register(_stop_pycolmap, process)
-    return process
-
-
-def _stop_pycolmap(process: subprocess.Popen) -> int:
-    """Ends a process of pycolmap, dead or alive, so that the next request starts a new one; returns its exit code."""
-    _start_pycolmap.cache_clear()
-    process.kill()
-    process.communicate()  # closes the pipes, whatever is left in them
-    return process.returncode

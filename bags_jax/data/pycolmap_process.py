@@ -113,6 +113,42 @@ def _blank_fraction(lens: LensValues, width: int, height: int) -> float:
     return float((white < 250).mean())
 
 
+def extract_features(database: str, folder: str, names: list[str], max_size: int) -> None:
+    """SIFT features of photographs that one camera took at one size, into COLMAP's database.
+
+    They are looked for in copies whose longer side is at most max_size px.
+    """
+    pycolmap = load_pycolmap()
+    options = pycolmap.FeatureExtractionOptions()
+    options.max_image_size = max_size
+    pycolmap.extract_features(
+        database, folder, image_names=names, camera_mode=pycolmap.CameraMode.SINGLE, extraction_options=options
+    )
+
+
+def match_features(database: str) -> None:
+    """Compares every photograph of the database with every other."""
+    load_pycolmap().match_exhaustive(database)
+
+
+def map_incrementally(database: str, folder: str, models: str) -> list[tuple[list[str], int, float]]:
+    """Writes models to models/0, models/1 ...; of each the names with a pose, its number of points, their mean error in px."""
+    pycolmap = load_pycolmap()
+    pycolmap.set_random_seed(0)
+    options = pycolmap.IncrementalPipelineOptions()
+    options.random_seed = 0
+    options.min_model_size = 3
+    found = pycolmap.incremental_mapping(database, folder, models, options)
+    return [
+        (
+            sorted(image.name for image in model.images.values() if image.has_pose),
+            len(model.points3D),
+            model.compute_mean_reprojection_error(),
+        )
+        for _, model in sorted(found.items())
+    ]
+
+
 def find_damage(model: str) -> tuple[str, str] | None:
     """The first file of a binary model that does not end where its last record does, and what is wrong; None if all do.
 
@@ -200,7 +236,10 @@ def unpack(layout: str, data: bytes, offset: int) -> tuple[int, ...]:
     return struct.unpack_from(layout, data, offset)
 
 
-OPERATIONS = {"find_damage": find_damage, "read_model": read_model, "undistort": undistort}
+OPERATIONS = {
+    function.__name__: function
+    for function in (extract_features, match_features, map_incrementally, find_damage, read_model, undistort)
+}
 
 if __name__ == "__main__":
     serve()

@@ -1,0 +1,106 @@
+"""Structure from motion against an embedded scene whose cameras are known; what it refuses, nothing written."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bags_jax.data import load_scene
+from bags_jax.data.poses import camera_centers
+from bags_jax.data.procedural import make_scene
+from bags_jax.data.structure_from_motion import describe, reconstruct
+from bags_jax.errors import UserError
+
+NUM, WIDTH, HEIGHT = 12, 320, 208
+
+
+def write(folder, images):
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return make_scene("none", width=WIDTH, height=HEIGHT, num_train=NUM, num_test=0, num_points=0)
+
+
+@pytest.fixture(scope="module")
+def found(truth, tmp_path_factory):
+    """A capture of sharp photographs, the last one at half the size, and one of nothing; what was reconstructed, what was said."""
+    root, said = tmp_path_factory.mktemp("capture"), []
+    images = [np.asarray(image) for image in truth.images]
+    half = np.asarray(Image.fromarray(images[-1]).reduce(2))
+    write(root / "images", [*images[:-1], half, np.full((HEIGHT, WIDTH, 3), 128, np.uint8)])
+    return root, reconstruct(root, report=said.append), said
+
+
+def similarity_residual(points, target):
+    """How far points are from a target after the best similarity, over the target's spread (Umeyama, PAMI 1991)."""
+    points, target = points - points.mean(0), target - target.mean(0)
+    left, singular, right = np.linalg.svd(target.T @ points)
+    flip = np.diag([1.0, 1.0, np.linalg.det(left @ right)])
+    scale = np.sum(singular * np.diag(flip)) / np.sum(points**2)
+    moved = scale * points @ (left @ flip @ right).T
+    return np.sqrt(np.sum((moved - target) ** 2) / np.sum(target**2))
+
+
+def test_cameras_are_those_of_the_scene(truth, found):
+    root, reconstruction, _ = found
+    scene = load_scene(str(root))
+    assert scene.names == reconstruction.posed == tuple(f"{number:03d}.png" for number in range(NUM))
+    assert similarity_residual(camera_centers(scene.viewmats), camera_centers(truth.viewmats)) < 0.03
+    focals, smaller = scene.Ks[:-1, 0, 0], scene.Ks[-1, 0, 0]
+    np.testing.assert_allclose(focals, truth.Ks[:-1, 0, 0], rtol=0.05)
+    np.testing.assert_allclose(smaller, truth.Ks[-1, 0, 0] / 2, rtol=0.05)
+    assert len(scene.points) == reconstruction.num_points > 200 and 0 < reconstruction.error < 1
+
+
+def test_what_is_lost_is_named(found):
+    root, reconstruction, said = found
+    assert reconstruction.lost == (f"{NUM:03d}.png",)
+    assert describe(reconstruction).startswith(f"{NUM} of {NUM + 1} photographs have a pose (without: {NUM:03d}.png)")
+    assert any(f"of {NUM} photographs of {WIDTH} x {HEIGHT} px" in line for line in said)
+    assert {path.name for path in root.iterdir()} == {"images", "sparse"}
+
+
+def test_poses_that_are_there_stay(found):
+    root, _, _ = found
+    before = (root / "sparse" / "0" / "images.bin").read_bytes()
+    with pytest.raises(UserError, match="camera poses already"):
+        reconstruct(root)
+    assert (root / "sparse" / "0" / "images.bin").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "images,message",
+    [
+        ([], "0 photographs .* expected 3 or more that overlap"),
+        ([np.full((64, 64, 3), 128, np.uint8)] * 2, "2 photographs"),
+        ([np.full((64, 64, 3), 128, np.uint8)] * 4, "no camera poses were found for the 4 photographs"),
+    ],
+)
+def test_photographs_that_do_not_do(tmp_path, images, message):
+    write(tmp_path / "images", images)
+    with pytest.raises(UserError, match=message):
+        reconstruct(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_file_that_is_no_photograph_is_named(tmp_path):
+    write(tmp_path / "images", [np.zeros((64, 64, 3), np.uint8)] * 3)
+    (tmp_path / "images" / "001.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"001\.png"):
+        reconstruct(tmp_path)
+
+
+def test_a_folder_that_is_none(tmp_path):
+    with pytest.raises(UserError, match="is no folder"):
+        reconstruct(tmp_path / "missing")
+
+
+def test_a_place_that_cannot_be_written(tmp_path, truth):
+    write(tmp_path / "images", [np.asarray(image) for image in truth.images[:6]])
+    (tmp_path / "sparse").write_text("mine")
+    with pytest.raises(UserError, match="sparse cannot be read or written"):
+        reconstruct(tmp_path)
+    assert (tmp_path / "sparse").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
