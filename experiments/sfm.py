@@ -12,7 +12,7 @@ _ROOT = flags.DEFINE_string(
     "root", None, "Folder of the capture: photographs in images/, the model goes to sparse/0.", required=True
 )
 _MAX_SIZE = flags.DEFINE_integer(
-    "max_size", 1600, "Longer side at which features are looked for, px: smaller for large blur.", lower_bound=100
+    "max_size", 800, "Longer side at which features are looked for, px: smaller for large blur.", lower_bound=100
 )
 
 

@@ -55,6 +55,19 @@ def test_cameras_are_those_of_the_scene(truth, found):
     assert len(scene.points) == reconstruction.num_points > 200 and 0 < reconstruction.error < 1
 
 
+def test_features_of_smaller_copies_are_as_good(truth, found, tmp_path):
+    """In a copy a feature is known to a px of the copy: COLMAP's tolerances, in px of the photograph, have to grow with it."""
+    size = 4 * WIDTH, 4 * HEIGHT
+    write(tmp_path / "images", [np.asarray(Image.fromarray(np.asarray(image)).resize(size)) for image in truth.images])
+    enlarged = reconstruct(tmp_path, max_size=WIDTH)
+    assert len(enlarged.posed) == NUM
+    np.testing.assert_allclose(
+        enlarged.error, 4 * found[1].error, rtol=0.25
+    )  # half as much with COLMAP's own tolerances
+    centers = camera_centers(load_scene(str(tmp_path), factor=4).viewmats)
+    assert similarity_residual(centers, camera_centers(truth.viewmats)) < 0.03
+
+
 def test_what_is_lost_is_named(found):
     root, reconstruction, said = found
     assert reconstruction.lost == (f"{NUM:03d}.png",)

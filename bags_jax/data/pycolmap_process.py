@@ -20,6 +20,13 @@ from typing import Any
 
 import numpy as np
 
+TOLERANCES = (  # of COLMAP's mapper, in px
+    ("mapper", "init_max_error"),
+    ("mapper", "abs_pose_max_error"),
+    ("mapper", "filter_max_reproj_error"),
+    ("triangulation", "complete_max_reproj_error"),
+    ("triangulation", "merge_max_reproj_error"),
+)
 LensValues = tuple[str, int, int, tuple[float, ...]]  # the fields of images.Lens
 
 
@@ -126,18 +133,23 @@ def extract_features(database: str, folder: str, names: list[str], max_size: int
     )
 
 
-def match_features(database: str) -> None:
-    """Compares every photograph of the database with every other."""
-    load_pycolmap().match_exhaustive(database)
+def match_features(database: str, tolerance: float) -> None:
+    """Compares every photograph of the database with every other; COLMAP's tolerances in px grow by a factor."""
+    pycolmap = load_pycolmap()
+    options = pycolmap.TwoViewGeometryOptions()
+    options.ransac.max_error *= tolerance
+    pycolmap.match_exhaustive(database, verification_options=options)
 
 
-def map_incrementally(database: str, folder: str, models: str) -> list[tuple[list[str], int, float]]:
+def map_incrementally(database: str, folder: str, models: str, tolerance: float) -> list[tuple[list[str], int, float]]:
     """Writes models to models/0, models/1 ...; of each the names with a pose, its number of points, their mean error in px."""
     pycolmap = load_pycolmap()
     pycolmap.set_random_seed(0)
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = 0
     options.min_model_size = 3
+    for part, name in TOLERANCES:
+        setattr(getattr(options, part), name, tolerance * getattr(getattr(options, part), name))
     found = pycolmap.incremental_mapping(database, folder, models, options)
     return [
         (

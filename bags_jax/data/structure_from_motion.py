@@ -30,7 +30,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    root: str | os.PathLike[str], *, max_size: int = 1600, report: Callable[[str], None] = lambda line: None
+    root: str | os.PathLike[str], *, max_size: int = 800, report: Callable[[str], None] = lambda line: None
 ) -> Reconstruction:
     """Writes root/sparse/0, a COLMAP model of the photographs in root/images.
 
@@ -92,10 +92,12 @@ def _run_colmap(
     for (width, height), names in by_size.items():
         report(f"features of {len(names)} photographs of {width} x {height} px")
         _ask("extract_features", database, str(folder), names, max_size)
+    longest = max(max(size) for size in by_size)
+    tolerance = max(1.0, longest / max_size)  # a px of where features are looked for, in px of the photographs
     report(f"matches between {math.comb(len(photos), 2)} pairs")
-    _ask("match_features", database)
+    _ask("match_features", database, tolerance)
     report("cameras and points")
-    return _ask("map_incrementally", database, str(folder), str(work))
+    return _ask("map_incrementally", database, str(folder), str(work), tolerance)
 
 
 def describe(found: Reconstruction) -> str:
