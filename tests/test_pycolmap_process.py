@@ -1,8 +1,11 @@
 """The process in which pycolmap lives: it may be killed, crash, hang or be missing; what it prints is nobody's business."""
 
 import os
+import pathlib
 import signal
+import subprocess
 import sys
+import time
 from concurrent import futures
 
 import numpy as np
@@ -104,3 +107,33 @@ def test_threads_take_turns():
     with futures.ThreadPoolExecutor(4) as pool:
         for (image, _), alone in zip(pool.map(lambda image: colmap.undistort(image, RADIAL), images), expected):
             np.testing.assert_array_equal(image, alone)
+
+
+def test_it_ends_with_its_caller():
+    """Also in the middle of its work, when it does not look at its input: here that stays open."""
+    read, write = os.pipe()
+    code = """import os, subprocess, sys, time
+print(subprocess.Popen([sys.executable, "-P", sys.argv[1], str(os.getpid())]).pid, flush=True)
+time.sleep(60)"""
+    try:
+        caller = [sys.executable, "-c", code, pycolmap_client.PROCESS_FILE]
+        with subprocess.Popen(caller, stdin=read, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            pid = int(process.stdout.readline())
+            assert is_alive(pid)
+            process.kill()
+        end = time.monotonic() + 20
+        while is_alive(pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not is_alive(pid)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def is_alive(pid):
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import os
 import pathlib
 import pickle
 import subprocess
@@ -79,7 +80,7 @@ def start() -> subprocess.Popen:
     # A plain script: multiprocessing would run the caller's main module again. -P: the modules beside it stay unseen.
     # A session of its own: Ctrl-C is meant for the caller.
     process = subprocess.Popen(
-        [sys.executable, "-P", str(PROCESS_FILE)],
+        [sys.executable, "-P", str(PROCESS_FILE), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The process in which pycolmap lives: run as a script, it answers requests until its input ends.
+"""The process in which pycolmap lives: run as a script by a process of a given number, it answers requests until its input ends.
 
 pycolmap's native libraries do not get along with those of Pillow and jaxlib in one process: Pillow aborts when it saves a
 PNG, and an exception thrown in jaxlib crashes. So colmap.py starts this file, which imports nothing of bags_jax or JAX.
@@ -16,6 +16,8 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,9 @@ TOLERANCES = (  # of COLMAP's mapper, in px
 LensValues = tuple[str, int, int, tuple[float, ...]]  # the fields of images.Lens
 
 
-def serve() -> None:
-    """Answers requests until the end of stdin."""
+def serve(caller: int) -> None:
+    """Answers requests until the end of stdin, or of the process that started this one."""
+    threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
     # What C++ prints to stdout must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -47,6 +50,13 @@ def serve() -> None:
             answer = (None, kind, " ".join(f"{kind}: {error}".split()))
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
+
+
+def _end_with(caller: int) -> None:
+    """In the middle of hours of work, too: nobody waits for the answer when the caller was killed."""
+    while os.getppid() == caller:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 @functools.cache
@@ -254,4 +264,4 @@ OPERATIONS = {
 }
 
 if __name__ == "__main__":
-    serve()
+    serve(caller=int(sys.argv[1]))
