@@ -191,7 +191,7 @@ def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which)
     monkeypatch.setattr(launch, "ptx", lambda program, kernel: text if kernel == name else ptx(program, kernel))
     with pytest.raises(RuntimeError, match=f"{name}, .*(race for shared memory|read before it is written)"):
         draw()
-    jax.clear_caches()
+    jax.clear_caches()  # of the broken kernel
 
 
 def test_a_block_has_no_more_threads_than_it_was_compiled_for(monkeypatch):

@@ -48,11 +48,12 @@ def test_cameras_are_those_of_the_scene(truth, found):
     root, reconstruction, _ = found
     scene = load_scene(str(root))
     assert scene.names == reconstruction.posed == tuple(f"{number:03d}.png" for number in range(NUM))
+    # 0.005 and 0.3 % were seen; COLMAP's threads may end otherwise.
     assert similarity_residual(camera_centers(scene.viewmats), camera_centers(truth.viewmats)) < 0.03
     focals, smaller = scene.Ks[:-1, 0, 0], scene.Ks[-1, 0, 0]
     np.testing.assert_allclose(focals, truth.Ks[:-1, 0, 0], rtol=0.05)
     np.testing.assert_allclose(smaller, truth.Ks[-1, 0, 0] / 2, rtol=0.05)
-    assert len(scene.points) == reconstruction.num_points > 200 and 0 < reconstruction.error < 1
+    assert len(scene.points) == reconstruction.num_points > 200 and 0 < reconstruction.error_px < 1
 
 
 def test_features_of_smaller_copies_are_as_good(truth, found, tmp_path):
@@ -61,9 +62,8 @@ def test_features_of_smaller_copies_are_as_good(truth, found, tmp_path):
     write(tmp_path / "images", [np.asarray(Image.fromarray(np.asarray(image)).resize(size)) for image in truth.images])
     enlarged = reconstruct(tmp_path, max_size=WIDTH)
     assert len(enlarged.posed) == NUM
-    np.testing.assert_allclose(
-        enlarged.error, 4 * found[1].error, rtol=0.25
-    )  # half as much with COLMAP's own tolerances
+    # Half as much with COLMAP's own tolerances, 0.9 to 1 of it with these.
+    np.testing.assert_allclose(enlarged.error_px, 4 * found[1].error_px, rtol=0.25)
     centers = camera_centers(load_scene(str(tmp_path), factor=4).viewmats)
     assert similarity_residual(centers, camera_centers(truth.viewmats)) < 0.03
 

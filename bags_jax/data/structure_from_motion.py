@@ -26,7 +26,7 @@ class Reconstruction:
     posed: tuple[str, ...]  # names of the photographs whose pose was found
     lost: tuple[str, ...]  # of the others
     num_points: int
-    error: float  # mean distance between a point's projection and its feature, px of the photographs
+    error_px: float  # mean distance between a point's projection and its feature, px of the photographs
 
 
 def reconstruct(
@@ -106,7 +106,7 @@ def describe(found: Reconstruction) -> str:
     total = len(found.posed) + len(found.lost)
     return (
         f"{len(found.posed)} of {total} photographs have a pose{lost}, {found.num_points} points, "
-        f"{found.error:.2f} px off on average: {found.model}"
+        f"{found.error_px:.2f} px off on average: {found.model}"
     )
 
 
