@@ -5,20 +5,23 @@ Splatting: `rasterization` (gsplat's names: Gaussians and cameras in, images out
 own. Files: `load_scene`, `make_scene` (the embedded one), `write_ply`, `read_ply`.
 """
 
-from bags_jax.blur import apply_kernels, blur, kernel_statistics
-from bags_jax.blur_network import BlurProposalNetwork
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork
+from bags_jax.blur_model.statistics import kernel_statistics
 from bags_jax.data import load_scene
-from bags_jax.data.procedural import make_scene
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
-from bags_jax.evaluate import evaluate
+from bags_jax.evaluation import evaluate
 from bags_jax.export.ply import read_ply, write_ply
 from bags_jax.geometry import project, smoothing_filter
-from bags_jax.rasterize import rasterization, rasterize
-from bags_jax.render import render, render_blurred
+from bags_jax.ops.blur import blur
+from bags_jax.ops.blur.reference import apply_kernels
+from bags_jax.ops.rasterize import rasterize
+from bags_jax.rendering import render, render_blurred
+from bags_jax.splatting import rasterization
 from bags_jax.step import eval_step, train_step
 from bags_jax.structs import BlurField, BlurMoments, Camera, Dataset, Gaussians, Projected, RasterOutput, TrainState
-from bags_jax.train import train
+from bags_jax.synthetic.procedural import make_scene
+from bags_jax.training import train
 
 __all__ = [
     "BlurField",

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bags_jax.limits import MIN_ALPHA
 from bags_jax.numerics import EXACT, safe_div, safe_normalize, safe_sqrt
+from bags_jax.ops.limits import MIN_ALPHA
 from bags_jax.platforms import current_platform
 from bags_jax.structs import Camera, Projected
 

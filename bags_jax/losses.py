@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from bags_jax.ssim import ssim
+from bags_jax.ops.ssim.xla import ssim
 
 __all__ = ["l1", "mse", "psnr_from_mse", "ssim", "total_variation"]
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import jax
 
-from bags_jax.blur_network import BlurProposalNetwork
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.data import load_scene
-from bags_jax.data.mixed import mix_resolutions
-from bags_jax.data.procedural import make_scene
 from bags_jax.data.scene import Scene, train_on_sharp
-from bags_jax.density import DensityRules
 from bags_jax.errors import UserError
-from bags_jax.optimizer import Rates
-from bags_jax.render import View
-from bags_jax.schedules import Stage
+from bags_jax.rendering import View
+from bags_jax.scene.density import DensityRules
+from bags_jax.scene.optimizer import Rates
+from bags_jax.schedule import Stage
 from bags_jax.step import Objective
+from bags_jax.synthetic.mixed import mix_resolutions
+from bags_jax.synthetic.procedural import make_scene
 
 Config = Any  # an ml_collections.ConfigDict, whose fields no type checker can know
 

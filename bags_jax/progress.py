@@ -2,7 +2,7 @@
 
 import tqdm
 
-from bags_jax.schedules import Stage
+from bags_jax.schedule import Stage
 
 
 class Progress:

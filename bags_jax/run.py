@@ -10,19 +10,19 @@ import numpy as np
 from jaxtyping import Float
 
 from bags_jax import plan
-from bags_jax.blur_network import BlurProposalNetwork
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.camera_path import loop
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.poses import camera_centers
 from bags_jax.data.scene import Scene
+from bags_jax.dispatch import most_pairs, room_for
 from bags_jax.errors import UserError
-from bags_jax.pose_refinement import corrected_camera
-from bags_jax.programs import most_pairs, room_for
-from bags_jax.render import Rendered, View
-from bags_jax.schedules import Stage, stage_at
+from bags_jax.rendering import Rendered, View
+from bags_jax.scene.pose_refinement import corrected_camera
+from bags_jax.schedule import Stage, stage_at
 from bags_jax.step import eval_step
 from bags_jax.structs import Camera, Dataset, TrainState
-from bags_jax.train import Job, check_views, first_state, make_job, training_cameras
+from bags_jax.training import Job, check_views, first_state, make_job, training_cameras
 from bags_jax.workdir import check_capture, read_config
 
 

@@ -14,16 +14,16 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur import masked_widths, mean_over, mean_squared_centroid, shares, view_statistics
-from bags_jax.blur_network import BlurProposalNetwork, normalize_depth
-from bags_jax.density import add_stats, view_stats
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork, normalize_depth
+from bags_jax.blur_model.statistics import masked_widths, mean_over, mean_squared_centroid, shares, view_statistics
 from bags_jax.geometry import LARGEST
-from bags_jax.optimizer import Optimizers
 from bags_jax.parallel import pmax, psum
-from bags_jax.pose_refinement import corrected_camera, hold_gauge
-from bags_jax.render import Rendered, View, render, render_blurred
-from bags_jax.schedules import Stage
-from bags_jax.sharpness import blur_price, looks_sharp, pose_trust, sharp_views, view_confidence
+from bags_jax.rendering import Rendered, View, render, render_blurred
+from bags_jax.scene.confidence import blur_price, looks_sharp, pose_trust, sharp_views, view_confidence
+from bags_jax.scene.density import add_stats, view_stats
+from bags_jax.scene.optimizer import Optimizers
+from bags_jax.scene.pose_refinement import corrected_camera, hold_gauge
+from bags_jax.schedule import Stage
 from bags_jax.spherical_harmonics import MAX_DEGREE
 from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussians, TrainState
 

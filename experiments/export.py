@@ -1,23 +1,6 @@
-"""Writes a trained scene as a standard 3DGS PLY, which ordinary splat viewers open. The 3D filter is baked in.
+"""`python -m experiments.export`: see bags_jax/cli/export.py."""
 
-python -m experiments.export --workdir=runs/motion --output=scene.ply
-"""
-
-from absl import flags
-
-from bags_jax.splat_file import export
-from experiments.launch import launch
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "The .ply file to write.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
-
-
-def main() -> None:
-    """Exports from the flags."""
-    count, step = export(_WORKDIR.value, _OUTPUT.value, step=_STEP.value)
-    print(f"{count} Gaussians of step {step} in {_OUTPUT.value}")
-
+from bags_jax.cli.export import run
 
 if __name__ == "__main__":
-    launch(main)
+    run()

@@ -1,25 +1,6 @@
-"""Camera poses of your own photographs, by structure from motion (COLMAP, which pip has installed).
+"""`python -m experiments.sfm`: see bags_jax/cli/sfm.py."""
 
-python -m experiments.sfm --root=my_capture
-"""
-
-from absl import flags
-
-from bags_jax.data.structure_from_motion import describe, reconstruct
-from experiments.launch import launch
-
-_ROOT = flags.DEFINE_string(
-    "root", None, "Folder of the capture: photographs in images/, the model goes to sparse/0.", required=True
-)
-_MAX_SIZE = flags.DEFINE_integer(
-    "max_size", 800, "Longer side at which features are looked for, px: smaller for large blur.", lower_bound=100
-)
-
-
-def main() -> None:
-    """Estimates the poses from the flags."""
-    print(describe(reconstruct(_ROOT.value, max_size=_MAX_SIZE.value, report=lambda line: print(line, flush=True))))
-
+from bags_jax.cli.sfm import run
 
 if __name__ == "__main__":
-    launch(main)
+    run()

@@ -38,14 +38,14 @@ from jax.experimental import topologies
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from bags_jax import parallel, programs
-from bags_jax.cuda import launch
-from bags_jax.density import grow
-from bags_jax.rasterize import rasterization
-from bags_jax.rasterize.tpu import blend as tpu
-from bags_jax.render import render
+from bags_jax import dispatch, parallel
+from bags_jax.ops.rasterize.tpu import blend as tpu
+from bags_jax.ops.toolchain import cuda_launch
+from bags_jax.rendering import render
+from bags_jax.scene.density import grow
+from bags_jax.splatting import rasterization
 from bags_jax.step import train_steps
-from bags_jax.train import first_state, make_job
+from bags_jax.training import first_state, make_job
 from configs import procedural
 
 H200 = pathlib.Path(__file__).parent / "golden" / "h200.txtpb"
@@ -71,7 +71,7 @@ class Machine(NamedTuple):
         """Within this, what is traced is for this machine with so many devices."""
         devices = self.devices(num)
         with (
-            launch.forced_route(launch.XLA) if self.platform == "cuda" else contextlib.nullcontext(),
+            cuda_launch.forced_route(cuda_launch.XLA) if self.platform == "cuda" else contextlib.nullcontext(),
             mock.patch.object(tpu, "_runs", lambda: True),
             mock.patch.object(jax, "default_backend", lambda: self.backend),
             mock.patch.object(jax, "local_devices", lambda: devices),
@@ -189,7 +189,7 @@ def step_row(machine: Machine, width: int, height: int, stride: int, determinist
         ranks = machine.place(ranks, devices, axes=(parallel.AXIS,))
         number = jax.ShapeDtypeStruct((), jnp.int32)
         shapes = machine.place((parallel.without_empty(state), dataset, number, number), devices)
-        row = compile_ahead(mapped.lower(ranks, *shapes), programs.compiler_options(recipe))
+        row = compile_ahead(mapped.lower(ranks, *shapes), dispatch.compiler_options(recipe))
     return {**row, "launches": row["launches"] // max(recipe.loop_length, 1)}
 
 
@@ -204,11 +204,11 @@ def between_row(machine: Machine) -> dict:
         view = job.recipe(job.stages[-1], dataset, ROOM).view
         camera = machine.place(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), dataset.cameras))
         lowered = [
-            programs.control_density.lower(state, number, key, threshold, dataset, rules=job.density.rules),
-            programs.refresh_filter.lower(state, number, dataset),
-            programs.lower_opacity.lower(state, number),
-            programs.copied.lower(state),
-            programs._largest_count.lower(state, dataset, view=view),
+            dispatch.control_density.lower(state, number, key, threshold, dataset, rules=job.density.rules),
+            dispatch.refresh_filter.lower(state, number, dataset),
+            dispatch.lower_opacity.lower(state, number),
+            dispatch.copied.lower(state),
+            dispatch._largest_count.lower(state, dataset, view=view),
             jax.jit(render, static_argnames="view").lower(
                 state.gaussians, state.alive, state.filter_3d, camera, view=view
             ),

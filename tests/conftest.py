@@ -91,7 +91,7 @@ def shared_data() -> pathlib.Path:
 
 def _lack_of(backend: str) -> str | None:
     """Why this machine cannot run a backend, or None."""
-    from bags_jax.rasterize.image import choose_backend
+    from bags_jax.ops.rasterize import choose_backend
 
     try:
         choose_backend(backend)

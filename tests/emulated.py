@@ -17,7 +17,7 @@ import jax
 import pytest
 from ptx_to_cpp import translate
 
-from bags_jax.cuda import build, launch
+from bags_jax.ops.toolchain import cuda_build, cuda_launch
 
 FOLDER = pathlib.Path(__file__).parent / "emulator"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax"
@@ -28,8 +28,8 @@ def shipped(*programs: str) -> list[str]:
     """Texts of all kernels of programs, each as it is launched."""
     found = []
     for program in programs:
-        names = re.findall(rf"{launch.ENTRY}(\w+)", (build.FOLDER / f"{program}.ptx").read_text())
-        found += [launch.ptx(program, name) for name in names]
+        names = re.findall(rf"{cuda_launch.ENTRY}(\w+)", (cuda_build.FOLDER / f"{program}.ptx").read_text())
+        found += [cuda_launch.ptx(program, name) for name in names]
     return found
 
 
@@ -79,5 +79,5 @@ def emulated() -> Iterator[None]:
     if jax.default_backend() == "gpu":
         yield
         return
-    with launch.forced_route(emulator(tuple(shipped(*build.PROGRAMS)))):
+    with cuda_launch.forced_route(emulator(tuple(shipped(*cuda_build.PROGRAMS)))):
         yield

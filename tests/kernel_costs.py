@@ -88,13 +88,13 @@ def table() -> dict:
 
 def write() -> None:
     """Writes the table."""
-    from bags_jax.cuda import build
+    from bags_jax.ops.toolchain import cuda_build
 
     ptxas = find_tool("ptxas")
     assert ptxas and find_tool("nvdisasm"), "needs ptxas and nvdisasm: make gpu-check installs them"
     programs = {
-        name: {"source": build.fingerprint(name), "kernels": measure(build.FOLDER / f"{name}.ptx")}
-        for name in build.PROGRAMS
+        name: {"source": cuda_build.fingerprint(name), "kernels": measure(cuda_build.FOLDER / f"{name}.ptx")}
+        for name in cuda_build.PROGRAMS
     }
     GOLDEN.write_text(json.dumps({"arch": ARCH, "ptxas": version(ptxas), "programs": programs}, indent=1) + "\n")
     print(f"wrote {GOLDEN}")

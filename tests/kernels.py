@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bags_jax.blur import every_kernel
+from bags_jax.ops.blur.reference import every_kernel
 from bags_jax.structs import BlurField
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from splats import HEIGHT, WIDTH, alphas_in_order, on_cutoff
 
-from bags_jax.rasterize.reference import rasterize_reference
+from bags_jax.ops.rasterize.reference import rasterize_reference
 from bags_jax.structs import Projected
 
 FORWARD, BACKWARD = 1e-5, 1e-4  # what is asked of the kernels; float32 itself leaves 1e-6

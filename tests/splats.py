@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from bags_jax.geometry import project
-from bags_jax.rasterize.reference import rasterize_reference
+from bags_jax.ops.rasterize.reference import rasterize_reference
 from bags_jax.structs import Camera, Projected
 
 NUM, NUM_CAMERAS, WIDTH, HEIGHT = 32, 2, 37, 29  # no side is a multiple of a tile

@@ -6,8 +6,8 @@ from PIL import Image
 
 from bags_jax.data.area import average_areas
 from bags_jax.data.images import read_photos
-from bags_jax.data.mixed import coarsen
 from bags_jax.data.pyramid import resize
+from bags_jax.synthetic.mixed import coarsen
 
 PERIOD = 40.0  # px of the wave that shows where a pixel's content comes from
 

@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from kernels import mean_kernel
 
-from bags_jax.blur import (
-    apply_kernels,
-    blur,
-    every_kernel,
-    kernel_side,
-    kernel_statistics,
-    masked_widths,
-    mean_blocks,
-    resize_taps,
-)
-from bags_jax.blur_stream import tap_moments
+from bags_jax.blur_model.statistics import kernel_statistics, masked_widths
+from bags_jax.ops.blur import blur, tap_moments
+from bags_jax.ops.blur.blocks import mean_blocks
+from bags_jax.ops.blur.kernels import kernel_side, resize_taps
+from bags_jax.ops.blur.reference import apply_kernels, every_kernel
 from bags_jax.structs import BlurField, BlurMoments
 
 H, W = 13, 10

@@ -8,8 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.blur import every_kernel, kernel_statistics
-from bags_jax.blur_network import BlurProposalNetwork, hand_over, init_network, normalize_depth, position_waves
+from bags_jax.blur_model.proposal_network import (
+    BlurProposalNetwork,
+    hand_over,
+    init_network,
+    normalize_depth,
+    position_waves,
+)
+from bags_jax.blur_model.statistics import kernel_statistics
+from bags_jax.ops.blur.reference import every_kernel
 
 SIZES, STRIDES = (3, 5), (1, 2)
 H, W = 9, 12

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from emulated import emulated
 
-from bags_jax.blur_stream import rows_cuda, rows_native, stream_blur
-from bags_jax.blur_stream.kernels import Plan
-from bags_jax.native.build import is_available
+from bags_jax.ops.blur import stream_blur
+from bags_jax.ops.blur.cpu import binding as rows_native
+from bags_jax.ops.blur.cuda import binding as rows_cuda
+from bags_jax.ops.blur.kernels import Plan
+from bags_jax.ops.toolchain.cpp_build import is_available
 
 F = 6
 ROWS = {"native": rows_native, "cuda": rows_cuda}

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from kernels import mean_kernel
 
-from bags_jax.blur import (
-    apply_kernels,
+from bags_jax.blur_model.statistics import (
     kernel_statistics,
     mean_squared_centroid,
     pixel_statistics,
-    repeat_blocks,
     shares,
     view_statistics,
 )
-from bags_jax.blur_stream import kernel_side, kernels_of, rows_per_block, stream_blur, tap_moments
 from bags_jax.numerics import clip_with_return
+from bags_jax.ops.blur import kernel_side, kernels_of, rows_per_block, stream_blur, tap_moments
+from bags_jax.ops.blur.blocks import repeat_blocks
+from bags_jax.ops.blur.reference import apply_kernels
 from bags_jax.structs import BlurField, BlurMoments
 
 F = 6

@@ -10,8 +10,9 @@ import pytest
 from splats import HEIGHT, WIDTH, Splats, make_splats, project_splats
 
 from bags_jax.geometry import camera_center
-from bags_jax.rasterize import rasterization, rasterize
-from bags_jax.rasterize.reference import rasterize_reference
+from bags_jax.ops.rasterize import rasterize
+from bags_jax.ops.rasterize.reference import rasterize_reference
+from bags_jax.splatting import rasterization
 from bags_jax.structs import Projected
 
 BACKGROUNDS = jnp.array([[0.1, 0.5, 0.9], [1.0, 0.0, 0.3]])

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.blur_network import BlurProposalNetwork
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.errors import UserError
-from bags_jax.initialize import init_state
-from bags_jax.optimizer import Optimizers, Rates, make_optimizers
+from bags_jax.scene.initialize import init_state
+from bags_jax.scene.optimizer import Optimizers, Rates, make_optimizers
 
 NETWORK = BlurProposalNetwork(
     num_views=2, kernel_sizes=(3,), width=4, embedding_width=4, conv_width=4, feature_width=4, strides=(1,)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax import convolution
-from bags_jax.convolution import convolve
+from bags_jax.ops.convolution import cpu as convolution
+from bags_jax.ops.convolution.cpu import convolve
 
 
 @pytest.mark.parametrize("size, block_bytes", [(5, 1 << 20), (3, 4 * 11 * 3 * 7 * 4), (5, 1)])

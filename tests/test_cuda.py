@@ -11,13 +11,14 @@ from emulated import emulated
 from screen import Scene, flat, with_gradients
 from splats import HEIGHT, KINDS, NUM, WIDTH, make_splats, project_splats
 
-from bags_jax.cuda import launch
 from bags_jax.errors import UserError
-from bags_jax.rasterize import rasterization, rasterize, room_for_all
-from bags_jax.rasterize.channels import channel_groups
-from bags_jax.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
-from bags_jax.rasterize.cuda.views import count_cuda, rasterize_cuda
-from bags_jax.rasterize.tiles import bin_tiles, total
+from bags_jax.ops.rasterize import rasterize, room_for_all
+from bags_jax.ops.rasterize.channels import channel_groups
+from bags_jax.ops.rasterize.cuda.binding import count_cuda, rasterize_cuda
+from bags_jax.ops.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
+from bags_jax.ops.rasterize.tiles import bin_tiles, total
+from bags_jax.ops.toolchain import cuda_launch
+from bags_jax.splatting import rasterization
 from bags_jax.structs import Projected
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
@@ -174,9 +175,9 @@ def test_more_pairs_than_can_be_counted_are_dropped_aloud():
     """The first block of the third camera has as many as can be counted: what comes behind it has no place."""
     sizes = jnp.array([2 * BLOCK, ROOM, 128, 128, 3, 0], jnp.int32)
     sums = jnp.array([[5, 7], [2**22, 2**22], [2**31 - 1, 7]], jnp.int32)
-    kernel = launch.Kernel("binning", "scan_blocks", SCAN_BLOCK)
+    kernel = cuda_launch.Kernel("binning", "scan_blocks", SCAN_BLOCK)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((3, 2), (3,))]
-    begins, totals = jax.jit(lambda *x: launch.launch(kernel, shapes, *x, grid=(3, 1)))(sizes, sums)
+    begins, totals = jax.jit(lambda *x: cuda_launch.launch(kernel, shapes, *x, grid=(3, 1)))(sizes, sums)
     assert begins.tolist() == [[0, 5], [0, 2**22], [0, 2**31 - 1]] and totals.tolist() == [12, 2**23, 2**31 - 1]
 
 
@@ -289,9 +290,9 @@ def test_kernels_are_given_float32_whatever_comes(dtype, wide):
 
 
 def test_a_kernel_refuses_what_it_would_misread():
-    kernel, shape = launch.Kernel("binning", "find_ranges_u16", 256), jax.ShapeDtypeStruct((3,), jnp.int32)
+    kernel, shape = cuda_launch.Kernel("binning", "find_ranges_u16", 256), jax.ShapeDtypeStruct((3,), jnp.int32)
     with pytest.raises(TypeError, match="find_ranges_u16: operands of bfloat16 came, expected float32, int32"):
-        launch.launch(kernel, [shape], jnp.zeros(6, jnp.int32), jnp.zeros(4, jnp.bfloat16), grid=(1, 1))
+        cuda_launch.launch(kernel, [shape], jnp.zeros(6, jnp.int32), jnp.zeros(4, jnp.bfloat16), grid=(1, 1))
 
 
 def break_xla(monkeypatch, *, keeps_aliases: bool = True, keeps_repeated: bool = True) -> None:
@@ -315,7 +316,7 @@ def break_xla(monkeypatch, *, keeps_aliases: bool = True, keeps_repeated: bool =
 def test_the_probe_sees_what_blending_needs(monkeypatch, wrong):
     """Memory of an operand for a result, and one operand given twice; also where transfers are not allowed."""
     with jax.transfer_guard("disallow"):
-        launch._probe(launch.current_route())
+        cuda_launch._probe(cuda_launch.current_route())
     break_xla(monkeypatch, **{wrong: False})
     with pytest.raises(RuntimeError, match="expected"):
-        launch._probe(launch.current_route())
+        cuda_launch._probe(cuda_launch.current_route())

@@ -12,11 +12,11 @@ import jax
 import kernel_costs
 import pytest
 
-from bags_jax.blur_stream import rows_cuda
-from bags_jax.cuda import build, launch
-from bags_jax.rasterize.cuda import binning, blend
+from bags_jax.ops.blur.cuda import binding as rows_cuda
+from bags_jax.ops.rasterize.cuda import binning, blend
+from bags_jax.ops.toolchain import cuda_build, cuda_launch
 
-PROGRAMS = tuple(build.PROGRAMS)
+PROGRAMS = tuple(cuda_build.PROGRAMS)
 BLENDS = [name for name in PROGRAMS if name.startswith("blend")]
 PATCHES = 2  # of a tile, backward
 MOST_FORWARD = 28  # instructions of a warp per pixel of a lane and Gaussian
@@ -29,24 +29,26 @@ FETCH_AND_SCATTER = 25  # of them outside of the main loop, by estimate
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_shipped_ptx_is_from_this_source(program):
-    source, _ = build.stamps((build.FOLDER / f"{program}.ptx").read_text())
-    assert source == build.fingerprint(program), "the source has changed: python -m bags_jax.cuda.build"
+    source, _ = cuda_build.stamps((cuda_build.FOLDER / f"{program}.ptx").read_text())
+    assert source == cuda_build.fingerprint(program), (
+        "the source has changed: python -m bags_jax.ops.toolchain.cuda_build"
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_compiling_again_gives_the_shipped_ptx(program):
-    shipped = (build.FOLDER / f"{program}.ptx").read_text()
-    _, version = build.stamps(shipped)
-    here = build.nvcc_version()
+    shipped = (cuda_build.FOLDER / f"{program}.ptx").read_text()
+    _, version = cuda_build.stamps(shipped)
+    here = cuda_build.nvcc_version()
     if here != version:
         pytest.skip(f"the PTX is from nvcc {version}, here is {f'nvcc {here}' if here else 'none'}")
-    assert build.compile_ptx(program) == shipped, "python -m bags_jax.cuda.build writes it anew"
+    assert cuda_build.compile_ptx(program) == shipped, "python -m bags_jax.ops.toolchain.cuda_build writes it anew"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_no_kernel_spills(program):
     row = kernel_costs.table()["programs"][program]
-    assert row["source"] == build.fingerprint(program), "of another source: python tests/kernel_costs.py --write"
+    assert row["source"] == cuda_build.fingerprint(program), "of another source: python tests/kernel_costs.py --write"
     for name, costs in row["kernels"].items():
         assert costs["spilled_bytes"] == 0 and costs["registers"] <= MOST_REGISTERS.get(program, 128), name
         assert costs["shared_bytes"] < 48 * 1024, name
@@ -54,7 +56,7 @@ def test_no_kernel_spills(program):
 
 @pytest.mark.parametrize("program", BLENDS)
 def test_main_loops_are_short(program):
-    kernels, channels = kernel_costs.table()["programs"][program]["kernels"], build.PROGRAMS[program]["CHANNELS"]
+    kernels, channels = kernel_costs.table()["programs"][program]["kernels"], cuda_build.PROGRAMS[program]["CHANNELS"]
     pixels = binning.TILE**2 / blend.forward_threads(channels)
     assert kernels["blend_forward"]["main_loop"] / pixels <= MOST_FORWARD
     assert kernels["blend_backward"]["main_loop"] * PATCHES + FETCH_AND_SCATTER <= MOST_BACKWARD[channels]
@@ -73,7 +75,7 @@ def test_measuring_again_gives_the_table(program):
     if ptxas is None:
         pytest.skip("no ptxas: registers and spills are not measured again (make gpu-check installs it)")
     expected = kernel_costs.table()["programs"][program]["kernels"]
-    measured = kernel_costs.measure(build.FOLDER / f"{program}.ptx")
+    measured = kernel_costs.measure(cuda_build.FOLDER / f"{program}.ptx")
     assert measured.keys() == expected.keys()
     for name, costs in measured.items():
         assert costs["spilled_bytes"] == 0, name
@@ -82,7 +84,7 @@ def test_measuring_again_gives_the_table(program):
 
 
 def constant(file: str, name: str) -> int:
-    found = re.search(rf"constexpr int {name} = (\d+);", (build.FOLDER / file).read_text())
+    found = re.search(rf"constexpr int {name} = (\d+);", (cuda_build.FOLDER / file).read_text())
     assert found, f"no {name} in {file}"
     return int(found[1])
 
@@ -98,8 +100,8 @@ def test_python_and_cuda_mean_the_same():
 
 @pytest.mark.parametrize("program", BLENDS)
 def test_blocks_have_the_threads_they_are_compiled_for(program):
-    threads = re.findall(r"\.maxntid (\d+)", (build.FOLDER / f"{program}.ptx").read_text())
-    channels = build.PROGRAMS[program]["CHANNELS"]
+    threads = re.findall(r"\.maxntid (\d+)", (cuda_build.FOLDER / f"{program}.ptx").read_text())
+    channels = cuda_build.PROGRAMS[program]["CHANNELS"]
     assert list(map(int, threads)) == [blend.forward_threads(channels), blend.BACKWARD_THREADS]
 
 
@@ -107,18 +109,18 @@ def test_blocks_have_the_threads_they_are_compiled_for(program):
 def test_kernels_go_along_alone(program):
     """Each call carries one kernel, in PTX that drivers older than the compiler know too."""
     for name in kernel_costs.table()["programs"][program]["kernels"]:
-        text = launch.ptx(program, name)
+        text = cuda_launch.ptx(program, name)
         assert re.findall(r"\.entry (\w+)", text) == [name] and text.count("\n.version ") == 1
-        assert f"\n.version {build.PTX_VERSION}\n" in text and text.rstrip().endswith("}")
+        assert f"\n.version {cuda_build.PTX_VERSION}\n" in text and text.rstrip().endswith("}")
         assert text.splitlines()[0].startswith("// source ")  # by which launcher.cc knows it
 
 
 def test_launcher_builds_once(tmp_path):
     if not shutil.which("g++"):
         pytest.skip("no g++: the second way to launch kernels is not built")
-    library = launch.build_launcher(tmp_path)
+    library = cuda_launch.build_launcher(tmp_path)
     written = library.stat().st_mtime_ns
-    assert launch.build_launcher(tmp_path).stat().st_mtime_ns == written
+    assert cuda_launch.build_launcher(tmp_path).stat().st_mtime_ns == written
     assert [p.name for p in tmp_path.iterdir()] == [library.name]
 
 
@@ -136,7 +138,7 @@ def test_launcher_loads_kernels_where_their_stream_is(tmp_path):
     if not shutil.which("g++"):
         pytest.skip("no g++: the second way to launch kernels is not built")
     driver = tmp_path / "libcuda.so.1"
-    folders = [f"-I{path}" for path in (jax.ffi.include_dir(), build.FOLDER)]
+    folders = [f"-I{path}" for path in (jax.ffi.include_dir(), cuda_build.FOLDER)]
     source = str(pathlib.Path(__file__).parent / "fake_driver.cc")
     named = ["-fPIC", "-shared", f"-Wl,-soname,{driver.name}"]
     subprocess.run(["g++", "-std=c++17", "-w", *named, *folders, source, "-o", str(driver), "-ldl"], check=True)
@@ -155,14 +157,14 @@ def test_a_gpu_that_is_full_is_asked_again(monkeypatch):
 
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
     monkeypatch.setattr(launch, "_probe", probe)
-    find_route = functools.cache(launch.find_route.__wrapped__)
+    find_route = functools.cache(cuda_launch.find_route.__wrapped__)
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
         find_route()
-    assert find_route() == find_route() == launch.XLA and not answers
+    assert find_route() == find_route() == cuda_launch.XLA and not answers
 
 
 def test_without_a_gpu_cuda_is_refused_in_words():
-    if launch.find_route():
+    if cuda_launch.find_route():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
-        launch.require()
+        cuda_launch.require()

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from bags_jax.density import (
+from bags_jax.geometry import apply_filter_3d, rotation_from_quat
+from bags_jax.scene.density import (
     DensityRules,
     add_stats,
     densify_and_prune,
@@ -17,7 +18,6 @@ from bags_jax.density import (
     reset_opacity,
     view_stats,
 )
-from bags_jax.geometry import apply_filter_3d, rotation_from_quat
 from bags_jax.structs import DensityStats, Gaussians, Projected, TrainState
 
 NUM, LIVING = 12, 6

@@ -9,9 +9,9 @@ import pytest
 from emulated import emulator, shipped
 from screen import Scene, flat, with_gradients
 
-from bags_jax.cuda import launch
-from bags_jax.rasterize.cuda.binning import TILE
-from bags_jax.rasterize.cuda.views import rasterize_cuda
+from bags_jax.ops.rasterize.cuda.binding import rasterize_cuda
+from bags_jax.ops.rasterize.cuda.binning import TILE
+from bags_jax.ops.toolchain import cuda_launch
 
 THREADS = 64
 # A thread reads its number into %r2; its word of shared memory is at %r5, and what it gives goes to [%rd5].
@@ -55,8 +55,8 @@ def run(monkeypatch, body: str, numbers: np.ndarray) -> np.ndarray:
     """What the threads of a block give as %r6."""
     route = emulator(tuple(text_of(case[0]) for case in (*INTEGERS, *FLOATS, *FAULTS)))
     monkeypatch.setattr(launch, "ptx", lambda program, name: text_of(body))
-    shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), launch.Kernel("", "given", THREADS)
-    return np.asarray(launch.launch(block, [shape], jnp.asarray(numbers), grid=(1, 1), route=route)[0])
+    shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), cuda_launch.Kernel("", "given", THREADS)
+    return np.asarray(cuda_launch.launch(block, [shape], jnp.asarray(numbers), grid=(1, 1), route=route)[0])
 
 
 WORDS = np.random.default_rng(0).integers(0, 2**32, THREADS, dtype=np.uint32)
@@ -166,7 +166,7 @@ BARRIERS = {  # of the blend: which of its kind
 
 def without(name: str, barrier: str, which: int) -> str:
     """A kernel of the blend that goes past one of its barriers."""
-    before = launch.ptx("blend_3", name).split(barrier)
+    before = cuda_launch.ptx("blend_3", name).split(barrier)
     assert len(before) == sum(b == barrier for b, _ in BARRIERS[name]) + 1
     instead = "mov.pred %p2, -1;" if barrier == VOTE else ""
     return barrier.join(before[: which + 1]) + instead + barrier.join(before[which + 1 :])
@@ -178,12 +178,12 @@ def without(name: str, barrier: str, which: int) -> str:
 def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which):
     broken = {(kernel, *which): without(kernel, *which) for kernel, all_of in BARRIERS.items() for which in all_of}
     route = emulator((*shipped("binning", "blend_3"), *broken.values()))
-    scene, ptx = Scene(flat(150, opacity=0.03, sigma=4.0), 3), launch.ptx
+    scene, ptx = Scene(flat(150, opacity=0.03, sigma=4.0), 3), cuda_launch.ptx
     text = broken[name, barrier, which]
 
     def draw():
         kernels = functools.partial(rasterize_cuda, tile_size=TILE, max_intersections=2048)
-        with launch.forced_route(route):
+        with cuda_launch.forced_route(route):
             return jax.block_until_ready(with_gradients(kernels, scene))
 
     draw()
@@ -197,9 +197,11 @@ def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which)
 def test_a_block_has_no_more_threads_than_it_was_compiled_for(monkeypatch):
     text = text_of("mov.u32 %r6, 0;").replace(")\n{", ")\n.maxntid 32, 1, 1\n{")
     monkeypatch.setattr(launch, "ptx", lambda program, name: text)
-    shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), launch.Kernel("", "given", THREADS)
+    shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), cuda_launch.Kernel("", "given", THREADS)
     with pytest.raises(RuntimeError, match="64 threads, more than it is compiled for"):
-        jax.block_until_ready(launch.launch(block, [shape], jnp.asarray(WORDS), grid=(1, 1), route=emulator((text,))))
+        jax.block_until_ready(
+            cuda_launch.launch(block, [shape], jnp.asarray(WORDS), grid=(1, 1), route=emulator((text,)))
+        )
 
 
 def test_a_text_that_was_not_compiled_is_refused(monkeypatch):

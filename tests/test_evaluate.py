@@ -13,13 +13,13 @@ from PIL import Image
 from bags_jax import rasterization
 from bags_jax.data.pyramid import scaled_size
 from bags_jax.errors import UserError
-from bags_jax.evaluate import evaluate, file_stems, mean_scores, score_view
+from bags_jax.evaluation import evaluate, file_stems, mean_scores, score_view
 from bags_jax.export.ply import read_ply
-from bags_jax.look import look_at_training_views
+from bags_jax.export.splat import export
 from bags_jax.report.tables import format_scores
 from bags_jax.run import open_run, render_path, render_scene_views
-from bags_jax.splat_file import export
-from bags_jax.train import train
+from bags_jax.training import train
+from bags_jax.training_views import look_at_training_views
 from configs import procedural
 
 PROTOCOLS = ("deblur_nerf", "gaussian_splatting")

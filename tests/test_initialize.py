@@ -7,8 +7,15 @@ import pytest
 from bags_jax import plan
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
-from bags_jax.initialize import init_gaussians, init_state, near_plane, neighbour_distance, random_points, scene_extent
-from bags_jax.optimizer import make_optimizers
+from bags_jax.scene.initialize import (
+    init_gaussians,
+    init_state,
+    near_plane,
+    neighbour_distance,
+    random_points,
+    scene_extent,
+)
+from bags_jax.scene.optimizer import make_optimizers
 from configs import base
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from bags_jax import plan
-from bags_jax.data.procedural import make_scene
 from bags_jax.errors import UserError
 from bags_jax.plan import steps_of
+from bags_jax.synthetic.procedural import make_scene
 from configs import procedural
 
-train = importlib.import_module("bags_jax.train")  # the module: bags_jax.train is the function
+train = importlib.import_module("bags_jax.training")  # the module: bags_jax.training is the function
 
 
 def make_config(**changes):

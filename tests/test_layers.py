@@ -99,7 +99,7 @@ def test_imports_only_from_lower_layers(path):
     "file, line, is_wrong",
     [
         ("render.py", "from bags_jax import geometry", False),
-        ("render.py", "from bags_jax.rasterize import rasterize", False),
+        ("render.py", "from bags_jax.ops.rasterize import rasterize", False),
         ("render.py", "import bags_jax.step", True),
         ("render.py", "def f():\n  from bags_jax.step import train_step", True),
         ("render.py", "from bags_jax import rasterization", True),
@@ -111,7 +111,7 @@ def test_imports_only_from_lower_layers(path):
         ("data/llff.py", "from .scene import Scene", False),
         ("data/llff.py", "from ..step import train_step", True),
         ("data/__init__.py", "from .scene import Scene", False),
-        ("__init__.py", "from bags_jax.train import train", False),
+        ("__init__.py", "from bags_jax.training import train", False),
     ],
 )
 def test_wrong_imports_are_seen(file, line, is_wrong):
@@ -130,7 +130,7 @@ def test_only_the_loops_and_the_loaders_read_configs_and_clocks():
 
 
 def test_only_tests_and_benchmarks_import_the_oracle():
-    oracle = "bags_jax.rasterize.reference."
+    oracle = "bags_jax.ops.rasterize.reference."
     for path in FILES:
         names = sorted(name for name in imported(parse(path), path) if f"{name}.".startswith(oracle))
         assert not names or path.parts[0] == "tests" or path.parts[1] == "benchmarks", f"{path} imports {names}"

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from bags_jax import plan
-from bags_jax.blur import blur
-from bags_jax.blur_network import init_network
-from bags_jax.optimizer import make_optimizers
+from bags_jax.blur_model.proposal_network import init_network
+from bags_jax.ops.blur import blur
+from bags_jax.scene.optimizer import make_optimizers
 from configs import base, procedural
 
-# bags_jax.train is the function of that name.
-train = importlib.import_module("bags_jax.train").train
+# bags_jax.training is the function of that name.
+train = importlib.import_module("bags_jax.training").train
 
 
 def mean_masks(config, workdir) -> dict[float, list[float]]:

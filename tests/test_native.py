@@ -14,12 +14,11 @@ import pytest
 from splats import HEIGHT, KINDS, WIDTH, make_splats, project_splats
 
 from bags_jax.errors import UserError
-from bags_jax.native import build
-from bags_jax.native.build import is_available
-from bags_jax.rasterize import count_intersections, rasterize
-from bags_jax.rasterize.image import choose_backend
-from bags_jax.rasterize.native import bin_pairs
-from bags_jax.rasterize.tiles import bin_tiles
+from bags_jax.ops.rasterize import choose_backend, count_intersections, rasterize
+from bags_jax.ops.rasterize.cpu.binding import bin_pairs
+from bags_jax.ops.rasterize.tiles import bin_tiles
+from bags_jax.ops.toolchain import cpp_build
+from bags_jax.ops.toolchain.cpp_build import is_available
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE = {"width": WIDTH, "height": HEIGHT}
@@ -145,11 +144,11 @@ def test_two_devices_equal_one():
 @pytest.fixture
 def fresh_build():
     """Forgets before and after the test what has been built, loaded and warned of."""
-    build._register.cache_clear()
-    build._warn.cache_clear()
+    cpp_build._register.cache_clear()
+    cpp_build._warn.cache_clear()
     yield
-    build._register.cache_clear()
-    build._warn.cache_clear()
+    cpp_build._register.cache_clear()
+    cpp_build._warn.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_build")
@@ -186,7 +185,7 @@ def test_a_compiler_that_is_not_there_is_told(monkeypatch):
 def quick_compiler(tmp_path) -> pathlib.Path:
     """A compiler that gives the library which is there already, after a moment, and notes what it is called with."""
     program = tmp_path / "cache"
-    copy = f'case "$last" in *.so) sleep 1; cp {build.build()} "$last";; esac'
+    copy = f'case "$last" in *.so) sleep 1; cp {cpp_build.build()} "$last";; esac'
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nfor last; do :; done\n{copy}\n')
     program.chmod(0o755)
     return program
@@ -196,7 +195,7 @@ def quick_compiler(tmp_path) -> pathlib.Path:
 def test_compiler_may_have_words_before_and_after_it(quick_compiler, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", f"{quick_compiler} {shutil.which('c++') or 'g++'} -DWORD")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.build().is_file()
+    assert cpp_build.build().is_file()
     assert "-DWORD -O3" in (tmp_path / "calls").read_text()
 
 
@@ -220,7 +219,7 @@ def test_environment_forbids_it_without_a_word(monkeypatch, recwarn):
 
 @needs_native
 def test_builds_at_the_same_time_do_not_disturb_each_other(quick_compiler, tmp_path):
-    code = "from bags_jax.native import build; print(build.build()); assert build.is_available()"
+    code = "from bags_jax.ops.toolchain import cpp_build; print(cpp_build.build()); assert cpp_build.is_available()"
     settings = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment = {**os.environ, **settings, "CXX": str(quick_compiler)}
 

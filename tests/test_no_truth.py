@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from bags_jax.blur import apply_kernels
+from bags_jax.ops.blur.reference import apply_kernels
 from bags_jax.report import no_truth
 
 

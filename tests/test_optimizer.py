@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bags_jax.optimizer import Rates, make_optimizers
+from bags_jax.scene.optimizer import Rates, make_optimizers
 from bags_jax.structs import Gaussians
 
 RATES = Rates(

@@ -14,7 +14,7 @@ import pytest
 from bags_jax import parallel
 from bags_jax.errors import UserError
 from bags_jax.plan import count_devices
-from bags_jax.train import first_state, make_job, train
+from bags_jax.training import first_state, make_job, train
 from configs import procedural
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import pytest
 from splats import HEIGHT, WIDTH, make_splats
 
-from bags_jax.cuda import launch
+from bags_jax.ops.rasterize import choose_backend
+from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.platforms import current_platform
-from bags_jax.rasterize import rasterization
-from bags_jax.rasterize.image import choose_backend
+from bags_jax.splatting import rasterization
 
 
 @pytest.fixture
 def beside_a_gpu(monkeypatch):
     """A machine with a GPU, as far as JAX tells: it has a CPU too."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(launch, "find_route", lambda: launch.XLA)
+    monkeypatch.setattr(launch, "find_route", lambda: cuda_launch.XLA)
 
 
 def test_the_default_device_counts(beside_a_gpu):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bags_jax.pose_refinement import corrected_camera, hold_gauge, make_pose_frame
+from bags_jax.scene.pose_refinement import corrected_camera, hold_gauge, make_pose_frame
 from bags_jax.structs import Camera
 from tests.splats import rotation
 

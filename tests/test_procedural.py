@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from bags_jax.data import bake, exposures, procedural, raycast, shapes
-from bags_jax.data.procedural import make_scene
 from bags_jax.data.scene import train_on_sharp
 from bags_jax.errors import UserError
+from bags_jax.synthetic import bake, exposures, procedural, raycast, shapes
+from bags_jax.synthetic.procedural import make_scene
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "still_life.npz"
 LAYOUTS = tuple(procedural.LAYOUTS)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from captures import FOCAL, NAMES, H, W, draw, known_pixels, refused, write_colmap, write_photos
 
-from bags_jax.data import colmap, load_scene, pycolmap_client
+from bags_jax.data import colmap, load_scene
 from bags_jax.data.images import Lens
+from bags_jax.sfm import client as pycolmap_client
 
 RADIAL = Lens("SIMPLE_RADIAL", W, H, (FOCAL, W / 2, H / 2, 0.1))
 

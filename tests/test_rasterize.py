@@ -20,7 +20,8 @@ from splats import (
 )
 
 from bags_jax.errors import UserError
-from bags_jax.rasterize import bucket, rasterization
+from bags_jax.ops.rasterize import bucket
+from bags_jax.splatting import rasterization
 
 MODES = ("classic", "antialiased")
 

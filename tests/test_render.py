@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.blur_network import BlurProposalNetwork, init_network
-from bags_jax.render import View, render, render_blurred
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork, init_network
+from bags_jax.rendering import View, render, render_blurred
 from bags_jax.structs import Camera, Gaussians
 from tests.splats import HEIGHT, WIDTH, make_splats
 

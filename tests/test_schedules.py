@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.schedules import Stage, exponential, hold_then_decay, phase_progress, stage_at
+from bags_jax.schedule import Stage, exponential, hold_then_decay, phase_progress, stage_at
 
 STAGES = (Stage(0, 10, 0.25, 0, 0), Stage(10, 30, 0.5, 9, 0), Stage(30, 60, 1.0, 17, 1))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.sharpness import (
+from bags_jax.scene.confidence import (
     HALF_PRICE_PART,
     SHARP_PX,
     blur_price,

@@ -11,12 +11,12 @@ import pytest
 
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
-from bags_jax.optimizer import Optimizers
-from bags_jax.programs import most_pairs, refresh_filter, room_for
-from bags_jax.render import project_gaussians
-from bags_jax.sharpness import SHARP_PX, view_confidence
+from bags_jax.dispatch import most_pairs, refresh_filter, room_for
+from bags_jax.rendering import project_gaussians
+from bags_jax.scene.confidence import SHARP_PX, view_confidence
+from bags_jax.scene.optimizer import Optimizers
 from bags_jax.step import draw_views, eval_step, loss_fn, train_step, train_steps
-from bags_jax.train import first_state, make_job
+from bags_jax.training import first_state, make_job
 from configs import procedural
 
 

@@ -10,14 +10,14 @@ import tf32
 from ml_collections import ConfigDict
 from splats import HEIGHT, WIDTH, make_splats, project_splats
 
-from bags_jax.blur import blur
-from bags_jax.blur_network import BlurProposalNetwork, init_network
-from bags_jax.rasterize import rasterize
-from bags_jax.rasterize.reference import rasterize_reference
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork, init_network
+from bags_jax.ops.blur import blur
+from bags_jax.ops.rasterize import rasterize
+from bags_jax.ops.rasterize.reference import rasterize_reference
 from configs import procedural
 
-train = importlib.import_module("bags_jax.train").train
-evaluate = importlib.import_module("bags_jax.evaluate").evaluate
+train = importlib.import_module("bags_jax.training").train
+evaluate = importlib.import_module("bags_jax.evaluation").evaluate
 
 
 @pytest.fixture

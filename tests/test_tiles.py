@@ -10,9 +10,9 @@ import pytest
 from splats import HEIGHT, KINDS, WIDTH, alphas_in_order, make_splats, on_cutoff, project_splats
 
 from bags_jax.geometry import project
-from bags_jax.rasterize import bucket, count_intersections, rasterize
-from bags_jax.rasterize.reference import rasterize_reference
-from bags_jax.rasterize.tiles import MOST, SCAN_ROW, _running_max, _running_sum, _sort_by_tile, bin_tiles
+from bags_jax.ops.rasterize import bucket, count_intersections, rasterize
+from bags_jax.ops.rasterize.reference import rasterize_reference
+from bags_jax.ops.rasterize.tiles import MOST, SCAN_ROW, _running_max, _running_sum, _sort_by_tile, bin_tiles
 from bags_jax.structs import Camera, Projected
 
 SIZE = {"width": WIDTH, "height": HEIGHT}

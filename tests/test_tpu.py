@@ -12,10 +12,10 @@ from jax.experimental.pallas import tpu as pltpu
 from screen import Scene, flat, with_gradients
 from splats import HEIGHT, KINDS, WIDTH, make_splats, project_splats
 
-from bags_jax.rasterize import rasterization, tpu
-from bags_jax.rasterize.image import choose_backend
-from bags_jax.rasterize.tpu import blend as tpu_blend
-from bags_jax.rasterize.tpu.kernels import LANES, TILE
+from bags_jax.ops.rasterize import choose_backend, tpu
+from bags_jax.ops.rasterize.tpu import binding as tpu_blend
+from bags_jax.ops.rasterize.tpu.kernels import LANES, TILE
+from bags_jax.splatting import rasterization
 
 ROOM = 4096
 

@@ -16,10 +16,10 @@ from bags_jax import plan
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.errors import UserError
 from bags_jax.interruption import Interruption
-from bags_jax.rasterize import bucket
+from bags_jax.ops.rasterize import bucket
 from configs import deblur_nerf, procedural
 
-train = importlib.import_module("bags_jax.train")  # the module: bags_jax.train is the function
+train = importlib.import_module("bags_jax.training")  # the module: bags_jax.training is the function
 room_for = train.room_for
 ROWS = 256  # at the start, so that density control has to grow the state
 ROOM = 8192  # more than is needed
@@ -398,7 +398,7 @@ def test_plain_splatting_trains(tmp_path):
 
 
 def test_real_capture_trains(shared_data, tmp_path, monkeypatch):
-    from bags_jax.evaluate import evaluate
+    from bags_jax.evaluation import evaluate
 
     monkeypatch.setattr(plan, "capacity_plan", lambda num_points, max_gaussians: max_gaussians)
     config = deblur_nerf.get_config("blurball,smoke")

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bags_jax.data.images import Capture, Lens, find_photo_folder, list_photos, match_photos, name_some, pairing_notes
-from bags_jax.data.pycolmap_client import ask
 from bags_jax.errors import UserError
+from bags_jax.sfm.client import ask
 
 # Focal lengths of the models that are a pinhole when their distortion coefficients (all that follows f and c) are 0.
 _NUM_FOCALS = {"SIMPLE_PINHOLE": 1, "SIMPLE_RADIAL": 1, "RADIAL": 1, "PINHOLE": 2, "OPENCV": 2, "FULL_OPENCV": 2}

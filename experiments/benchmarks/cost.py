@@ -16,19 +16,19 @@ import numpy as np
 from absl import flags
 
 from bags_jax import losses, plan
-from bags_jax.blur_network import BlurProposalNetwork, init_network
-from bags_jax.initialize import init_state
-from bags_jax.optimizer import make_optimizers
-from bags_jax.programs import compiler_options, most_pairs, room_for
-from bags_jax.rasterize import DEFAULT_TILE_SIZE
-from bags_jax.rasterize.cuda.binning import bin_views
-from bags_jax.rasterize.image import choose_backend
-from bags_jax.rasterize.native import bin_pairs
-from bags_jax.rasterize.tiles import bin_tiles
-from bags_jax.rasterize.tpu.kernels import TILE
-from bags_jax.render import View, project_gaussians, render, render_blurred
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork, init_network
+from bags_jax.cli.launch import launch
+from bags_jax.dispatch import compiler_options, most_pairs, room_for
+from bags_jax.ops.rasterize import DEFAULT_TILE_SIZE, choose_backend
+from bags_jax.ops.rasterize.cpu.binding import bin_pairs
+from bags_jax.ops.rasterize.cuda.binning import bin_views
+from bags_jax.ops.rasterize.tiles import bin_tiles
+from bags_jax.ops.rasterize.tpu.kernels import TILE
+from bags_jax.rendering import View, project_gaussians, render, render_blurred
 from bags_jax.report.tables import markdown_table
-from bags_jax.schedules import Stage
+from bags_jax.scene.initialize import init_state
+from bags_jax.scene.optimizer import make_optimizers
+from bags_jax.schedule import Stage
 from bags_jax.step import Objective, Recipe, train_step
 from bags_jax.structs import Camera, Dataset
 from configs import base
@@ -36,7 +36,6 @@ from experiments.benchmarks.arguments import counts, row_writer, sizes
 from experiments.benchmarks.cloud import make_cloud
 from experiments.benchmarks.provenance import provenance
 from experiments.benchmarks.timing import median_ms
-from experiments.launch import launch
 
 _GAUSSIANS = flags.DEFINE_list("gaussians", "1000,3000,10000,30000,100000", "Numbers of Gaussians, at 320 x 240.")
 _SIZES = flags.DEFINE_list("sizes", "64x48,160x120,320x240,640x480", "Image sizes, with 10 000 Gaussians.")

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from absl import flags
 
+from bags_jax.cli.launch import launch
 from bags_jax.errors import UserError
-from experiments.launch import launch
 
 _FOLDER = flags.DEFINE_string("folder", "gpu_checks", "Where logs, rows and summary.md are written.")
 _BLURBALL = flags.DEFINE_string("blurball", "../shared/data/blurball", "The capture that is trained on.")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bags_jax.errors import UserError
-from bags_jax.ssim import C1, C2
+from bags_jax.ops.ssim.xla import C1, C2
 from bags_jax.step import Recipe
 from bags_jax.structs import Dataset, TrainState
 

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bags_jax.blur import apply_kernels
-from bags_jax.blur_stream import kernels_of, stream_blur
+from bags_jax.cli.launch import launch
 from bags_jax.errors import UserError
+from bags_jax.ops.blur import kernels_of, stream_blur
+from bags_jax.ops.blur.reference import apply_kernels
 from bags_jax.report.tables import markdown_table
 from experiments.benchmarks.arguments import counts, row_writer, sizes
 from experiments.benchmarks.provenance import provenance
 from experiments.benchmarks.timing import times_in_turn
-from experiments.launch import launch
 
 _SIZES = flags.DEFINE_list("sizes", "600x400,1200x800,2400x1600", "Image sizes.")
 _STRIDES = flags.DEFINE_list("strides", "1,2", "Sides of the blocks of pixels that share a kernel.")

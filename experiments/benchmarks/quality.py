@@ -13,11 +13,11 @@ import pathlib
 
 from absl import flags
 
+from bags_jax.cli.launch import launch
 from bags_jax.errors import UserError
 from bags_jax.metrics import LPIPS_EXTRA, lpips_available
 from bags_jax.report.tables import markdown_table
 from experiments.benchmarks import quality_runs, quality_tables, suites
-from experiments.launch import launch
 
 _SUITE = flags.DEFINE_enum("suite", "procedural", suites.SUITES, "Cases to choose from.")
 _CASES = flags.DEFINE_list("cases", "all", "Names or patterns; all: those of the suite that do not end in -large.")

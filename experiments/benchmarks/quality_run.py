@@ -17,11 +17,11 @@ import jax
 from absl import flags
 
 from bags_jax.atomic import write_atomic
-from bags_jax.evaluate import evaluate
-from bags_jax.train import train
+from bags_jax.cli.launch import launch, use_compilation_cache
+from bags_jax.evaluation import evaluate
+from bags_jax.training import train
 from experiments.benchmarks import quality_runs, suites
 from experiments.benchmarks.provenance import commit
-from experiments.launch import launch, use_compilation_cache
 
 _SUITE = flags.DEFINE_enum("suite", "procedural", suites.SUITES, "Suite of the case.")
 _CASE = flags.DEFINE_string("case", None, "Name of the case.", required=True)

@@ -21,16 +21,16 @@ import numpy as np
 from absl import flags
 from scipy.spatial import KDTree
 
+from bags_jax.cli.launch import launch
 from bags_jax.errors import UserError
 from bags_jax.metrics import psnr_of_mse
-from bags_jax.rasterize import rasterization
-from bags_jax.rasterize.image import choose_backend
+from bags_jax.ops.rasterize import choose_backend
+from bags_jax.splatting import rasterization
 from experiments.benchmarks.arguments import row_writer
 from experiments.benchmarks.cloud import make_cloud
 from experiments.benchmarks.gsplat_step import check_gsplat
 from experiments.benchmarks.provenance import provenance
 from experiments.benchmarks.timing import median_ms
-from experiments.launch import launch
 
 SYNTHETIC = "100000:1296x840,500000:1296x840,1000000:1296x840,3000000:1296x840"
 _SCENES = flags.DEFINE_list("scenes", f"{SYNTHETIC},1000000:648x420,1000000:1920x1080", "NUMBER:WxH or garden:WxH.")

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from bags_jax.cli.launch import launch
+from bags_jax.dispatch import compiler_options, most_pairs
 from bags_jax.errors import UserError
-from bags_jax.programs import compiler_options, most_pairs
-from bags_jax.rasterize import rasterize
-from bags_jax.rasterize.image import choose_backend
-from bags_jax.render import project_gaussians
+from bags_jax.ops.rasterize import choose_backend, rasterize
+from bags_jax.rendering import project_gaussians
 from bags_jax.step import Recipe, train_steps
 from bags_jax.structs import Dataset, TrainState
 from experiments.benchmarks import gsplat_step
@@ -31,7 +31,6 @@ from experiments.benchmarks.arguments import counts, row_writer, sizes
 from experiments.benchmarks.cost import RATE, make_case
 from experiments.benchmarks.provenance import provenance
 from experiments.benchmarks.timing import times_in_turn
-from experiments.launch import launch
 
 _GAUSSIANS = flags.DEFINE_list("counts", "10000,50000", "Numbers of Gaussians.")
 _SIZES = flags.DEFINE_list("images", "132x236,266x473", "Image sizes, px.")

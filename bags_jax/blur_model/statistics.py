@@ -1,0 +1,82 @@
+"""What the moments of kernels say: where a blur is centred, how wide it is, which way it points."""
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from bags_jax.numerics import EXACT, safe_sqrt
+from bags_jax.ops.blur.blocks import mean_blocks
+from bags_jax.ops.blur.kernels import kernel_side, tap_moments
+from bags_jax.structs import BlurMoments
+
+LEAST_WIDTH_PX = 0.1  # differences far below it are as good as none
+
+
+@struct.dataclass
+class KernelStatistics:
+    """What moments say of kernels, px of the image that they are applied to; a leading shape S of the kernels is kept."""
+
+    centroid: Float[Array, "*S 2"]  # dx, dy
+    rms_width: Float[Array, "*S"]  # sqrt of the trace of the second moment about the centroid
+    direction: Float[Array, "*S"]  # of the longest axis, degrees in [0, 180), from +x towards +y (down)
+    anisotropy: Float[Array, "*S"]  # 0 round .. 1 a line
+
+
+def kernel_statistics(kernels: Float[Array, "*S KK"]) -> KernelStatistics:
+    """First and second moments of kernels whose taps sum to 1."""
+    moments = jnp.matmul(kernels, tap_moments(kernel_side(kernels.shape[-1])).T, precision=EXACT)
+    return _statistics(moments[..., :2], moments[..., 2:])
+
+
+def pixel_statistics(moments: BlurMoments) -> KernelStatistics:
+    """kernel_statistics of every kernel of a view, S = h w."""
+    return _statistics(jnp.moveaxis(moments.centroid, 0, -1), jnp.moveaxis(moments.second, 0, -1))
+
+
+def shares(valid: Bool[Array, "H W"], stride: int) -> Float[Array, "h w"]:
+    """The part that each block has in the valid pixels of an image: weights of a mean over a photograph that is padded."""
+    inside = mean_blocks(valid.astype(jnp.float32), stride)
+    return inside / jnp.sum(inside)
+
+
+def view_statistics(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> KernelStatistics:
+    """kernel_statistics of the mean kernel of a view: the unmasked rest is at the centre, where it adds to no moment.
+
+    Args:
+      moments: of a view.
+      share: see shares; None: all blocks count alike.
+    """
+    return _statistics(*(mean_over(moments.mask[None] * x, share) for x in (moments.centroid, moments.second)))
+
+
+def mean_over(values: Float[Array, "*S h w"], share: Float[Array, "h w"] | None) -> Float[Array, "*S"]:
+    """Mean over a view, by the share of each block; None: all alike."""
+    if share is None:
+        return jnp.mean(values, axis=(-2, -1))
+    return jnp.sum(jnp.expand_dims(share, tuple(range(values.ndim - 2))) * values, axis=(-2, -1))
+
+
+def masked_widths(moments: BlurMoments) -> Float[Array, "h w"]:
+    """RMS distance that each pixel's blur reaches from the pixel itself, the unmasked part included, px of that image.
+
+    LEAST_WIDTH_PX is added in square, so that the gradient is finite and the smallest widths are alike.
+    """
+    return jnp.sqrt(moments.mask * (moments.second[0] + moments.second[2]) + LEAST_WIDTH_PX**2)
+
+
+def mean_squared_centroid(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> Float[Array, ""]:
+    """Mean over pixels of mask times squared kernel centroid, px^2: drift between kernels and scene, pixel by pixel."""
+    return mean_over(moments.mask * jnp.sum(moments.centroid**2, axis=0), share)
+
+
+def _statistics(centroid: Float[Array, "*S 2"], second: Float[Array, "*S 3"]) -> KernelStatistics:
+    xx = second[..., 0] - centroid[..., 0] ** 2
+    xy = second[..., 1] - centroid[..., 0] * centroid[..., 1]
+    yy = second[..., 2] - centroid[..., 1] ** 2
+    spread = safe_sqrt((xx - yy) ** 2 + 4.0 * xy**2)
+    return KernelStatistics(
+        centroid=centroid,
+        rms_width=safe_sqrt(xx + yy),
+        direction=jnp.degrees(0.5 * jnp.arctan2(2.0 * xy, xx - yy)) % 180.0,
+        anisotropy=spread / jnp.maximum(xx + yy, 1e-9),
+    )

@@ -1,0 +1,166 @@
+"""Builds the C++ of this folder with the system's compiler, once for each machine, and binds it to XLA by `jax.ffi`."""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+import warnings
+
+import jax
+import numpy as np
+
+from bags_jax.cache_home import cache_home
+from bags_jax.errors import UserError
+from bags_jax.ops.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from bags_jax.platforms import current_platform
+
+TOOLCHAIN = pathlib.Path(__file__).parent
+SOURCES = sorted(TOOLCHAIN.parent.glob("*/cpu/*.cc"))
+HEADERS = sorted([*TOOLCHAIN.glob("*.h"), *TOOLCHAIN.parent.glob("*/cpu/*.h")])
+TARGETS = (
+    *("bags_jax_count", "bags_jax_bin", "bags_jax_blend", "bags_jax_blend_gradient"),
+    *("bags_jax_filter_rows", "bags_jax_filter_rows_gradient"),
+    "bags_jax_ssim",
+)
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", "-Wno-psabi")
+LIMITS = {"MIN_ALPHA": MIN_ALPHA, "MAX_ALPHA": MAX_ALPHA, "MIN_TRANSMITTANCE": MIN_TRANSMITTANCE}
+MACROS = tuple(f"-DBAGS_{name}={np.float32(value):.9g}f" for name, value in LIMITS.items())
+COMPILERS = ("c++", "g++", "clang++")
+SECONDS = 600  # that a build may take: it is one of seconds, on a machine that may be busy
+_lock = threading.Lock()
+
+
+def is_forbidden() -> bool:
+    """Whether the user has switched the native backend off."""
+    return os.environ.get("BAGS_JAX_NATIVE", "1") == "0"
+
+
+def cache_folder() -> pathlib.Path:
+    """Where built libraries are kept."""
+    return cache_home() / "native"
+
+
+def _compiler() -> list[str]:
+    """The words of the command that CXX says, which may have several (ccache g++), else the first compiler there is."""
+    wished = os.environ.get("CXX", "")
+    commands = [[wished], wished.split()] if wished.strip() else [[name] for name in COMPILERS]
+    found = [[path, *options] for program, *options in commands if (path := shutil.which(program))]
+    if found:
+        return found[0]
+    if wished.strip():
+        raise UserError(
+            f"CXX is {wished!r}, and {wished.split()[0]} is not in PATH: set it to a C++ compiler, or unset it"
+        )
+    raise UserError(
+        f"no C++ compiler ({', '.join(COMPILERS)}) in PATH: install one (Debian: apt install g++, macOS: xcode-select"
+        " --install), or set CXX"
+    )
+
+
+def _cpu() -> str:
+    """What -march=native looks at: a library must not be taken to a machine that lacks its instructions."""
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    wanted = ("model name", "flags", "Features", "CPU part")
+    seen = dict.fromkeys(line for line in lines if line.startswith(wanted))
+    return "\n".join([platform.machine(), platform.processor(), platform.system(), *seen])
+
+
+def _fingerprint(compiler: list[str]) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    sources = [p.name.encode() + p.read_bytes() for p in (*SOURCES, *HEADERS)]
+    texts = [importlib.metadata.version("jaxlib"), " ".join([*FLAGS, *MACROS]), " ".join(compiler), version, _cpu()]
+    return hashlib.sha256(b"\0".join([*sources, *map(str.encode, texts)])).hexdigest()[:24]
+
+
+def _compile(compiler: list[str], library: pathlib.Path) -> None:
+    """Writes the library under another name and renames it: whoever builds at the same time finds all of it or nothing."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=library.parent, prefix=".building_", suffix=".so")
+    os.close(handle)
+    includes = [f"-I{TOOLCHAIN}", "-isystem", jax.ffi.include_dir()]
+    command = [*compiler, *FLAGS, *MACROS, *includes, *map(str, SOURCES), "-o", draft]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise UserError(f"{' '.join(command)} failed: {next((x for x in lines if 'error' in x), lines[0])}")
+        os.chmod(draft, 0o755)
+        os.replace(draft, library)
+    finally:
+        pathlib.Path(draft).unlink(missing_ok=True)
+
+
+def build() -> pathlib.Path:
+    """The library for this machine, built unless it is there already.
+
+    Raises:
+      UserError: no compiler, one that fails, or a cache that cannot be written.
+    """
+    compiler = _compiler()
+    library = cache_folder() / f"{_fingerprint(compiler)}.so"
+    if library.is_file():
+        return library
+    try:
+        _compile(compiler, library)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {library.parent} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{' '.join(compiler)} took more than {SECONDS} s: build on a machine less busy") from error
+    return library
+
+
+@functools.cache
+def _register() -> str | None:
+    """Builds, loads and registers; what is wrong, or None."""
+    try:
+        loaded = ctypes.cdll.LoadLibrary(str(build()))
+    except (UserError, OSError, RuntimeError, ImportError) as error:  # RuntimeError: no home folder
+        return str(error)
+    for name in TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    return None
+
+
+@functools.cache
+def _warn(problem: str) -> None:
+    warnings.warn(f"bags_jax: the CPU is slower than it could be, with pure XLA: {problem}", stacklevel=2)
+
+
+def is_available() -> bool:
+    """Whether the native backend can be used; the first call builds it, and says so if it cannot."""
+    if is_forbidden():
+        return False
+    with _lock:
+        problem = _register()
+        if problem:
+            _warn(problem)
+    return problem is None
+
+
+def require() -> None:
+    """Makes sure that the native backend can be used.
+
+    Raises:
+      UserError: JAX runs on something else than the CPU, the backend is forbidden, or cannot be built or loaded.
+    """
+    if current_platform() != "cpu":
+        raise UserError(
+            f"backend='cpu' came, but JAX runs on {current_platform()}: backend='auto' takes what there is, "
+            "JAX_PLATFORMS=cpu in the environment makes it the CPU"
+        )
+    if is_forbidden():
+        raise UserError("backend='cpu' came with BAGS_JAX_NATIVE=0 in the environment: unset it, or pass backend='xla'")
+    with _lock:
+        problem = _register()
+    if problem:
+        raise UserError(f"backend='cpu' cannot be used: {problem}; backend='xla' needs no compiler")

@@ -1,0 +1,230 @@
+"""How a CUDA kernel gets into an XLA program: its PTX text goes along in the call, and the driver translates it.
+
+Two routes lead there, behind `launch`. "xla" is a custom call that XLA brings along: nothing is compiled, but its name is
+XLA's own business. "ffi" is the documented way, a handler in a library that is built at first use (launcher.cc; g++ or nvcc
+will do) and launches the same PTX through the driver. Tests add a third, an emulator on the CPU.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bags_jax.cache_home import cache_home
+from bags_jax.errors import UserError
+
+FOLDER = pathlib.Path(__file__).parent
+ENTRY = ".visible .entry "  # what a kernel begins with in PTX
+LEAST_CAPABILITY = (8, 0)
+TYPES = {"float32", "int32", "uint32", "uint16"}  # that kernels read
+# What XLA, the driver or a compiler may answer; XLA's own errors are RuntimeErrors. The other route may still work.
+PROBLEMS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, NotImplementedError)
+
+
+# Routes: names of the custom call.
+XLA = "__gpu$xla.gpu.ptx"
+FFI = "bags_jax_launch_ptx"
+
+
+class Kernel(NamedTuple):
+    """A kernel of one of the PTX files, and its threads per block."""
+
+    program: str
+    name: str
+    threads: int
+
+
+def ptx_path(program: str) -> pathlib.Path:
+    """The shipped PTX file of a program."""
+    operator = "blur" if program.startswith("blur") else "rasterize"
+    return FOLDER.parent / operator / "cuda" / "ptx" / f"{program}.ptx"
+
+
+@functools.cache
+def ptx(program: str, name: str) -> str:
+    """Text of one kernel of a shipped PTX file: a driver translates all that it is given, for each call of each program."""
+    head, *entries = (ptx_path(program)).read_text().split(ENTRY)
+    (text,) = [entry for entry in entries if entry.startswith(f"{name}(")]
+    return head + ENTRY + text[: text.rindex("}")] + "}\n"
+
+
+def launch(
+    kernel: Kernel,
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    *operands: jax.Array,
+    grid: tuple[int, int],
+    aliases: dict[int, int] | None = None,
+    route: str | None = None,
+) -> Sequence[jax.Array]:
+    """Launches a kernel on operands and outputs, in this order.
+
+    Args:
+      kernel: what runs.
+      outputs: shapes of the results.
+      operands: device arrays; scalars go in an array too.
+      grid: blocks in x and y.
+      aliases: operand -> output that has its memory.
+      route: None: the one that works here.
+    Raises:
+      TypeError: an operand that no kernel is written for: kernels take memory for what they expect.
+    """
+    if wrong := {str(x.dtype) for x in operands} - TYPES:
+        raise TypeError(
+            f"{kernel.name}: operands of {', '.join(sorted(wrong))} came, expected {', '.join(sorted(TYPES))}"
+        )
+    route = route or current_route()
+    call = jax.ffi.ffi_call(
+        route,
+        list(outputs),
+        input_output_aliases=aliases,
+        custom_call_api_version=4,
+        has_side_effect=False,
+        vmap_method="sequential",
+    )
+    blocks = dict(zip(("grid_x", "grid_y", "grid_z"), (*grid, 1), strict=True))
+    threads = {"block_x": kernel.threads, "block_y": 1, "block_z": 1}
+    return call(
+        *operands,
+        name=kernel.name,
+        kernel_type="ptx",
+        kernel_data=ptx(kernel.program, kernel.name),
+        shared_mem_bytes=np.int32(0),
+        **{name: np.int32(value) for name, value in {**blocks, **threads}.items()},
+    )
+
+
+_forced: list[str] = []
+
+
+@contextlib.contextmanager
+def forced_route(route: str) -> Iterator[None]:
+    """Within this, kernels are traced to be launched one way, untried: for programs for another machine, and in tests."""
+    _forced.append(route)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def current_route() -> str:
+    """The route that kernels take here."""
+    return _forced[-1] if _forced else find_route() or XLA
+
+
+def is_available() -> bool:
+    """Whether kernels can be launched on JAX's default device. Says once why not, where there is an NVIDIA GPU."""
+    return bool(_forced) or find_route() is not None
+
+
+def require() -> None:
+    """Raises unless kernels can be launched.
+
+    Raises:
+      UserError: no GPU, or none that they run on.
+    """
+    if not is_available():
+        raise UserError(
+            f"backend='cuda' came, but JAX runs on {jax.devices()[0]}: it needs an NVIDIA GPU (compute capability 8.0 or"
+            " newer) and pip install '.[gpu]' in the checkout; backend='auto' takes what there is"
+        )
+
+
+@functools.cache
+def find_route() -> str | None:
+    """The first route by which a kernel runs on this machine's GPU, found by running one; None without such a GPU.
+
+    Raises:
+      RuntimeError: the GPU's memory is full, which says nothing of the routes: the next call tries again.
+    """
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
+        return None
+    capability = tuple(int(x) for x in str(getattr(device, "compute_capability", "0.0")).split("."))
+    if capability < LEAST_CAPABILITY:
+        _warn(f"they need compute capability 8.0, {device.device_kind} has {device.compute_capability}")
+        return None
+    problems = []
+    for route, prepare in ((XLA, lambda: None), (FFI, register_launcher)):
+        try:
+            prepare()
+            _probe(route)
+        except PROBLEMS as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            problems.append(f"{route}: {error}")
+        else:
+            return route
+    _warn("; ".join(problems))
+    return None
+
+
+def _warn(problem: str) -> None:
+    message = (
+        f"bags_jax: no CUDA kernels here, the rasterizer and the blur are many times slower in pure XLA: {problem}"
+    )
+    warnings.warn(message, stacklevel=2)
+
+
+def _probe(route: str) -> None:
+    """Runs the smallest kernel in the way that asks most of XLA, that of `blend_backward`: with one operand given twice and
+    the memory of another for the result. The sum of slots 2 and 3 goes to 0; the others stay as they came.
+
+    Raises:
+      RuntimeError: it does not run, or gives something else.
+    """
+    kernel = Kernel("binning", "sum_slots", 256)
+
+    @jax.jit
+    def add(sizes, place, slots):
+        output = jax.ShapeDtypeStruct(slots.shape, slots.dtype)
+        return launch(kernel, [output], sizes, place, place, slots, grid=(1, 1), aliases={3: 0}, route=route)[0]
+
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+        operands = [1, 4, 1, 1, 1, 1], [2], [1.0, 2.0, 4.0, 8.0]
+        dtypes = jnp.int32, jnp.int32, jnp.float32
+        found = jax.device_get(add(*map(jnp.array, operands, dtypes))).tolist()
+    if found != [12, 2, 4, 8]:
+        raise RuntimeError(f"a kernel ran and gave {found}, expected [12, 2, 4, 8]")
+
+
+def build_launcher(folder: pathlib.Path) -> pathlib.Path:
+    """Compiles launcher.cc into a folder, unless it is there; returns the library.
+
+    Raises:
+      RuntimeError: no compiler, or it fails.
+    """
+    code = FOLDER / "launcher.cc"
+    library = folder / f"launcher-{hashlib.sha256(code.read_bytes() + jax.__version__.encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    compiler = shutil.which("g++") or shutil.which("nvcc")
+    if compiler is None:
+        raise RuntimeError("neither g++ nor nvcc is on the path: install one of them")
+    position = ["-fPIC"] if compiler.endswith("g++") else ["-Xcompiler", "-fPIC"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        output = pathlib.Path(scratch, "launcher.so")
+        command = [compiler, "-std=c++17", "-O2", "-shared", *position, f"-I{jax.ffi.include_dir()}", str(code)]
+        done = subprocess.run([*command, "-o", str(output), "-ldl"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        output.replace(library)  # appears whole or not at all: several processes may be building
+    return library
+
+
+@functools.cache
+def register_launcher() -> None:
+    """Builds launcher.cc where the user's caches are, and tells XLA of it."""
+    library = ctypes.CDLL(str(build_launcher(cache_home())))
+    jax.ffi.register_ffi_target(FFI, jax.ffi.pycapsule(library.LaunchPtx), platform="CUDA")

@@ -1,0 +1,95 @@
+"""Refined camera poses: a small rigid motion for each training view, with the gauge held.
+
+Poses estimated from blurry photographs are wrong by a part of the blur. Splatting then ends between the views, or, where a
+blur model is at hand, the kernels shift to make up for it and the scene drifts away from its own coordinates. Each training
+camera therefore gets a correction of six numbers of its own, in pixels: the rotation and the translation in the camera
+frame that move what the camera sees by so much.
+
+Scene and cameras together may be moved, turned and scaled without changing any picture. The corrections are kept free of
+those seven directions, so that the scene stays where the capture put it and held-out cameras still fit. A blurry photograph
+says little of where its camera was, a sharp one much: the less blurred a view was found, the more it counts.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bags_jax.geometry import rotation_from_quat
+from bags_jax.numerics import EXACT
+from bags_jax.scene.confidence import pose_trust
+from bags_jax.structs import Camera, PoseFrame
+
+MAX_POINTS = 10_000  # that the median depth is taken of
+
+
+def make_pose_frame(
+    viewmats: Float[np.ndarray, "V 4 4"],
+    Ks: Float[np.ndarray, "V 3 3"],
+    points: Float[np.ndarray, "P 3"],
+    *,
+    depth: float = 1.0,
+) -> PoseFrame:
+    """The frame for the training cameras of a capture.
+
+    Args:
+      viewmats: cam_from_world, OpenCV axes.
+      Ks: intrinsics at full image scale, px.
+      points: of the scene, world frame: their median depth says what a translation does on the screen.
+      depth: the same where no point lies before a camera, scene units.
+    """
+    focal = float(np.mean(Ks[:, 0, 0]))
+    some = points[:: max(1, len(points) // MAX_POINTS)]
+    depths = np.einsum("vj,pj->vp", viewmats[:, 2, :3], some) + viewmats[:, 2, 3:]
+    depth = float(np.median(depths[depths > 0])) if np.any(depths > 0) else depth
+    units = np.repeat([1.0 / focal, depth / focal], 3)
+    motions = np.stack([_seven_motions(viewmat) for viewmat in viewmats]) / units[:, None]
+    directions, sizes, _ = np.linalg.svd(motions.reshape(-1, 7), full_matrices=False)
+    # Cameras that share one centre cannot tell a scaling from a translation: fewer directions, the others stay 0.
+    gauge = np.zeros((6 * len(viewmats), 7))
+    gauge[:, : directions.shape[1]] = directions * (sizes > 1e-6 * sizes[0])
+    return PoseFrame(units=jnp.asarray(units, jnp.float32), gauge=jnp.asarray(gauge.reshape(-1, 6, 7), jnp.float32))
+
+
+def _seven_motions(viewmat: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "6 7"]:
+    """Twist of one camera that hides a unit rotation (3), translation (3) or scaling (1) of the world.
+
+    The world's motion x + s x + a cross x + u is R (...) in the camera frame, with x = R^T (x_cam - t): a twist of
+    rotation R a and translation -R a cross t + R u - s t, and a scaling about the camera centre, which no picture shows.
+    """
+    rotation, t = viewmat[:3, :3].astype(np.float64), viewmat[:3, 3].astype(np.float64)
+    turns = np.concatenate([rotation, -np.cross(rotation.T, t).T])
+    shifts = np.concatenate([np.zeros((3, 3)), rotation])
+    scaling = np.concatenate([np.zeros(3), -t])[:, None]
+    return np.concatenate([turns, shifts, scaling], axis=1)
+
+
+def corrected_camera(camera: Camera, correction_px: Float[Array, "6"], frame: PoseFrame) -> Camera:
+    """The camera after its correction: turned about its centre, then shifted, in its own frame.
+
+    The rotation of a vector w is that of the quaternion (1, w / 2): its angle is |w| to within |w|^3 / 12, and it is smooth at 0.
+    """
+    turn, shift = jnp.split(correction_px * frame.units, 2)
+    rotation = rotation_from_quat(jnp.concatenate([jnp.ones(1), 0.5 * turn]))
+    rigid = jnp.eye(4).at[:3, :3].set(rotation).at[:3, 3].set(shift)
+    return Camera(viewmat=jnp.matmul(rigid, camera.viewmat, precision=EXACT), K=camera.K)
+
+
+def hold_gauge(
+    corrections_px: Float[Array, "V 6"], blur_px: Float[Array, "V"], frame: PoseFrame
+) -> Float[Array, "V 6"]:
+    """Corrections without the part that moves all cameras as one: that would move the scene, and no picture would tell.
+
+    Args:
+      corrections_px: of the training cameras.
+      blur_px: RMS width of each view's blur, px; 0: not seen yet.
+      frame: see PoseFrame.
+    Returns:
+      the corrections, less the motion of the whole that is nearest to them in weighted least squares.
+    """
+    weighted = pose_trust(blur_px)[:, None, None] * frame.gauge
+    normal = jnp.einsum("vik,vil->kl", weighted, frame.gauge, precision=EXACT)
+    absent = jnp.where(jnp.diagonal(normal) > 0.0, 0.0, 1.0)
+    right = jnp.einsum("vik,vi->k", weighted, corrections_px, precision=EXACT)
+    along = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(normal + jnp.diag(absent)), right)
+    return corrections_px - jnp.einsum("vik,k->vi", frame.gauge, along, precision=EXACT)
