@@ -20,7 +20,7 @@ from bags_jax.rendering import render, render_blurred
 from bags_jax.splatting import rasterization
 from bags_jax.step import eval_step, train_step
 from bags_jax.structs import BlurField, BlurMoments, Camera, Dataset, Gaussians, Projected, RasterOutput, TrainState
-from bags_jax.synthetic.procedural import make_scene
+from bags_jax.synthetic import make_scene
 from bags_jax.training import train
 
 __all__ = [

@@ -19,8 +19,8 @@ from bags_jax.scene.density import DensityRules
 from bags_jax.scene.optimizer import Rates
 from bags_jax.schedule import Stage
 from bags_jax.step import Objective
+from bags_jax.synthetic import make_scene
 from bags_jax.synthetic.mixed import mix_resolutions
-from bags_jax.synthetic.procedural import make_scene
 
 Config = Any  # an ml_collections.ConfigDict, whose fields no type checker can know
 

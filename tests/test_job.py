@@ -10,7 +10,7 @@ import pytest
 from bags_jax import plan
 from bags_jax.errors import UserError
 from bags_jax.plan import steps_of
-from bags_jax.synthetic.procedural import make_scene
+from bags_jax.synthetic import make_scene
 from configs import procedural
 
 train = importlib.import_module("bags_jax.training")  # the module: bags_jax.training is the function

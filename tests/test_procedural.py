@@ -16,8 +16,7 @@ from PIL import Image, ImageFilter
 
 from bags_jax.data.scene import train_on_sharp
 from bags_jax.errors import UserError
-from bags_jax.synthetic import bake, exposures, procedural, raycast, shapes
-from bags_jax.synthetic.procedural import make_scene
+from bags_jax.synthetic import bake, exposures, make_scene, procedural, raycast, shapes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "still_life.npz"
 LAYOUTS = tuple(procedural.LAYOUTS)

@@ -6,8 +6,8 @@ import pytest
 from bags_jax.data.pyramid import make_dataset, resize, scaled_size
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
+from bags_jax.synthetic import make_scene
 from bags_jax.synthetic.mixed import mix_resolutions
-from bags_jax.synthetic.procedural import make_scene
 
 
 def scene_of(sizes):

@@ -8,7 +8,7 @@ from bags_jax.data import load_scene
 from bags_jax.data.poses import camera_centers
 from bags_jax.errors import UserError
 from bags_jax.sfm.reconstruct import describe, reconstruct
-from bags_jax.synthetic.procedural import make_scene
+from bags_jax.synthetic import make_scene
 
 NUM, WIDTH, HEIGHT = 12, 320, 208
 

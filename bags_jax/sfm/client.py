@@ -13,7 +13,7 @@ from typing import Any
 
 from bags_jax.errors import UserError
 
-PROCESS_FILE = pathlib.Path(__file__).with_name("pycolmap_process.py")
+PROCESS_FILE = pathlib.Path(__file__).with_name("process.py")
 LIMIT_S = 120.0  # until an answer of pycolmap, beyond the time that its work may take
 _ONE_AT_A_TIME = threading.Lock()
 
