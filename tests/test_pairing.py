@@ -23,7 +23,7 @@ from captures import (
 from PIL import Image
 
 from bags_jax.data import load_scene
-from bags_jax.data.images import match_photos
+from bags_jax.data.pairing import match_photos
 from bags_jax.errors import UserError
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from captures import FOCAL, NAMES, H, W, draw, known_pixels, refused, write_colmap, write_photos
 
-from bags_jax.data import colmap, load_scene
-from bags_jax.data.images import Lens
-from bags_jax.sfm import client as pycolmap_client
+from bags_jax.data import load_scene
+from bags_jax.data.lens import Lens, undistort
+from bags_jax.errors import UserError
+from bags_jax.sfm import client
 
 RADIAL = Lens("SIMPLE_RADIAL", W, H, (FOCAL, W / 2, H / 2, 0.1))
 
@@ -31,31 +32,31 @@ def use_script(tmp_path, monkeypatch):
     """Lets another script play the process of pycolmap."""
 
     def use(code):
-        pycolmap_client.stop(pycolmap_client.start())
+        client.stop(client.start())
         (tmp_path / "process.py").write_text(code)
-        monkeypatch.setattr(pycolmap_client, "PROCESS_FILE", tmp_path / "process.py")
+        monkeypatch.setattr(client, "PROCESS_FILE", tmp_path / "process.py")
 
     yield use
-    pycolmap_client.stop(pycolmap_client.start())
+    client.stop(client.start())
 
 
 def test_one_process_serves_all_loads_outside_of_this_one(capture_folder):
     load_scene(str(capture_folder))
-    process = pycolmap_client.start()
+    process = client.start()
     load_scene(str(capture_folder))
-    assert pycolmap_client.start() is process and process.poll() is None
+    assert client.start() is process and process.poll() is None
     assert "pycolmap" not in sys.modules
 
 
 @pytest.mark.parametrize("is_noticed", [False, True])
 def test_killed_between_two_loads(capture_folder, is_noticed):
     first = load_scene(str(capture_folder))
-    process = pycolmap_client.start()
+    process = client.start()
     os.kill(process.pid, signal.SIGKILL)
     if is_noticed:
         process.wait()
     second = load_scene(str(capture_folder))
-    assert second.names == NAMES and pycolmap_client.start() is not process
+    assert second.names == NAMES and client.start() is not process
     np.testing.assert_array_equal(first.viewmats, second.viewmats)
 
 
@@ -71,24 +72,24 @@ DEATHS = {
 def test_death_during_a_request(capture_folder, use_script, death):
     use_script(DEATHS[death])
     refused(capture_folder, r"is damaged \(pycolmap crashed, exit code -?\d+\)")
-    with pytest.raises(colmap.UserError, match="cannot undistort the lens .*pycolmap crashed"):
-        colmap.undistort(draw(known_pixels()[0]), RADIAL)
+    with pytest.raises(UserError, match="cannot undistort the lens .*pycolmap crashed"):
+        undistort(draw(known_pixels()[0]), RADIAL)
 
 
 def test_a_process_that_hangs_is_killed(capture_folder, use_script, monkeypatch):
     use_script("import time; time.sleep(60)")
-    monkeypatch.setattr(pycolmap_client, "LIMIT_S", 0.3)
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.3)
     refused(capture_folder, "is damaged .*did not finish within 0.3")
 
 
 def test_missing_pycolmap(capture_folder, use_script):
-    code = pycolmap_client.PROCESS_FILE.read_text()
+    code = client.PROCESS_FILE.read_text()
     use_script("import sys; sys.modules['pycolmap'] = None\n" + code)
     refused(capture_folder, "pycolmap cannot be imported .*: install it again")
 
 
 def test_prints_do_not_reach_the_answers(capture_folder, use_script):
-    code = pycolmap_client.PROCESS_FILE.read_text()
+    code = client.PROCESS_FILE.read_text()
     loud = "    os.write(1, b'from C'); print('from Python', flush=True)\n    reconstruction ="
     assert code.count("    reconstruction =") == 1
     use_script(code.replace("    reconstruction =", loud))
@@ -96,7 +97,7 @@ def test_prints_do_not_reach_the_answers(capture_folder, use_script):
 
 
 def test_a_native_crash_ends_the_process(capture_folder, use_script):
-    code = pycolmap_client.PROCESS_FILE.read_text()
+    code = client.PROCESS_FILE.read_text()
     crash = "    load_pycolmap(); import ctypes; ctypes.string_at(0)\n    reconstruction ="
     use_script(code.replace("    reconstruction =", crash))
     refused(capture_folder, f"pycolmap crashed, exit code -{int(signal.SIGSEGV)}")
@@ -104,9 +105,9 @@ def test_a_native_crash_ends_the_process(capture_folder, use_script):
 
 def test_threads_take_turns():
     images = [draw(pixels) for pixels in known_pixels()]
-    expected = [colmap.undistort(image, RADIAL)[0] for image in images]
+    expected = [undistort(image, RADIAL)[0] for image in images]
     with futures.ThreadPoolExecutor(4) as pool:
-        for (image, _), alone in zip(pool.map(lambda image: colmap.undistort(image, RADIAL), images), expected):
+        for (image, _), alone in zip(pool.map(lambda image: undistort(image, RADIAL), images), expected):
             np.testing.assert_array_equal(image, alone)
 
 
@@ -117,7 +118,7 @@ def test_it_ends_with_its_caller():
 print(subprocess.Popen([sys.executable, "-P", sys.argv[1], str(os.getpid())]).pid, flush=True)
 time.sleep(60)"""
     try:
-        caller = [sys.executable, "-c", code, pycolmap_client.PROCESS_FILE]
+        caller = [sys.executable, "-c", code, client.PROCESS_FILE]
         with subprocess.Popen(caller, stdin=read, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             pid = int(process.stdout.readline())

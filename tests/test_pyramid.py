@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bags_jax.data.pyramid import make_dataset, resize, scaled_size
+from bags_jax.data.pyramid import make_dataset, resize, scale_size
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
 from bags_jax.synthetic import make_scene
@@ -43,7 +43,7 @@ def test_a_ray_stays_a_ray_at_every_scale(scale):
     dataset = make_dataset(scene, scale)
     for slot, i in enumerate(scene.train_ids):
         height, width = scene.images[i].shape[:2]
-        small = scaled_size(height, width, scale)
+        small = scale_size(height, width, scale)
         np.testing.assert_array_equal(dataset.sizes[slot], small)
         ray = np.array([0.2, -0.1, 1.0])
         here, there = scene.Ks[i] @ ray, np.asarray(dataset.cameras.K[slot]) @ ray
@@ -68,7 +68,7 @@ def test_smaller_images_are_padded_at_right_and_bottom():
 
 
 def test_no_side_becomes_zero():
-    assert scaled_size(3, 5, 0.1) == (1, 1)
+    assert scale_size(3, 5, 0.1) == (1, 1)
 
 
 def test_mean_colour_survives_the_scales():

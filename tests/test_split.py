@@ -19,28 +19,28 @@ from captures import (
 )
 
 from bags_jax.data import load_scene
-from bags_jax.data.split import find_hold, split_every
+from bags_jax.data.split import find_holdout_every, split_every
 from bags_jax.errors import UserError
 
 
 def test_split_rule(tmp_path):
-    train_ids, test_ids = split_every(10, hold=4)
+    train_ids, test_ids = split_every(10, every=4)
     assert test_ids.tolist() == [0, 4, 8] and train_ids.tolist() == [1, 2, 3, 5, 6, 7, 9]
-    assert find_hold(tmp_path) == 8
+    assert find_holdout_every(tmp_path) == 8
     (tmp_path / "hold=3").touch()
-    assert find_hold(tmp_path) == 3 and find_hold(tmp_path, 5) == 5
+    assert find_holdout_every(tmp_path) == 3 and find_holdout_every(tmp_path, 5) == 5
     (tmp_path / "hold=4").touch()
     with pytest.raises(UserError, match="keep or fix one"):
-        find_hold(tmp_path)
+        find_holdout_every(tmp_path)
     with pytest.raises(UserError, match="1 of 2 views are left for training"):
-        split_every(2, hold=8)
+        split_every(2, every=8)
 
 
 @pytest.mark.parametrize("mark", ["hold=x", "hold=0", "hold=-3"])
 def test_bad_hold_file(tmp_path, mark):
     (tmp_path / mark).touch()
     with pytest.raises(UserError, match="expected one file named hold=N"):
-        find_hold(tmp_path)
+        find_holdout_every(tmp_path)
 
 
 def test_holdout_options(tmp_path):

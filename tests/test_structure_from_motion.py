@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from bags_jax.data import load_scene
-from bags_jax.data.poses import camera_centers
+from bags_jax.data.poses import locate_cameras
 from bags_jax.errors import UserError
 from bags_jax.sfm.reconstruct import describe, reconstruct
 from bags_jax.synthetic import make_scene
@@ -47,9 +47,9 @@ def similarity_residual(points, target):
 def test_cameras_are_those_of_the_scene(truth, found):
     root, reconstruction, _ = found
     scene = load_scene(str(root))
-    assert scene.names == reconstruction.posed == tuple(f"{number:03d}.png" for number in range(NUM))
+    assert scene.names == reconstruction.posed_names == tuple(f"{number:03d}.png" for number in range(NUM))
     # 0.005 and 0.3 % were seen; COLMAP's threads may end otherwise.
-    assert similarity_residual(camera_centers(scene.viewmats), camera_centers(truth.viewmats)) < 0.03
+    assert similarity_residual(locate_cameras(scene.viewmats), locate_cameras(truth.viewmats)) < 0.03
     focals, smaller = scene.Ks[:-1, 0, 0], scene.Ks[-1, 0, 0]
     np.testing.assert_allclose(focals, truth.Ks[:-1, 0, 0], rtol=0.05)
     np.testing.assert_allclose(smaller, truth.Ks[-1, 0, 0] / 2, rtol=0.05)
@@ -61,16 +61,16 @@ def test_features_of_smaller_copies_are_as_good(truth, found, tmp_path):
     size = 4 * WIDTH, 4 * HEIGHT
     write(tmp_path / "images", [np.asarray(Image.fromarray(np.asarray(image)).resize(size)) for image in truth.images])
     enlarged = reconstruct(tmp_path, max_size=WIDTH)
-    assert len(enlarged.posed) == NUM
+    assert len(enlarged.posed_names) == NUM
     # 0.5 of it with COLMAP's own tolerances, 0.9 with these.
     np.testing.assert_allclose(enlarged.error_px, 4 * found[1].error_px, rtol=0.25)
-    centers = camera_centers(load_scene(str(tmp_path), factor=4).viewmats)
-    assert similarity_residual(centers, camera_centers(truth.viewmats)) < 0.03
+    centers = locate_cameras(load_scene(str(tmp_path), factor=4).viewmats)
+    assert similarity_residual(centers, locate_cameras(truth.viewmats)) < 0.03
 
 
 def test_what_is_lost_is_named(found):
     root, reconstruction, said = found
-    assert reconstruction.lost == (f"{NUM:03d}.png",)
+    assert reconstruction.lost_names == (f"{NUM:03d}.png",)
     assert describe(reconstruction).startswith(f"{NUM} of {NUM + 1} photographs have a pose (without: {NUM:03d}.png)")
     assert any(f"of {NUM} photographs of {WIDTH} x {HEIGHT} px" in line for line in said)
     assert {path.name for path in root.iterdir()} == {"images", "sparse"}

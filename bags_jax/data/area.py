@@ -1,4 +1,4 @@
-"""Pictures of another size by area averaging."""
+"""Resizing of pictures by area averaging."""
 
 import math
 
@@ -6,16 +6,16 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
-BLOCK = 64  # rows that are averaged at a time: a large photograph in float32 would take a gigabyte
+BLOCK = 64  # rows averaged at a time; a whole large photograph in float32 would take a gigabyte
 
 
 def average_areas(image: UInt8[np.ndarray, "_H _W 3"], height: int, width: int) -> UInt8[np.ndarray, "_h _w 3"]:
-    """The image at another size: each pixel is the mean of the area that it covers, parts of pixels included."""
+    """Resizes an image: each pixel is the mean of the area that it covers, parts of pixels included."""
     full_height, full_width = image.shape[:2]
     if full_height % height == 0 and full_width % width == 0:
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
-    # Elsewhere Pillow takes whole pixels or none of them, which moves the content by up to half a pixel.
-    rows, columns = _edges(full_height, height), _edges(full_width, width)
+    # For other sizes Pillow averages whole pixels only, which moves the content by up to half a pixel.
+    rows, columns = _make_edges(full_height, height), _make_edges(full_width, width)
     averaged = np.empty((height, width, 3), np.uint8)
     for start in range(0, height, BLOCK):
         block = _average_rows(image, rows[start : start + BLOCK + 1]).swapaxes(0, 1)
@@ -23,12 +23,13 @@ def average_areas(image: UInt8[np.ndarray, "_H _W 3"], height: int, width: int) 
     return averaged
 
 
-def _edges(full: int, num: int) -> Float[np.ndarray, "_E"]:
+def _make_edges(full: int, num: int) -> Float[np.ndarray, "_E"]:
+    """Returns the edges of num equal parts of [0, full]."""
     return np.arange(num + 1) * full / num
 
 
 def _average_rows(image: Shaped[np.ndarray, "_H _W 3"], edges: Float[np.ndarray, "_E"]) -> Float[np.ndarray, "_h _W 3"]:
-    """The means over the parts of the rows between edges, float32."""
+    """Averages the rows between edges, in float32; a row at an edge counts by its part inside."""
     full, width = image.shape[0], edges[1] - edges[0]
     first, sums = edges[:-1].astype(int), np.zeros((len(edges) - 1, *image.shape[1:]), np.float32)
     for k in range(math.ceil(width) + 1):

@@ -1,43 +1,26 @@
-"""NeRF's synthetic scenes: transforms_train.json, transforms_test.json (Mildenhall et al. 2020)."""
+"""NeRF's synthetic scenes: transforms_train.json and transforms_test.json (Mildenhall et al. 2020)."""
 
 import pathlib
 
-from bags_jax.data.images import Capture, pairing_notes
-from bags_jax.data.transforms import find_frame_photos, frame_lens, frame_viewmat, frames_capture, read_transforms
+from bags_jax.data.capture import Capture
+from bags_jax.data.transforms import list_frames, make_capture, read_transforms
 
 TRAIN_FILE, TEST_FILE = "transforms_train.json", "transforms_test.json"
 
 
-def read_blender(root: pathlib.Path) -> Capture:
+def read_blender(root: pathlib.Path, *, factor: int = 1) -> Capture:
     """Reads a Blender scene; transforms_val.json is ignored. Without transforms_test.json the published rule splits.
 
-    NeRF's files give camera_angle_x alone; those of other programs may have all that nerfstudio's have.
+    NeRF's files give camera_angle_x alone; files of other programs may have all entries of nerfstudio's.
 
+    Args:
+      root: the scene's folder.
+      factor: without effect, because the files name each picture.
     Raises:
-      UserError: unreadable or incomplete json, a lens that is none of the known ones, or no picture at all.
+      UserError: unreadable or incomplete json, an unknown lens, or no picture at all.
     """
-    paths, viewmats, lenses, missing, test_paths = [], [], [], [], []
-    for json_name in (TRAIN_FILE, TEST_FILE):
-        json_path = root / json_name
-        if json_name == TEST_FILE and not json_path.is_file():
-            continue
-        transforms = read_transforms(json_path)
-        photos = find_frame_photos(root, transforms["frames"], json_path)
-        for index, (frame, path) in enumerate(zip(transforms["frames"], photos)):
-            if path is None:
-                missing.append(frame["file_path"])
-                continue
-            where = f"{json_path}, frame {index}"
-            paths.append(path)
-            viewmats.append(frame_viewmat(frame, where))
-            lenses.append(frame_lens({**transforms, **frame}, path, where))
-            if json_name == TEST_FILE:
-                test_paths.append(path)
-    return frames_capture(
-        root,
-        paths,
-        viewmats,
-        lenses,
-        test_paths=test_paths if (root / TEST_FILE).is_file() else None,
-        notes=pairing_notes(missing, ()),
-    )
+    del factor
+    train_file, test_file = root / TRAIN_FILE, root / TEST_FILE
+    frames = list_frames(root, read_transforms(train_file), train_file)
+    test_frames = list_frames(root, read_transforms(test_file), test_file) if test_file.is_file() else None
+    return make_capture(root, frames + (test_frames or []), test_frames=test_frames)

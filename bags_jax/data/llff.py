@@ -5,7 +5,9 @@ import pathlib
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax.data.images import Capture, Lens, find_photo_folder, list_photos
+from bags_jax.data.capture import Capture
+from bags_jax.data.lens import Lens
+from bags_jax.data.pairing import find_photo_folder, list_photos
 from bags_jax.errors import UserError
 
 POSES_FILE = "poses_bounds.npy"
@@ -14,12 +16,13 @@ POSES_FILE = "poses_bounds.npy"
 def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
     """Reads the poses of an LLFF scene.
 
-    A row is [3, 5] world_from_cam and two depth bounds, without meaning unless 0 < near < far in all of them. Its columns are the camera's down, right and backward
-    axes, the camera centre, and (height, width, focal length) in px; the principal point is the image centre.
+    A row holds a matrix [3, 5] and two depth bounds. The columns of the matrix are the camera's down, right and
+    backward axes (world frame), the camera centre, and (height, width, focal length) in px. The principal point is the
+    image centre. The bounds are ignored unless 0 < near < far in all rows.
 
     Args:
       root: the scene's folder.
-      factor: only tells which folder of pictures may stand in for images/.
+      factor: images_{factor}/ may replace a missing images/.
     Raises:
       UserError: unreadable file, wrong shape, no pictures, or not one picture for each pose.
     """
@@ -28,12 +31,14 @@ def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
     photos = list_photos(folder := find_photo_folder(root, factor))
     if len(photos) != len(rows):
         raise UserError(
-            f"{path} has {len(rows)} poses and {folder} {len(photos)} pictures: LLFF pairs them in the order of names, "
-            f"so one for each is needed; remove the extra pictures or run LLFF's imgs2poses again"
+            f"{path} has {len(rows)} poses and {folder} {len(photos)} pictures: expected one picture for each pose, "
+            f"because LLFF pairs them in the order of names; remove the extra pictures or run LLFF's imgs2poses again"
         )
     poses, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
     if not np.isfinite(poses[:, :, 4]).all() or (poses[:, :, 4] <= 0).any():
-        raise UserError(f"{path} has a height, width or focal length that is not positive: expected px; make it again")
+        raise UserError(
+            f"{path} has a height, width or focal length that is not positive: expected px; run LLFF's imgs2poses again"
+        )
     down, right, back, centers = (poses[:, :, i] for i in range(4))
     world_from_cam = np.stack([right, down, -back], axis=-1)
     viewmats = np.tile(np.eye(4), (len(rows), 1, 1))
@@ -48,8 +53,6 @@ def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
         files=tuple(photos.values()),
         viewmats=viewmats,
         lenses=tuple(lenses),
-        points=np.zeros((0, 3)),
-        point_colors=np.zeros((0, 3)),
         depths=bounds if _are_depths(bounds) else None,
     )
 
@@ -67,7 +70,7 @@ def _read_rows(path: pathlib.Path) -> np.ndarray:
         rows = np.load(path, allow_pickle=False)
     except PermissionError:
         raise
-    except Exception as error:  # a damaged header raises ValueError, EOFError, SyntaxError or tokenize.TokenError
+    except Exception as error:  # damaged headers raise ValueError, EOFError, SyntaxError or tokenize.TokenError
         raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): {expected}") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17 or rows.dtype.kind not in "fiu":
         raise UserError(f"{path} holds {getattr(rows, 'shape', 'several arrays')}: {expected}")

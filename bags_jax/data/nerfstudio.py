@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax.data.images import Capture, name_some, pairing_notes
-from bags_jax.data.transforms import (
-    find_frame_photos,
-    frame_lens,
-    frame_viewmat,
-    frames_capture,
-    join_path,
-    read_transforms,
-)
+from bags_jax.data.capture import Capture
+from bags_jax.data.pairing import name_some
+from bags_jax.data.transforms import join_path, list_frames, make_capture, read_transforms
 from bags_jax.errors import UserError
 
 TRANSFORMS_FILE = "transforms.json"
@@ -28,51 +22,48 @@ _PLY_TYPES = {
 }  # fmt: skip
 
 
-def read_nerfstudio(root: pathlib.Path) -> Capture:
-    """Reads transforms.json: a lens for all or for each frame, poses, points, and the split where it is listed.
+def read_nerfstudio(root: pathlib.Path, *, factor: int = 1) -> Capture:
+    """Reads transforms.json: poses, a lens for all frames or for each, points, and the lists of held-out views.
 
-    applied_transform is left alone: it has been applied to the poses and to the points alike. Views that only
-    val_filenames lists are left out.
+    applied_transform is ignored: it has been applied to the poses and the points alike. Views that only val_filenames
+    lists are left out.
 
+    Args:
+      root: the scene's folder.
+      factor: without effect, because the file names each picture.
     Raises:
-      UserError: unreadable or incomplete json, a lens that is none of the known ones, no picture, a list whose names are
-        no frame's, a damaged PLY.
+      UserError: unreadable or incomplete json, an unknown lens, no picture, a list that names no frame, a damaged PLY.
     """
+    del factor
     json_path = root / TRANSFORMS_FILE
     transforms = read_transforms(json_path)
-    photos = find_frame_photos(root, transforms["frames"], json_path)
-    (train_listed, test_listed, val_listed), notes = _read_lists(transforms, root, json_path)
-    paths, viewmats, lenses, missing, unlisted, test_paths = [], [], [], [], [], []
-    for index, (frame, path) in enumerate(zip(transforms["frames"], photos)):
-        where = f"{json_path}, frame {index}"
-        listed_as = _normalise(root, frame["file_path"])
-        in_test = listed_as in (test_listed or ())
-        in_train = listed_as not in (val_listed or ()) if train_listed is None else listed_as in train_listed
-        if path is None:
-            missing.append(frame["file_path"])
-        elif not in_test and not in_train:
-            unlisted.append(frame["file_path"])
-        else:
-            paths.append(path)
-            viewmats.append(frame_viewmat(frame, where))
-            lenses.append(frame_lens({**transforms, **frame}, path, where))
-            if in_test:
-                test_paths.append(path)
-    notes = pairing_notes(missing, ()) + notes
+    frames = list_frames(root, transforms, json_path)
+    (train_paths, test_paths, val_paths), notes = _read_lists(transforms, root, json_path)
+    kept, test_frames, unlisted = [], [], []
+    for frame in frames:
+        path = _normalize(root, frame.file_path)
+        in_test = path in (test_paths or ())
+        in_train = path not in (val_paths or ()) if train_paths is None else path in train_paths
+        if frame.photo is not None and not (in_train or in_test):
+            unlisted.append(frame.file_path)
+            continue
+        kept.append(frame)
+        if in_test:
+            test_frames.append(frame)
     if unlisted:
         notes += (f"{len(unlisted)} frames are in neither split of {json_path.name}: {name_some(unlisted)}",)
-    num_masks = sum(bool(frame.get("mask_path")) for frame in transforms["frames"])
+    num_masks = sum(bool(frame.own.get("mask_path")) for frame in frames)
     if num_masks:
         notes += (f"{num_masks} frames have a mask_path: masks are not used, every pixel counts",)
-    is_split = train_listed is not None or test_listed is not None
-    capture = frames_capture(root, paths, viewmats, lenses, test_paths=test_paths if is_split else None, notes=notes)
+    is_split = train_paths is not None or test_paths is not None
+    capture = make_capture(root, kept, test_frames=test_frames if is_split else None, notes=notes)
     return _add_points(capture, root, transforms.get("ply_file_path"), json_path)
 
 
 def read_ply_points(path: pathlib.Path) -> tuple[Float[np.ndarray, "P 3"], Float[np.ndarray, "P 3"]]:
-    """Points (x, y, z) and colours (red, green, blue as sRGB in [0, 1]; gray if absent) of a PLY's vertices.
+    """Reads the vertices of a PLY: points (x, y, z) and colours (red, green, blue as sRGB in [0, 1]; gray if absent).
 
-    ascii and binary_little_endian; the vertices must be the first element and have no list properties.
+    The encoding is ascii or binary_little_endian. The vertices are the first element and have no list properties.
 
     Raises:
       UserError: another layout, or a damaged file.
@@ -112,7 +103,7 @@ def read_ply_points(path: pathlib.Path) -> tuple[Float[np.ndarray, "P 3"], Float
 
 
 def _vertex_layout(lines: list[list[str]]) -> tuple[int, list[tuple[str, str]]]:
-    """Number of vertices and their (name, numpy type) fields, from the header's words."""
+    """Returns the number of vertices and their (name, numpy type) fields, from the words of the header's lines."""
     elements = [i for i, line in enumerate(lines) if line[:1] == ["element"]]
     if not elements or lines[elements[0]][1] != "vertex":
         raise ValueError("the first element is not vertex")
@@ -140,10 +131,10 @@ def _add_points(capture: Capture, root: pathlib.Path, ply_file_path: Any, json_p
 def _read_lists(
     transforms: dict[str, Any], root: pathlib.Path, json_path: pathlib.Path
 ) -> tuple[list[frozenset[str] | None], tuple[str, ...]]:
-    """The names in each of _LISTS, None where there is no such list, and notes about names that no frame has."""
+    """Returns the paths in each of _LISTS (None: there is no such list), and notes on paths that no frame has."""
     listed, notes = [], ()
     frames = [frame["file_path"] for frame in transforms["frames"]]
-    known = {_normalise(root, name) for name in frames}
+    known = {_normalize(root, name) for name in frames}
     for key in _LISTS:
         names = transforms.get(key)
         if names is None:
@@ -151,7 +142,7 @@ def _read_lists(
             continue
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{json_path}: {key} is {names!r}; expected a list of file paths")
-        lost = [name for name in names if _normalise(root, name) not in known]
+        lost = [name for name in names if _normalize(root, name) not in known]
         if names and len(lost) == len(names) and key != "val_filenames":
             raise UserError(
                 f"{json_path}: none of the {len(names)} names in {key} is the file_path of a frame (the list has "
@@ -159,10 +150,10 @@ def _read_lists(
             )
         if lost:
             notes += (f"{len(lost)} of the {len(names)} names in {key} are no frame's: {name_some(lost)}",)
-        listed.append(frozenset(_normalise(root, name) for name in names))
+        listed.append(frozenset(_normalize(root, name) for name in names))
     return listed, notes
 
 
-def _normalise(root: pathlib.Path, file_path: str) -> str:
-    """One spelling for each file, so that lists and frames can be compared."""
+def _normalize(root: pathlib.Path, file_path: str) -> str:
+    """Returns one spelling for each file, so that lists and frames can be compared."""
     return unicodedata.normalize("NFC", str(join_path(root, file_path)))

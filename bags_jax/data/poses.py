@@ -5,36 +5,39 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-ROUNDING = 1e-5  # of a coordinate: what files with few digits leave of it
+ROUNDING = 1e-5  # relative rounding error of a coordinate in files with few digits
 
 
-def camera_centers(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "V 3"]:
-    """Where the cameras stand, world frame."""
+def locate_cameras(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "V 3"]:
+    """Returns the camera centres, world frame."""
     return -np.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
 
 
 def look_at(
     center: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], down: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "4 4"]:
-    """cam_from_world of a camera at `center` that sees `target` in the middle of its image, `down` pointing down."""
+    """Returns cam_from_world of a camera at `center` with `target` in the middle of its image and `down` pointing down.
+
+    All in the world frame. If the camera looks along `down`, its roll is arbitrary.
+    """
     ahead = (target - center) / np.linalg.norm(target - center)
     right = np.cross(down, ahead)
-    if np.linalg.norm(right) < 1e-6:  # it looks straight down or up: any side is the right one
+    if np.linalg.norm(right) < 1e-6:
         right = np.cross(np.eye(3)[np.argmin(np.abs(ahead))], ahead)
     right /= np.linalg.norm(right)
-    turn = np.stack([right, np.cross(ahead, right), ahead])
-    return rigid(turn, -turn @ center)
+    rotation = np.stack([right, np.cross(ahead, right), ahead])
+    return make_rigid(rotation, -rotation @ center)
 
 
-def rigid(turn: Float[np.ndarray, "3 3"], shift: Float[np.ndarray, "3"]) -> Float[np.ndarray, "4 4"]:
-    """The matrix that turns, then shifts."""
+def make_rigid(rotation: Float[np.ndarray, "3 3"], translation: Float[np.ndarray, "3"]) -> Float[np.ndarray, "4 4"]:
+    """Returns the matrix that rotates, then translates."""
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = turn, shift
+    matrix[:3, :3], matrix[:3, 3] = rotation, translation
     return matrix
 
 
-def rotation(vector: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
-    """Rotation matrix of an axis-angle vector, rad (Rodrigues' formula)."""
+def make_rotation(vector: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """Returns the rotation matrix of an axis-angle vector, rad (Rodrigues' formula)."""
     angle = float(np.linalg.norm(vector))
     if angle < 1e-12:
         return np.eye(3)

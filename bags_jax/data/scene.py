@@ -1,4 +1,4 @@
-"""Scene: what every loader returns and all that training ever sees of a capture (numpy, on the host)."""
+"""Scene: a capture as training receives it (NumPy arrays in host memory)."""
 
 import dataclasses
 
@@ -15,27 +15,27 @@ class Scene:
     names: tuple[str, ...]  # file name of each view
     images: tuple[UInt8[np.ndarray, "_H _W 3"], ...]  # sRGB, background applied; sizes may differ
     viewmats: Float[np.ndarray, "V 4 4"]  # cam_from_world, OpenCV axes, scene units
-    Ks: Float[np.ndarray, "V 3 3"]  # intrinsics of the images as they are here, px, pixel centres at +0.5
+    Ks: Float[np.ndarray, "V 3 3"]  # intrinsics of `images`, px, pixel centres at +0.5
     train_ids: Int[np.ndarray, "_A"]  # indices of training views
     test_ids: Int[np.ndarray, "_B"]  # indices of held-out views
-    points: Float[np.ndarray, "P 3"]  # world frame; P = 0: none came with the capture
+    points: Float[np.ndarray, "P 3"]  # world frame; P = 0: the capture has no points
     point_colors: Float[np.ndarray, "P 3"]  # sRGB in [0, 1]
-    sharp_images: tuple[UInt8[np.ndarray, "_H _W 3"], ...] | None = None  # truth for every view, where it is known
+    sharp_images: tuple[UInt8[np.ndarray, "_H _W 3"], ...] | None = None  # sharp truth of every view, if known
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)  # colour behind the scene, sRGB in [0, 1]
-    notes: tuple[str, ...] = ()  # what the loader wants the user to know, one line each
-    depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest that each view sees, if the capture says so
+    notes: tuple[str, ...] = ()  # messages of the loader to the user, one line each
+    depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest depth of each view, if the capture has them
 
 
 def train_on_sharp(scene: Scene) -> Scene:
-    """The oracle's scene: the training photographs are replaced by their sharp truth, everything else stays.
+    """Returns the scene with its sharp truth as training photographs: the oracle of the benchmarks.
 
     Raises:
-      UserError: the sharp truth is not known.
+      UserError: the scene has no sharp truth.
     """
     if scene.sharp_images is None:
         raise UserError(
-            "config.data.use_sharp is set, but no sharp truth came with the capture: only the embedded scenes "
-            "(configs/procedural.py) and data.mixed_factors know it"
+            "config.data.use_sharp is set, but no sharp truth came with the capture: expected an embedded scene "
+            "(configs/procedural.py) or data.mixed_factors; set use_sharp to False"
         )
     images = list(scene.images)
     for view in scene.train_ids:

@@ -1,4 +1,4 @@
-"""Which views are held out for evaluation."""
+"""The split into training views and views held out for evaluation."""
 
 import pathlib
 import re
@@ -9,15 +9,15 @@ from jaxtyping import Int
 
 from bags_jax.errors import UserError
 
-DEFAULT_HOLD = 8
+DEFAULT_HOLDOUT_EVERY = 8  # of Deblur-NeRF's captures
 _MIN_TRAIN_VIEWS = 2
 
 
-def find_hold(root: pathlib.Path, holdout: int = 0) -> int:
-    """Every how many views one is held out: `holdout` if positive, else N of an empty file hold=N, else 8.
+def find_holdout_every(root: pathlib.Path, holdout: int = 0) -> int:
+    """Returns n, where every n-th view is held out: `holdout` if positive, else n of an empty file hold=n, else 8.
 
     Raises:
-      UserError: holdout < 0, a file hold=... that is no positive number, or several of them.
+      UserError: holdout < 0, a file hold=... without a positive number, or several such files.
     """
     if holdout < 0:
         raise UserError(f"holdout is {holdout}: expected 0 (the scene's own rule) or a number of views >= 2")
@@ -25,29 +25,29 @@ def find_hold(root: pathlib.Path, holdout: int = 0) -> int:
         return holdout
     marks = sorted(path.name for path in root.glob("hold=*"))
     if not marks:
-        return DEFAULT_HOLD
-    found = re.fullmatch(r"hold=0*([1-9]\d*)", marks[0])
-    if len(marks) > 1 or not found:
+        return DEFAULT_HOLDOUT_EVERY
+    match = re.fullmatch(r"hold=0*([1-9]\d*)", marks[0])
+    if len(marks) > 1 or not match:
         raise UserError(f"{root} has {', '.join(marks)}: expected one file named hold=N with N >= 2; keep or fix one")
-    return int(found.group(1))
+    return int(match.group(1))
 
 
-def split_every(num_views: int, *, hold: int) -> tuple[Int[np.ndarray, "_A"], Int[np.ndarray, "_B"]]:
-    """(train_ids, test_ids) of views sorted by file name: held out where index % hold == 0 (Deblur-NeRF's rule).
+def split_every(num_views: int, *, every: int) -> tuple[Int[np.ndarray, "_A"], Int[np.ndarray, "_B"]]:
+    """Returns (train_ids, test_ids): view i, by file name, is held out if i % every == 0 (Deblur-NeRF's rule).
 
     Raises:
       UserError: fewer than 2 training views are left.
     """
     ids = np.arange(num_views, dtype=np.int32)
-    train_ids, test_ids = ids[ids % hold != 0], ids[ids % hold == 0]
-    _check_enough(len(train_ids), num_views, f"with every {hold}th held out (holdout, or the file hold=N)")
+    train_ids, test_ids = ids[ids % every != 0], ids[ids % every == 0]
+    _check_enough(len(train_ids), num_views, f"with every {every}th held out (holdout, or the file hold=N)")
     return train_ids, test_ids
 
 
-def split_listed(
+def split_by_names(
     names: Sequence[str], test_names: frozenset[str]
 ) -> tuple[Int[np.ndarray, "_A"], Int[np.ndarray, "_B"]]:
-    """(train_ids, test_ids) where the scene's own files name the held-out views.
+    """Returns (train_ids, test_ids) of a scene whose files name the held-out views.
 
     Raises:
       UserError: fewer than 2 training views are left.
@@ -60,6 +60,6 @@ def split_listed(
 def _check_enough(num_train: int, num_views: int, how: str) -> None:
     if num_train < _MIN_TRAIN_VIEWS:
         raise UserError(
-            f"{num_train} of {num_views} views are left for training {how}: at least {_MIN_TRAIN_VIEWS} are needed; "
+            f"{num_train} of {num_views} views are left for training {how}: expected at least {_MIN_TRAIN_VIEWS}; "
             f"add posed photographs or hold out fewer"
         )

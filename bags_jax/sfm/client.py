@@ -1,4 +1,4 @@
-"""Asks pycolmap, which lives in a process of its own: pycolmap_process.py says why."""
+"""Client of the process of pycolmap. `process.py` says why pycolmap has a process of its own."""
 
 import atexit
 import functools
@@ -14,23 +14,27 @@ from typing import Any
 from bags_jax.errors import UserError
 
 PROCESS_FILE = pathlib.Path(__file__).with_name("process.py")
-LIMIT_S = 120.0  # until an answer of pycolmap, beyond the time that its work may take
-_ONE_AT_A_TIME = threading.Lock()
+TIMEOUT_S = 120.0  # time limit of a request, beyond the work_s of its caller
+_LOCK = threading.Lock()  # one request at a time
 
 
-def ask(operation: str, *arguments: Any, work_s: float = 0.0) -> Any:
-    """The result of an operation of pycolmap_process.py, whose work may take so many seconds.
+def call(operation: str, *arguments: Any, work_s: float = 0.0) -> Any:
+    """Runs a function of process.py in the process of pycolmap and returns its result.
 
+    Args:
+      operation: name of the function.
+      arguments: plain data: numbers, strings, tuples, lists and NumPy arrays.
+      work_s: time, in seconds, that the work may take beyond TIMEOUT_S.
     Raises:
-      RuntimeError: in one line, what pycolmap objected to, or that it crashed or took too long.
-      UserError: there is no pycolmap that can be imported.
+      RuntimeError: pycolmap raised an error, crashed, or took too long; the message is one line.
+      UserError: pycolmap cannot be imported.
     """
-    with _ONE_AT_A_TIME:
+    with _LOCK:
         is_new = not start.cache_info().currsize
-        # An old process may have been killed since its last answer; if a new one dies, the request is why.
+        # An old process may have been killed since its last answer: try once more. A new process dies of the request.
         for is_last_try in (is_new, True):
             try:
-                value, kind, problem = _exchange((operation, arguments), LIMIT_S + work_s)
+                value, kind, problem = _exchange((operation, arguments), TIMEOUT_S + work_s)
                 break
             except EOFError as error:
                 if is_last_try:
@@ -44,19 +48,19 @@ def ask(operation: str, *arguments: Any, work_s: float = 0.0) -> Any:
     return value
 
 
-def _exchange(request: tuple[str, tuple[Any, ...]], limit_s: float) -> tuple[Any, str, str]:
+def _exchange(request: tuple[str, tuple[Any, ...]], timeout_s: float) -> tuple[Any, str, str]:
     """Sends a request and waits for the answer.
 
     Raises:
       EOFError: the process died before it answered.
-      RuntimeError: it did not answer in time, so it was killed.
+      RuntimeError: the process did not answer in time and was killed.
     """
     process = start()
     assert process.stdin and process.stdout
-    # Killing it ends any read and write of its pipes, on every platform.
-    timer = threading.Timer(limit_s, process.kill)
+    # Killing the process ends any read and write of its pipes, on every platform.
+    timer = threading.Timer(timeout_s, process.kill)
     timer.daemon = True
-    end = time.monotonic() + limit_s
+    end = time.monotonic() + timeout_s
     timer.start()
     try:
         pickle.dump(request, process.stdin, protocol=5)
@@ -65,9 +69,9 @@ def _exchange(request: tuple[str, tuple[Any, ...]], limit_s: float) -> tuple[Any
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         code = stop(process)
         if time.monotonic() >= end:
-            raise RuntimeError(f"pycolmap did not finish within {limit_s:.3g} s") from error
+            raise RuntimeError(f"pycolmap did not finish within {timeout_s:.3g} s") from error
         raise EOFError(f"pycolmap crashed, exit code {code}") from error
-    except BaseException:  # Ctrl-C: the late answer would be taken for the next request's
+    except BaseException:  # Ctrl-C: a late answer would be read as the answer to the next request
         stop(process)
         raise
     finally:
@@ -76,9 +80,9 @@ def _exchange(request: tuple[str, tuple[Any, ...]], limit_s: float) -> tuple[Any
 
 @functools.cache
 def start() -> subprocess.Popen:
-    """The process of pycolmap, one for the session."""
-    # A plain script: multiprocessing would run the caller's main module again. -P: the modules beside it stay unseen.
-    # A session of its own: Ctrl-C is meant for the caller.
+    """Starts the process of pycolmap; returns the running one after the first call."""
+    # A plain script, because multiprocessing would run the caller's main module again. -P keeps bags_jax/sfm out of its
+    # sys.path. start_new_session: Ctrl-C must reach the caller only.
     process = subprocess.Popen(
         [sys.executable, "-P", str(PROCESS_FILE), str(os.getpid())],
         stdin=subprocess.PIPE,
@@ -91,8 +95,8 @@ def start() -> subprocess.Popen:
 
 
 def stop(process: subprocess.Popen) -> int:
-    """Ends a process of pycolmap, dead or alive, so that the next request starts a new one; returns its exit code."""
+    """Kills a process of pycolmap, so that the next request starts a new one. Returns its exit code."""
     start.cache_clear()
     process.kill()
-    process.communicate()  # closes the pipes, whatever is left in them
+    process.communicate()  # closes the pipes
     return process.returncode

@@ -1,10 +1,10 @@
-"""The process in which pycolmap lives: run as a script by a process of a given number, it answers requests until its input ends.
+"""The process of pycolmap. Runs as a script: `python process.py PID`, where PID is the process that started it.
 
-pycolmap's native libraries do not get along with those of Pillow and jaxlib in one process: Pillow aborts when it saves a
-PNG, and an exception thrown in jaxlib crashes. So colmap.py starts this file, which imports nothing of bags_jax or JAX.
+pycolmap's native libraries clash with those of Pillow and jaxlib in one process: Pillow aborts when it saves a PNG, and
+an exception thrown in jaxlib crashes. So `client.py` starts this file, which imports nothing of bags_jax or JAX.
 
-stdin: pickled (operation, arguments); stdout: a pickled (value, kind of error, one line about it) for each. A pickle says
-itself where it ends. Only plain data crosses: numbers, strings, tuples, dicts and NumPy arrays.
+stdin: pickled requests (operation, arguments). stdout: for each a pickled (value, type of the error, the error in one
+line). Only plain data is sent: numbers, strings, tuples, lists, dicts and NumPy arrays.
 """
 
 import functools
@@ -22,20 +22,20 @@ from typing import Any
 
 import numpy as np
 
-TOLERANCES = (  # of COLMAP's mapper, in px
+TOLERANCES = (  # options of COLMAP's mapper, in px
     ("mapper", "init_max_error"),
     ("mapper", "abs_pose_max_error"),
     ("mapper", "filter_max_reproj_error"),
     ("triangulation", "complete_max_reproj_error"),
     ("triangulation", "merge_max_reproj_error"),
 )
-LensValues = tuple[str, int, int, tuple[float, ...]]  # the fields of images.Lens
+LensValues = tuple[str, int, int, tuple[float, ...]]  # the fields of data.lens.Lens
 
 
 def serve(caller: int) -> None:
-    """Answers requests until the end of stdin, or of the process that started this one."""
-    threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
-    # What C++ prints to stdout must not get between the answers.
+    """Answers requests until stdin ends or the calling process exits."""
+    threading.Thread(target=_exit_with, args=(caller,), daemon=True).start()
+    # C++ prints to stdout: redirect file descriptor 1, so that the answers stay intact.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
@@ -45,15 +45,15 @@ def serve(caller: int) -> None:
             return
         try:
             answer = (OPERATIONS[operation](*arguments), "", "")
-        except Exception as error:  # noqa: BLE001 - pycolmap turns its checks into IndexError, ValueError, RuntimeError ...
+        except Exception as error:  # noqa: BLE001 - pycolmap's checks raise IndexError, ValueError, RuntimeError ...
             kind = type(error).__name__
             answer = (None, kind, " ".join(f"{kind}: {error}".split()))
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
 
 
-def _end_with(caller: int) -> None:
-    """In the middle of hours of work, too: nobody waits for the answer when the caller was killed."""
+def _exit_with(caller: int) -> None:
+    """Exits when the calling process has exited, even in the middle of hours of work."""
     while os.getppid() == caller:
         time.sleep(1.0)
     os._exit(1)
@@ -61,10 +61,10 @@ def _end_with(caller: int) -> None:
 
 @functools.cache
 def load_pycolmap() -> Any:
-    """Imported late: an import that fails is an answer like any other."""
+    """Imports pycolmap. Late, so that a failed import is reported as the answer to a request."""
     import pycolmap
 
-    # It installs a crash handler that may never return: a crash shall end the process at once.
+    # pycolmap's crash handler may never return. With the default handlers a crash ends the process at once.
     for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTERM"):
         if hasattr(signal, name):  # Windows has no SIGBUS
             signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -72,45 +72,49 @@ def load_pycolmap() -> Any:
 
 
 def read_model(model: str, binary: bool) -> dict[str, Any]:
-    """The registered images (name, 3 x 4 cam_from_world, lens), xyz (P x 3) and rgb (P x 3, 0 .. 255) of a model.
+    """Reads a COLMAP model, which may lack the file of points.
 
-    "unturned" are the names of images whose quaternion is 0. A model without a file of points is one without points.
+    Returns:
+      "images": (name, cam_from_world [3, 4], lens) of each registered image. "zero_rotations": names of the images with
+      the quaternion 0. "xyz": points [P, 3], world frame. "rgb": their colours [P, 3], 0 to 255.
     """
     points_name = "points3D.bin" if binary else "points3D.txt"
-    if not pathlib.Path(model, points_name).is_file():  # which pycolmap insists on
+    if not pathlib.Path(model, points_name).is_file():  # pycolmap needs the file
         with tempfile.TemporaryDirectory() as folder:
             for path in pathlib.Path(model).glob(f"*{pathlib.Path(points_name).suffix}"):
                 shutil.copy(path, folder)
-            pathlib.Path(folder, points_name).write_bytes(bytes(8 if binary else 0))  # their number, or no line
+            pathlib.Path(folder, points_name).write_bytes(
+                bytes(8 if binary else 0)
+            )  # the number of points, 0; or no line
             return read_model(folder, binary)
     reconstruction = load_pycolmap().Reconstruction()
     if binary:
         reconstruction.read_binary(model)
     else:
         reconstruction.read_text(model)
-    images, unturned = [], []
+    images, zero_rotations = [], []
     for image in reconstruction.images.values():
         if image.has_pose:
             camera = reconstruction.cameras[image.camera_id]
             lens = (camera.model.name, camera.width, camera.height, tuple(camera.params.tolist()))
             pose = image.cam_from_world()
             images.append((image.name, np.asarray(pose.matrix(), np.float64), lens))
-            if not np.any(pose.rotation.quat):  # its matrix would be the identity
-                unturned.append(image.name)
-    # Sorted: pycolmap's order is that of a hash table, and runs must repeat.
+            if not np.any(pose.rotation.quat):  # pycolmap's matrix is the identity
+                zero_rotations.append(image.name)
+    # Sorted, because runs must repeat and pycolmap's order is that of a hash table.
     points = [point for _, point in sorted(reconstruction.points3D.items())]
     return {
         "images": images,
-        "unturned": unturned,
+        "zero_rotations": zero_rotations,
         "xyz": np.array([point.xyz for point in points], np.float64).reshape(-1, 3),
         "rgb": np.array([point.color for point in points], np.float64).reshape(-1, 3),
     }
 
 
 def undistort(image: np.ndarray, lens: LensValues) -> tuple[np.ndarray, np.ndarray, float]:
-    """A photograph (H x W x 3, uint8) as a pinhole camera sees it, that camera's 3 x 3 K, the share of blank pixels."""
+    """Undistorts a photograph [H, W, 3], uint8. Returns the image, its K [3, 3] in px, the share of blank pixels."""
     result, K = _undistort(image, lens)
-    return result, K, _blank_fraction(lens, image.shape[1], image.shape[0])
+    return result, K, _measure_blank_share(lens, image.shape[1], image.shape[0])
 
 
 def _undistort(image: np.ndarray, lens: LensValues) -> tuple[np.ndarray, np.ndarray]:
@@ -124,16 +128,16 @@ def _undistort(image: np.ndarray, lens: LensValues) -> tuple[np.ndarray, np.ndar
 
 
 @functools.lru_cache(maxsize=256)
-def _blank_fraction(lens: LensValues, width: int, height: int) -> float:
-    """The share of an undistorted image that has no source pixel: what stays dark of a white photograph."""
+def _measure_blank_share(lens: LensValues, width: int, height: int) -> float:
+    """Returns the share of dark pixels in an undistorted white photograph: they have no source pixel."""
     white, _ = _undistort(np.full((height, width, 3), 255, np.uint8), lens)
     return float((white < 250).mean())
 
 
 def extract_features(database: str, folder: str, names: list[str], max_size: int) -> None:
-    """SIFT features of photographs that one camera took at one size, into COLMAP's database.
+    """Writes the SIFT features of photographs by one camera, of one size, to COLMAP's database.
 
-    They are looked for in copies whose longer side is at most max_size px.
+    COLMAP extracts the features from copies whose longer side is at most max_size px.
     """
     pycolmap = load_pycolmap()
     options = pycolmap.FeatureExtractionOptions()
@@ -144,7 +148,7 @@ def extract_features(database: str, folder: str, names: list[str], max_size: int
 
 
 def match_features(database: str, tolerance: float) -> None:
-    """Compares every photograph of the database with every other; COLMAP's tolerances in px grow by a factor."""
+    """Matches every pair of photographs in the database. COLMAP's tolerances in px are multiplied by `tolerance`."""
     pycolmap = load_pycolmap()
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.max_error *= tolerance
@@ -152,7 +156,7 @@ def match_features(database: str, tolerance: float) -> None:
 
 
 def map_incrementally(database: str, folder: str, models: str, tolerance: float) -> list[tuple[list[str], int, float]]:
-    """Writes models to models/0, models/1 ...; of each the names with a pose, its number of points, their mean error in px."""
+    """Writes models to models/0, models/1 ... Returns of each (names with a pose, number of points, mean error px)."""
     pycolmap = load_pycolmap()
     pycolmap.set_random_seed(0)
     options = pycolmap.IncrementalPipelineOptions()
@@ -160,44 +164,46 @@ def map_incrementally(database: str, folder: str, models: str, tolerance: float)
     options.min_model_size = 3
     for part, name in TOLERANCES:
         setattr(getattr(options, part), name, tolerance * getattr(getattr(options, part), name))
-    found = pycolmap.incremental_mapping(database, folder, models, options)
+    reconstructions = pycolmap.incremental_mapping(database, folder, models, options)
     return [
         (
             sorted(image.name for image in model.images.values() if image.has_pose),
             len(model.points3D),
             model.compute_mean_reprojection_error(),
         )
-        for _, model in sorted(found.items())
+        for _, model in sorted(reconstructions.items())
     ]
 
 
 def find_damage(model: str) -> tuple[str, str] | None:
-    """The first file of a binary model that does not end where its last record does, and what is wrong; None if all do.
+    """Returns the first file of a binary model that does not end with its last record, and the damage; None if all do.
 
-    pycolmap reads past a truncated end, some of it wrongly, some of it forever.
+    pycolmap reads past a truncated end: it returns wrong values or never returns.
     """
-    walks = {
-        "cameras": end_of_cameras,
-        "rigs": end_of_rigs,  # rigs and frames: COLMAP >= 3.12
-        "frames": end_of_frames,
-        "images": end_of_images,
-        "points3D": end_of_points,
+    finders = {
+        "cameras": find_end_of_cameras,
+        "rigs": find_end_of_rigs,  # rigs and frames: COLMAP >= 3.12
+        # per frame id u32, rig u32, pose 7 f64, count u32 of ids (type i32, sensor u32, id u64)
+        "frames": lambda data: find_end_of_lists(data, "<64xI", item_size=16),
+        "images": find_end_of_images,
+        # per point id u64, xyz 3 f64, rgb 3 u8, error f64, count u64 of (image u32, index u32)
+        "points3D": lambda data: find_end_of_lists(data, "<43xQ", item_size=8),
     }
-    for name, walk in walks.items():
+    for name, find_end in finders.items():
         path = pathlib.Path(model, f"{name}.bin")
         if not path.is_file():
             continue
         data = path.read_bytes()
         try:
-            end = walk(data)
-        except (struct.error, ValueError):  # the end came before the last record did
+            end = find_end(data)
+        except (struct.error, ValueError):  # the file ends before its last record
             return str(path), "cut short, or not COLMAP's format"
         if end != len(data):
             return str(path), f"{len(data)} bytes where its records need {end}"
     return None
 
 
-def end_of_cameras(data: bytes) -> int:
+def find_end_of_cameras(data: bytes) -> int:
     """cameras.bin: count; per camera id u32, model i32, width u64, height u64, the model's parameters f64."""
     pycolmap = load_pycolmap()
     offset = 8
@@ -211,8 +217,8 @@ def end_of_cameras(data: bytes) -> int:
     return offset
 
 
-def end_of_rigs(data: bytes) -> int:
-    """rigs.bin: count; per rig id u32, sensors u32; a reference (type i32, id u32); others and their poses."""
+def find_end_of_rigs(data: bytes) -> int:
+    """rigs.bin: count; per rig id u32, sensors u32; the first sensor (type i32, id u32); the others with poses."""
     offset = 8
     for _ in range(unpack("<Q", data, 0)[0]):
         _, num_sensors = unpack("<II", data, offset)
@@ -223,17 +229,17 @@ def end_of_rigs(data: bytes) -> int:
     return offset
 
 
-def end_of_frames(data: bytes) -> int:
-    """frames.bin: count; per frame id u32, rig u32, pose 7 f64, count u32 of data ids (type i32, sensor u32, id u64)."""
+def find_end_of_lists(data: bytes, layout: str, *, item_size: int) -> int:
+    """Count; per record the fields of `layout`, of which the last is the number of items, then the items."""
     offset = 8
     for _ in range(unpack("<Q", data, 0)[0]):
-        (num_ids,) = unpack("<64xI", data, offset)
-        offset += 68 + 16 * num_ids
+        (num_items,) = unpack(layout, data, offset)
+        offset += struct.calcsize(layout) + item_size * num_items
     return offset
 
 
-def end_of_images(data: bytes) -> int:
-    """images.bin: count; per image id u32, pose 7 f64, camera u32, name ending in 0, count u64 of (x f64, y f64, id)."""
+def find_end_of_images(data: bytes) -> int:
+    """images.bin: count; per image id u32, pose 7 f64, camera u32, name, 0, count u64 of (x f64, y f64, id u64)."""
     offset = 8
     for _ in range(unpack("<Q", data, 0)[0]):
         end_of_name = data.index(b"\0", offset + 64)
@@ -242,17 +248,8 @@ def end_of_images(data: bytes) -> int:
     return offset
 
 
-def end_of_points(data: bytes) -> int:
-    """points3D.bin: count; per point id u64, xyz 3 f64, rgb 3 u8, error f64, count u64 of (image u32, index u32)."""
-    offset = 8
-    for _ in range(unpack("<Q", data, 0)[0]):
-        (track_length,) = unpack("<43xQ", data, offset)
-        offset += 51 + 8 * track_length
-    return offset
-
-
 def unpack(layout: str, data: bytes, offset: int) -> tuple[int, ...]:
-    """struct.unpack_from, with struct.error for an offset of any size past the end."""
+    """Calls struct.unpack_from; raises struct.error for an offset of any size past the end."""
     if offset > len(data):
         raise struct.error("past the end")
     return struct.unpack_from(layout, data, offset)

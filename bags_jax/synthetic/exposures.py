@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from bags_jax.data.poses import rigid, rotation
+from bags_jax.data.poses import make_rigid, make_rotation
 from bags_jax.synthetic import raycast
 
 _LATTICE = 13, 8  # rays a pixel of a sharp image, and their Fibonacci lattice: no two share a row or a column
@@ -73,7 +73,7 @@ def draw_shake(key: np.random.Generator) -> Float[np.ndarray, "3 6"]:
 def pose_at(viewmat: np.ndarray, shake: np.ndarray, t: float) -> np.ndarray:
     """cam_from_world at time t in [-0.5, 0.5] of the exposure."""
     moved = np.array([t, t * t, t**3]) @ shake
-    return rigid(rotation(moved[3:]), moved[:3]) @ viewmat
+    return make_rigid(make_rotation(moved[3:]), moved[:3]) @ viewmat
 
 
 def seen_points(
@@ -138,7 +138,7 @@ def render_defocused(
     focal = float(K[0, 0])
     total = np.zeros((height, width, 3), np.float32)
     for (u, v), (x, y) in zip(aperture / 2 * _lens_points(num), _spread(num), strict=True):
-        pose = rigid(np.eye(3), np.array([-u, -v, 0.0])) @ viewmat
+        pose = make_rigid(np.eye(3), np.array([-u, -v, 0.0])) @ viewmat
         # The lens point sees the plane of focus where the lens centre does.
         lens_K = _shifted(K, x - focal * u / depth, y - focal * v / depth)
         total += raycast.render_frame(world, pose, lens_K, height=height, width=width)[0]

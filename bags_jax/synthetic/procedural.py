@@ -161,8 +161,8 @@ def _place_cameras(place: Layout, order: _Order) -> Float[np.ndarray, "V 4 4"]:
 def _stand(center: np.ndarray, target: np.ndarray, roll: float) -> Float[np.ndarray, "4 4"]:
     """A camera that looks at a point and is then rolled about its axis, rad; z is up in these worlds."""
     level = poses.look_at(center, target, np.array([0.0, 0.0, -1.0]))[:3, :3]
-    turn = poses.rotation(np.array([0.0, 0.0, roll])) @ level
-    return poses.rigid(turn, -turn @ center)
+    turn = poses.make_rotation(np.array([0.0, 0.0, roll])) @ level
+    return poses.make_rigid(turn, -turn @ center)
 
 
 def _expose(
@@ -197,7 +197,7 @@ def _wrong_poses(
     scale, wrong = 1e-3, list(viewmats)
     for _ in range(3):  # nearly linear in the errors
         wrong = [
-            poses.rigid(poses.rotation(s[3:]), s[:3]) @ pose for s, pose in zip(scale * shifts, viewmats, strict=True)
+            poses.make_rigid(poses.make_rotation(s[3:]), s[:3]) @ pose for s, pose in zip(scale * shifts, viewmats, strict=True)
         ]
         moves = [exposures.displacement(p, a, b, K) for p, a, b in zip(points, viewmats, wrong, strict=True)]
         scale *= order.pose_noise_px / float(np.mean(moves))

@@ -1,0 +1,199 @@
+"""load_scene: a folder with photographs and camera poses, as a Scene."""
+
+import dataclasses
+import math
+import os
+import pathlib
+
+import numpy as np
+from jaxtyping import Float
+
+from bags_jax.data.capture import Capture
+from bags_jax.data.formats import find_format
+from bags_jax.data.images import read_photos
+from bags_jax.data.lens import Lens, make_pinhole_K, undistort
+from bags_jax.data.pairing import name_some
+from bags_jax.data.poses import ROUNDING, locate_cameras
+from bags_jax.data.scene import Scene
+from bags_jax.data.split import find_holdout_every, split_by_names, split_every
+from bags_jax.errors import UserError
+
+# Cameras farther from the origin than this many times their spread are moved to it. float32 keeps 1e-7 of a coordinate;
+# errors of 1e-4 of the spread move pixels.
+_MAX_DISTANCE = 1000.0
+
+
+def load_scene(
+    root: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    factor: int = 1,
+    holdout: int = 0,
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Scene:
+    """Loads a capture: photographs, cameras, points, and which views are held out.
+
+    Args:
+      root: the scene's folder; ~ is expanded.
+      format: "colmap", "blender", "nerfstudio", "llff" (the table in data/formats.py), or "auto": the first of them
+        whose marker file is in the folder.
+      factor: downscale factor of the photographs; images_{factor}/ is used where it is complete.
+      holdout: hold out every n-th view. 0: n of the scene's file hold=n, else 8. Lists of training and test views in
+        the scene's own files take precedence.
+      background: sRGB in [0, 1] behind transparent pixels.
+    Returns:
+      Scene. Photographs of distorting lenses are undistorted. A scene far from the origin is moved to the origin.
+    Raises:
+      UserError: any input that cannot be used; the message says which, and how to mend it.
+    """
+    _check_options(factor, holdout, background)
+    try:
+        return _load(_check_folder(root), format, factor, holdout, background)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        mending = "change its permissions, or copy it" if isinstance(error, PermissionError) else "copy it"
+        raise UserError(
+            f"cannot read {error.filename} ({error.strerror}): expected a scene whose files and folders you may read; "
+            f"{mending} to another place"
+        ) from error
+
+
+def _load(
+    folder: pathlib.Path, format: str, factor: int, holdout: int, background: tuple[float, float, float]
+) -> Scene:
+    """load_scene; raises OSError for a file or folder that cannot be read."""
+    capture = _sort_views(find_format(folder, format).read(folder, factor=factor))
+    _check_poses(capture)
+    capture = _move_to_origin(capture)
+    images, notes = read_photos(
+        capture.files,
+        root=folder,
+        camera_sizes=[(lens.width, lens.height) for lens in capture.lenses],
+        factor=factor,
+        background=background,
+    )
+    images, Ks, lens_notes = _apply_lenses(capture, images)
+    if capture.test_names is not None:
+        train_ids, test_ids = split_by_names(capture.names, capture.test_names)
+        split_notes = ("holdout is ignored: the scene's files list the held-out views",) if holdout else ()
+    else:
+        train_ids, test_ids = split_every(len(capture.names), every=find_holdout_every(folder, holdout))
+        split_notes = ()
+    finite = np.isfinite(np.hstack([capture.points, capture.point_colors])).all(axis=-1)
+    num_points = len(capture.points)
+    num_bad = num_points - np.count_nonzero(finite)
+    point_notes = (f"{num_bad} of {num_points} points are not finite, left out",) if num_bad else ()
+    return Scene(
+        names=capture.names,
+        images=images,
+        viewmats=capture.viewmats.astype(np.float32),
+        Ks=Ks.astype(np.float32),
+        train_ids=train_ids,
+        test_ids=test_ids,
+        points=capture.points[finite].astype(np.float32),
+        point_colors=capture.point_colors[finite].astype(np.float32),
+        depths=None if capture.depths is None else capture.depths.astype(np.float32),
+        background=(float(background[0]), float(background[1]), float(background[2])),
+        notes=capture.notes + notes + lens_notes + split_notes + point_notes,
+    )
+
+
+def _check_options(factor: int, holdout: int, background: tuple[float, float, float]) -> None:
+    if not isinstance(factor, int) or factor < 1:
+        raise UserError(f"factor is {factor!r}: expected a whole number >= 1, by which the photographs are shrunk")
+    if not isinstance(holdout, int) or holdout < 0:
+        raise UserError(f"holdout is {holdout!r}: expected a whole number >= 0; 0 means the scene's own rule")
+    if len(background) != 3 or not all(0 <= channel <= 1 for channel in background):
+        raise UserError(f"background is {background!r}: expected three sRGB values in [0, 1], such as (1, 1, 1)")
+
+
+def _check_folder(root: str | os.PathLike[str]) -> pathlib.Path:
+    folder = pathlib.Path(os.path.abspath(os.path.expanduser(root)))
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"the scene folder {folder} {kind}: expected a folder with photographs and camera poses")
+    if not any(folder.iterdir()):
+        raise UserError(f"the scene folder {folder} is empty: expected photographs (images/) and camera poses")
+    return folder
+
+
+def _sort_views(capture: Capture) -> Capture:
+    """Sorts the views by name: the order that the published split counts in."""
+    order = sorted(range(len(capture.names)), key=capture.names.__getitem__)
+    return dataclasses.replace(
+        capture,
+        names=tuple(capture.names[i] for i in order),
+        files=tuple(capture.files[i] for i in order),
+        viewmats=capture.viewmats[order],
+        lenses=tuple(capture.lenses[i] for i in order),
+        depths=None if capture.depths is None else capture.depths[order],
+    )
+
+
+def _check_poses(capture: Capture) -> None:
+    for name, viewmat in zip(capture.names, capture.viewmats):
+        rotation = viewmat[:3, :3]
+        if not np.isfinite(viewmat).all():
+            raise UserError(
+                f"the pose of view {name} is not finite: expected numbers; estimate it again, or remove the view"
+            )
+        # 1e-3: json and npy files carry poses with few digits.
+        if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
+            raise UserError(
+                f"the pose of view {name} is no rotation and translation (determinant {np.linalg.det(rotation):.4g}): "
+                f"expected right-handed, unscaled camera axes; remove the scale from its matrix, or the view"
+            )
+
+
+def _move_to_origin(capture: Capture) -> Capture:
+    """Moves a distant scene (map coordinates) to the origin, in float64, because float32 would displace its cameras."""
+    centers = locate_cameras(capture.viewmats)
+    middle = np.median(centers, axis=0)  # medians ignore one lost camera at the origin
+    spread = float(np.median(np.linalg.norm(centers - middle, axis=1)))
+    distance = float(np.linalg.norm(middle))
+    if spread <= ROUNDING * distance:  # photographs from a tripod have no scale; scene/initialize.py uses 1, too
+        spread = 1.0
+    if distance <= _MAX_DISTANCE * spread:
+        return capture
+    step = 10.0 ** math.floor(math.log10(spread))  # a round number is easier to add back
+    origin = np.rint(middle / step) * step
+    viewmats = capture.viewmats.copy()
+    viewmats[:, :3, 3] += capture.viewmats[:, :3, :3] @ origin
+    place = ", ".join(f"{x:.12g}" for x in origin)
+    note = (
+        f"the scene lies {distance:.3g} units from the origin, where 32-bit numbers are too coarse, and was moved: "
+        f"add ({place}) to exported positions to get the capture's own"
+    )
+    points = capture.points - origin
+    return dataclasses.replace(capture, viewmats=viewmats, points=points, notes=capture.notes + (note,))
+
+
+def _apply_lenses(
+    capture: Capture, images: tuple[np.ndarray, ...]
+) -> tuple[tuple[np.ndarray, ...], Float[np.ndarray, "V 3 3"], tuple[str, ...]]:
+    """Returns the pictures, undistorted where a lens distorts, their intrinsics (px), and notes for the user."""
+    flat_images, Ks, undistorted = [], [], []
+    for name, lens, image in zip(capture.names, capture.lenses, images):
+        height, width = image.shape[:2]
+        K = make_pinhole_K(lens, width=width, height=height)
+        _check_shape(name, lens, width, height)
+        if K is None:
+            image, K = undistort(image, lens)
+            undistorted.append(name)
+        flat_images.append(image)
+        Ks.append(K)
+    notes = (f"{len(undistorted)} photographs were undistorted: {name_some(undistorted)}",) if undistorted else ()
+    return tuple(flat_images), np.stack(Ks), notes
+
+
+def _check_shape(name: str, lens: Lens, width: int, height: int) -> None:
+    """Raises UserError for a photograph of another aspect ratio than its camera: it was cropped or rotated."""
+    expected_height = width * lens.height / lens.width
+    # Rounding to whole pixels moves either side by up to 1 px; 2 % is far less than any crop or rotation that matters.
+    slack = max(0.02 * height, 1.0 + math.ceil(lens.height / lens.width))
+    if abs(expected_height - height) > slack:
+        raise UserError(
+            f"photograph {name} is {width} x {height} but its camera {lens.width} x {lens.height}: expected the same "
+            f"shape at any size; use the pictures that the poses were estimated from (not cropped, not rotated)"
+        )
