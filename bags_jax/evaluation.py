@@ -1,5 +1,6 @@
-"""Evaluation: from a working directory to scores, pictures and the blur that was found."""
+"""Evaluation: scores a trained run on its held-out views and describes the estimated blur of its training views."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -12,40 +13,21 @@ from bags_jax import metrics
 from bags_jax.atomic import write_atomic
 from bags_jax.ops.blur.blocks import repeat_blocks
 from bags_jax.report import no_truth
-from bags_jax.report.blur_pictures import kernel_grid, mask_picture, write_blur_json
-from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
+from bags_jax.report.blur_pictures import draw_kernels, draw_mask, write_blur_json
+from bags_jax.report.pictures import make_contact_sheet, to_uint8, write_png
 from bags_jax.run import Run, open_run, refined_viewmats, render_scene_views
-from bags_jax.training_views import FoundBlur, look_at_training_views
+from bags_jax.training_views import EstimatedBlur, render_training_views
+
+ALIGNMENT_BORDER_PX = 8  # shift_aligned_psnr crops this much; pictures with a side under 4 times as much get no value
 
 
-def score_view(picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]) -> dict:
-    """Scores of one held-out view in both protocols, and its PSNR after the best sub-pixel shift."""
-    picture, truth = np.clip(picture, 0.0, 1.0), truth.astype(np.float32) / 255.0
-    border = min(8, min(truth.shape[:2]) // 4)
-    aligned, shift = (None, None)
-    if border > 7:
-        aligned, shift = metrics.shift_aligned_psnr(picture, truth, border=border)
-    return {
-        "deblur_nerf": _named(metrics.deblur_nerf(picture, truth)),
-        "gaussian_splatting": _named(metrics.gaussian_splatting(picture, truth)),
-        "shift_aligned": {"PSNR": None if aligned is None else min(aligned, metrics.PSNR_CAP), "shift_px": shift},
-    }
+@dataclasses.dataclass(frozen=True)
+class HeldOutView:
+    """One held-out view: its photograph and its sharp render."""
 
-
-def _named(scores: metrics.Scores) -> dict:
-    return {"PSNR": min(scores.psnr, metrics.PSNR_CAP), "SSIM": scores.ssim, "LPIPS": scores.lpips}
-
-
-def mean_scores(per_view: dict) -> dict:
-    """Means over views, by protocol."""
-    protocols = {name: _mean(per_view, name) for name in ("deblur_nerf", "gaussian_splatting")}
-    return {**protocols, "shift_aligned": _mean(per_view, "shift_aligned", ("PSNR",))}
-
-
-def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dict:
-    """Mean over views of each score; None where a view has none."""
-    values = {name: [view[protocol][name] for view in per_view.values()] for name in names}
-    return {name: None if None in v or not v else float(np.mean(v)) for name, v in values.items()}
+    name: str
+    photo: UInt8[np.ndarray, "H W 3"]
+    render: Float[np.ndarray, "H W 3"]
 
 
 def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root: str | None = None) -> dict:
@@ -53,62 +35,109 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
 
     Writes results.json, eval/ (pictures of the held-out views), blur/ and poses.json into the working directory.
 
+    Args:
+      workdir: folder of the run.
+      step: step of the checkpoint; None: the last one.
+      data_root: folder of the capture, if it moved since training.
     Returns:
-      {"step", "deblur_nerf": {"PSNR", "SSIM", "LPIPS"}, "gaussian_splatting": {...}, "shift_aligned": {"PSNR"},
-      "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py),
-      "per_view": {name: the same}}; LPIPS is None where its weights are not installed.
+      {"step", "num_gaussians", "deblur_nerf": {"PSNR", "SSIM", "LPIPS"}, "gaussian_splatting": {...}, "shift_aligned":
+      {"PSNR"}, "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py),
+      "per_view": {name: scores}}. LPIPS is None if its weights are not installed.
     Raises:
       UserError: see open_run.
     """
     run = open_run(workdir, step=step, data_root=data_root)
-    scene = run.scene
-    held_out = {scene.names[i]: scene.images[i] for i in scene.test_ids}
-    rendered = render_scene_views(run, scene.test_ids)
-    pictures = {name: np.asarray(r.image) for name, r in zip(held_out, rendered, strict=True)}
-    per_view = {name: score_view(pictures[name], truth) for name, truth in held_out.items()}
-    side = run.job.stages[-1].kernel_size or run.job.config.blur.kernel_sizes[-1]
-    fitted = {name: no_truth.held_out_view(pictures[name], truth, side=side) for name, truth in held_out.items()}
-    training = report_training_views(run)
+    held_out = render_held_out_views(run)
+    per_view = {view.name: score_view(view.render, view.photo) for view in held_out}
+    side = run.job.stages[-1].kernel_size or run.job.settings.blur.kernel_sizes[-1]
+    fitted = {view.name: no_truth.score_held_out_view(view.render, view.photo, side=side) for view in held_out}
+    training = evaluate_training_views(run)
     results = {
         "step": int(run.state.step),
         **mean_scores(per_view),
         "num_gaussians": int(jnp.sum(run.state.alive)),
-        "no_truth": no_truth.summarize(training, fitted, has_blur_model=run.network is not None),
+        "no_truth": no_truth.summarize(training, fitted, has_blur_model=run.model is not None),
         "per_view": per_view,
     }
-    write_held_out(run.workdir, pictures, held_out)
+    write_held_out_views(run.workdir, held_out)
     if run.job.pose_frame is not None:
         write_poses(run)
     write_atomic(run.workdir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     return results
 
 
-def report_training_views(run: Run) -> dict[str, dict]:
-    """Writes the blur that was found into blur/, and returns what no_truth.training_view says of each training view."""
+def render_held_out_views(run: Run) -> list[HeldOutView]:
+    """Renders every held-out view, without the blur model."""
     scene = run.scene
-    training, blurs = {}, {}
-    stems = file_stems([scene.names[i] for i in scene.train_ids])
-    for i, look in zip(scene.train_ids, look_at_training_views(run), strict=True):
+    renders = render_scene_views(run, scene.test_ids)
+    return [
+        HeldOutView(scene.names[i], scene.images[i], np.asarray(rendered.image))
+        for i, rendered in zip(scene.test_ids, renders, strict=True)
+    ]
+
+
+def score_view(picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]) -> dict:
+    """Scores one held-out view in both protocols, and computes its PSNR after the best sub-pixel shift."""
+    picture, truth = np.clip(picture, 0.0, 1.0), truth.astype(np.float32) / 255.0
+    aligned, shift = None, None
+    if min(truth.shape[:2]) >= 4 * ALIGNMENT_BORDER_PX:
+        aligned, shift = metrics.shift_aligned_psnr(picture, truth, border=ALIGNMENT_BORDER_PX)
+    return {
+        "deblur_nerf": _score_dict(metrics.deblur_nerf(picture, truth)),
+        "gaussian_splatting": _score_dict(metrics.gaussian_splatting(picture, truth)),
+        "shift_aligned": {"PSNR": None if aligned is None else min(aligned, metrics.PSNR_CAP), "shift_px": shift},
+    }
+
+
+def _score_dict(scores: metrics.Scores) -> dict:
+    return {"PSNR": min(scores.psnr, metrics.PSNR_CAP), "SSIM": scores.ssim, "LPIPS": scores.lpips}
+
+
+def mean_scores(per_view: dict) -> dict:
+    """Means over views, by protocol; None if there is no view or a view has no such score."""
+    protocols = {name: _mean(per_view, name) for name in ("deblur_nerf", "gaussian_splatting")}
+    return {**protocols, "shift_aligned": _mean(per_view, "shift_aligned", ("PSNR",))}
+
+
+def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dict:
+    values = {name: [view[protocol][name] for view in per_view.values()] for name in names}
+    return {name: None if None in v or not v else float(np.mean(v)) for name, v in values.items()}
+
+
+def evaluate_training_views(run: Run) -> dict[str, dict]:
+    """Scores every training view against its own photograph, and writes its estimated blur into blur/.
+
+    Returns:
+      By view name: see no_truth.score_training_view.
+    """
+    scene = run.scene
+    scores, blurs = {}, {}
+    stems = choose_file_stems([scene.names[i] for i in scene.train_ids])
+    for i, view in zip(scene.train_ids, render_training_views(run), strict=True):
         name = scene.names[i]
-        training[name] = no_truth.training_view(np.asarray(look.sharp), np.asarray(look.blurred), look.photo)
-        if look.blur is not None:
-            blurs[name] = write_blur(run, stems[name], look.blur, *look.photo.shape[:2])
+        scores[name] = no_truth.score_training_view(np.asarray(view.sharp), np.asarray(view.blurred), view.photo)
+        if view.blur is not None:
+            blurs[name] = write_blur(run, stems[name], view.blur, *view.photo.shape[:2])
     if blurs:
         write_blur_json(run.workdir / "blur" / "blur.json", blurs)
-    return training
+    return scores
 
 
-def write_held_out(workdir: pathlib.Path, pictures: dict, truths: dict) -> None:
-    """Pictures of the held-out views, alone and beside the photograph."""
-    stems = file_stems(list(truths))
-    for name, truth in truths.items():
-        write_png(workdir / "eval" / f"{stems[name]}.png", pictures[name])
-        sheet = contact_sheet([[to_uint8(pictures[name]), truth]], column_titles=("render", "held-out photograph"))
-        write_png(workdir / "eval" / f"{stems[name]}_beside.png", sheet)
+def write_held_out_views(workdir: pathlib.Path, views: Sequence[HeldOutView]) -> None:
+    """Writes each render into eval/, alone and beside the photograph."""
+    stems = choose_file_stems([view.name for view in views])
+    for view in views:
+        stem = workdir / "eval" / stems[view.name]
+        write_png(f"{stem}.png", view.render)
+        titles = ("render", "held-out photograph")
+        write_png(f"{stem}_beside.png", make_contact_sheet([[to_uint8(view.render), view.photo]], column_titles=titles))
 
 
-def file_stems(names: Sequence[str]) -> dict[str, str]:
-    """What the pictures of each view are called, before _beside, _mask and _kernels, so that all differ: without suffix if they do."""
+def choose_file_stems(names: Sequence[str]) -> dict[str, str]:
+    """Chooses file stems for the pictures of each view, so that all files differ, also after _beside, _mask, _kernels.
+
+    A stem is the view's name without its suffix if possible, else with its suffix, else also with a number.
+    """
     whole = [name.replace("/", "_") for name in names]
     short = [str(pathlib.PurePath(name).with_suffix("")) for name in whole]
     for stems in (short, whole):
@@ -118,22 +147,22 @@ def file_stems(names: Sequence[str]) -> dict[str, str]:
     return {name: f"{i:04d}_{stem}" for i, (name, stem) in enumerate(zip(names, whole, strict=True))}
 
 
-def write_blur(run: Run, stem: str, found: FoundBlur, height: int, width: int) -> dict[str, float]:
-    """Mask and kernels of one training view as pictures, their files named by the stem; returns its figures."""
-    assert run.network is not None
-    stride = run.network.stride(run.stage.head)
-    mask = np.asarray(repeat_blocks(found.mask, stride, height, width))
-    write_png(run.workdir / "blur" / f"{stem}_mask.png", mask_picture(mask))
-    write_png(run.workdir / "blur" / f"{stem}_kernels.png", kernel_grid(np.asarray(found.samples)))
+def write_blur(run: Run, stem: str, blur: EstimatedBlur, height: int, width: int) -> dict[str, float]:
+    """Writes mask and kernels of one training view as pictures named by the stem; returns its figures for blur.json."""
+    assert run.model is not None
+    stride = run.stage.stride
+    mask = np.asarray(repeat_blocks(blur.mask, stride, height, width))
+    write_png(run.workdir / "blur" / f"{stem}_mask.png", draw_mask(mask))
+    write_png(run.workdir / "blur" / f"{stem}_kernels.png", draw_kernels(np.asarray(blur.samples)))
     return {
-        "mean_mask": float(found.mean_mask),
-        "rms_width_px": float(found.rms_width),
-        "direction_deg": float(found.direction),
+        "mean_mask": float(blur.mean_mask),
+        "rms_width_px": float(blur.rms_width),
+        "direction_deg": float(blur.direction),
     }
 
 
 def write_poses(run: Run) -> None:
-    """poses.json: the refined camera of each training view, and how far its correction moves the picture, px."""
+    """Writes poses.json: each training view's refined camera, and by how many px the correction moves the picture."""
     scene, viewmats = run.scene, refined_viewmats(run)
     moved = np.linalg.norm(np.asarray(run.state.poses), axis=-1)
     poses = {

@@ -1,4 +1,4 @@
-"""Ctrl-C and a cluster's SIGTERM as a wish that the training loop can grant when its state is whole."""
+"""Turns Ctrl-C and a cluster's SIGTERM into a request that the training loop handles once its state is complete."""
 
 import signal
 import threading
@@ -9,25 +9,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Within this context the first signal is noted and no more; the second one is a KeyboardInterrupt at once."""
+    """Context manager. The first signal only sets `is_wanted`; the second one raises KeyboardInterrupt at once."""
 
     def __init__(self):
         self.is_wanted = False
         self._before = {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in the main thread only
+            self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
         return self
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was no handler of Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
-    def _note(self, *_):
+    def _request(self, *_):
         if self.is_wanted:
             raise KeyboardInterrupt
         self.is_wanted = True
         tqdm.tqdm.write(
-            "interrupted: the state is saved as soon as the steps under way are done; once more to stop at once"
+            "interrupted: the state is saved when the running steps are done; interrupt again to stop at once"
         )

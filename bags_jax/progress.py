@@ -6,13 +6,13 @@ from bags_jax.schedule import Stage
 
 
 class Progress:
-    """One line that tells step, stage, loss, PSNR, number of Gaussians and the time that is left."""
+    """A progress bar with step, stage, loss, PSNR, number of Gaussians and the remaining time."""
 
     def __init__(self, num_steps: int, notes: tuple[str, ...] = (), *, step: int = 0):
         for note in notes:
             tqdm.tqdm.write(f"note: {note}")
         if step == num_steps:
-            tqdm.tqdm.write(f"note: all {num_steps} steps of this run are done")
+            tqdm.tqdm.write(f"note: all {num_steps} steps of this run are done already")
         self._bar = tqdm.tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
         self._scalars: dict[str, float] = {}
 
@@ -23,7 +23,7 @@ class Progress:
         self._bar.close()
 
     def update(self, step: int, stage: Stage, metrics: dict) -> None:
-        """Takes the metrics of the steps up to `step`, numbers on the host."""
+        """Shows the metrics of the steps up to `step` (numbers on the host)."""
         self._scalars = {f"train/{name}": value for name, value in metrics["mean"].items()}
         self._scalars["num_gaussians"] = metrics["num_gaussians"]
         self._scalars["num_intersections"] = metrics["num_intersections"]
@@ -37,5 +37,5 @@ class Progress:
         self._bar.update(step - self._bar.n)
 
     def scalars(self) -> dict[str, float]:
-        """What the logs get."""
+        """Scalars of the last update, by name, for the logs."""
         return self._scalars

@@ -1,22 +1,20 @@
-"""Training logs: TensorBoard for people, JSON lines for programs."""
+"""Training logs: TensorBoard and JSON lines (metrics.jsonl)."""
 
 import contextlib
 import json
 import pathlib
 from typing import IO
 
-import tensorboardX
-
 from bags_jax.atomic import write_atomic
 
 
 class Writers:
-    """Writes scalars of a step to both logs of a working directory; a context that closes them.
+    """Context manager that appends scalars to both logs of a working directory.
 
     Args:
-      workdir: the logs go on where they end.
-      step: where training goes on. What is logged of later steps, by a run that was cut off, is dropped as soon as there is
-        something to write: they are done again.
+      workdir: folder of the run.
+      step: step at which training continues. The first write removes all entries of later steps, which an interrupted
+        run left behind: training repeats those steps.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int = 0):
@@ -31,6 +29,8 @@ class Writers:
         self._files.close()
 
     def _open(self) -> IO[str]:
+        import tensorboardX
+
         path = self._folder / "metrics.jsonl"
         if path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
@@ -40,7 +40,7 @@ class Writers:
         return self._files.enter_context(open(path, "a", encoding="utf-8"))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One line of JSON, one point for each scalar in TensorBoard."""
+        """Appends one line of JSON, and one point per scalar in TensorBoard."""
         self._lines = self._lines or self._open()
         self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
         self._lines.flush()
@@ -49,7 +49,7 @@ class Writers:
 
 
 def _is_until(line: bytes, step: int) -> bool:
-    """Whether a line of the log is whole and of a step up to this one."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # no JSON, no step, no object
+    """True if a line of the log is complete and its step is at most `step`."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # not JSON, no step, not an object
         return line.endswith(b"\n") and json.loads(line)["step"] <= step
     return False

@@ -1,4 +1,4 @@
-"""The road of `make demo`, in seconds."""
+"""Runs `make demo` in smoke size."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import trimesh
 
 
-def test_demo_writes_what_it_promises(tmp_path):
+def test_demo_writes_its_files_and_prints_its_scores(tmp_path):
     command = [sys.executable, "-m", "experiments.demo", "--smoke", f"--workdir={tmp_path}"]
     as_users_compile = {**os.environ, "XLA_FLAGS": ""}
     run = subprocess.run(command, env=as_users_compile, capture_output=True, text=True, timeout=600, check=False)

@@ -60,7 +60,7 @@ def test_header_and_layout_of_the_bytes(tmp_path):
 
 
 def test_baked_filter_by_hand(tmp_path):
-    # s = (3, 3, 3), f = 4: s' = 5 and o' = o (3 / 5)^3; s = (0.3, 4, 4), f = 0: nothing changes.
+    # s = (3, 3, 3), f = 4: s' = 5, o' = o (3 / 5)^3. s = (0.3, 4, 4), f = 0: no change.
     gaussians = dataclasses.replace(
         cloud(2, 0),
         log_scales=jnp.log(jnp.asarray([[3.0, 3.0, 3.0], [0.3, 4.0, 4.0]])),
@@ -102,7 +102,7 @@ def test_independent_reader_sees_the_same(tmp_path):
 
 
 @pytest.mark.skipif(not PLAYBOT.is_file(), reason="no shared data")
-def test_a_splat_made_elsewhere_round_trips(tmp_path):
+def test_a_splat_of_another_program_round_trips(tmp_path):
     gaussians = read_ply(PLAYBOT)
     assert gaussians.means.shape == (31000, 3) and gaussians.sh_rest.shape == (31000, 8, 3)
     data = trimesh.load(PLAYBOT).metadata["_ply_raw"]["vertex"]["data"]
@@ -168,7 +168,7 @@ FAULTS += ["starts with element 'chunk'"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_files_that_cannot_be_used_are_named(tmp_path, fault):
+def test_invalid_files_raise_errors(tmp_path, fault):
     path = tmp_path / "a.ply"
     write_ply(path, cloud(4, 1))
     path.write_bytes(corrupt(path.read_bytes(), fault))
@@ -177,7 +177,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path, fault):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_a_header_that_promises_terabytes_is_refused_at_once(tmp_path):
+def test_a_header_that_declares_terabytes_is_refused_at_once(tmp_path):
     path = tmp_path / "a.ply"
     write_ply(path, cloud(4, 1))
     path.write_bytes(corrupt(path.read_bytes(), "need 444444444444"))
@@ -194,7 +194,7 @@ def test_any_prefix_of_a_file_is_refused(tmp_path):
             read_ply(tmp_path / "b.ply")
 
 
-def test_gaussians_that_cannot_be_exported_leave_no_file(tmp_path):
+def test_invalid_gaussians_raise_errors_and_leave_no_file(tmp_path):
     gaussians = cloud(3)
     with pytest.raises(UserError, match="1 of 3 Gaussians"):
         write_ply(tmp_path / "a.ply", dataclasses.replace(gaussians, means=gaussians.means.at[1, 0].set(jnp.nan)))
@@ -206,7 +206,7 @@ def test_gaussians_that_cannot_be_exported_leave_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_paths_that_cannot_be_used_are_named(tmp_path):
+def test_invalid_paths_raise_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose a folder"):
         write_ply(tmp_path / "file" / "a.ply", cloud())
@@ -244,9 +244,9 @@ def test_video_has_its_frames_even_sides_and_colours(tmp_path):
         ("file/a.mp4", np.zeros((2, 4, 4, 3), np.uint8), 30, "choose a folder"),
     ],
 )
-def test_videos_that_cannot_be_written_are_named(tmp_path, name, frames, fps, says):
+def test_invalid_videos_raise_errors(tmp_path, name, frames, fps, says):
     (tmp_path / "file").write_text("")
-    write = getattr(write_video, "__wrapped__", write_video)  # below the shape checks of the tests, as a user has it
+    write = getattr(write_video, "__wrapped__", write_video)  # without the shape checks that only tests install
     with pytest.raises(UserError, match=says):
         write(tmp_path / name, frames, fps=fps)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -73,7 +73,7 @@ def test_a_perfect_picture_has_a_psnr_that_json_can_hold():
     assert metrics.psnr_of_mse(1e-11) == 100.0 and metrics.psnr_of_mse(1e-3) == pytest.approx(30.0)
     assert math.isnan(metrics.psnr_of_mse(math.nan))  # not the best of scores
     truth = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    assert no_truth.training_view(truth / 255.0, truth / 255.0, truth)["reblur_PSNR"] == 100.0
+    assert no_truth.score_training_view(truth / 255.0, truth / 255.0, truth)["reblur_PSNR"] == 100.0
 
 
 def test_render_is_clipped_and_not_quantised(no_lpips):

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from bags_jax.errors import UserError
-from bags_jax.report.blur_pictures import kernel_grid, mask_picture, rank_views, write_blur_json
-from bags_jax.report.pictures import contact_sheet, enlarge, to_uint8, write_png, zoom
+from bags_jax.report.blur_pictures import draw_kernels, draw_mask, rank_views, write_blur_json
+from bags_jax.report.pictures import enlarge, make_contact_sheet, to_uint8, write_png, zoom
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
 
 
@@ -14,7 +14,7 @@ def flat(color, height=20, width=30) -> np.ndarray:
     return np.full((height, width, 3), color, np.uint8)
 
 
-def test_png_holds_the_rounded_pixels_and_replaces_the_old_file(tmp_path):
+def test_png_stores_rounded_pixels_and_replaces_the_old_file(tmp_path):
     path = tmp_path / "new" / "a.png"
     write_png(path, flat(7))
     picture = np.random.default_rng(0).uniform(-0.2, 1.2, (5, 6, 3))
@@ -32,8 +32,8 @@ def test_png_holds_the_rounded_pixels_and_replaces_the_old_file(tmp_path):
         (np.zeros((4, 4, 3), np.int32), "dtype int32"),
     ],
 )
-def test_pictures_that_cannot_be_drawn_are_named(tmp_path, picture, says):
-    convert = getattr(to_uint8, "__wrapped__", to_uint8)  # below the shape checks of the tests, as a user has it
+def test_invalid_pictures_raise_errors(tmp_path, picture, says):
+    convert = getattr(to_uint8, "__wrapped__", to_uint8)  # without the shape checks that only tests install
     with pytest.raises(UserError, match=says):
         convert(picture)
 
@@ -58,7 +58,7 @@ def test_enlarge_and_zoom():
         enlarge(picture, 0)
 
 
-def test_sheet_shows_every_picture_whole_and_in_its_place():
+def test_sheet_shows_every_picture_complete_and_at_its_place():
     colors = [[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 255, 255), (255, 0, 255)]]
     rows = [[flat(color) for color in row] for row in colors]
     titles = {
@@ -66,38 +66,41 @@ def test_sheet_shows_every_picture_whole_and_in_its_place():
         "row_titles": ["a", "b"],
         "captions": [["1 dB", "", "x"]] * 2,
     }
-    for sheet in (contact_sheet(rows, scale=2), contact_sheet(rows, scale=2, smooth=False, **titles)):
+    for sheet in (make_contact_sheet(rows, scale=2), make_contact_sheet(rows, scale=2, smooth=False, **titles)):
         assert sheet.dtype == np.uint8 and np.all(sheet[:5] == 255) and np.all(sheet[:, -5:] == 255)
         centres = {}
         for row in range(2):
             for column in range(3):
                 where = np.argwhere(np.all(sheet == colors[row][column], axis=-1))
-                assert len(where) == 40 * 60  # all its pixels, enlarged
+                assert len(where) == 40 * 60  # all pixels, enlarged
                 centres[row, column] = where.mean(axis=0)
         assert centres[0, 0][0] == centres[0, 2][0] < centres[1, 0][0]
         assert centres[0, 0][1] == centres[1, 0][1] < centres[0, 1][1] < centres[0, 2][1]
 
 
-def test_sheet_writes_its_titles_and_cuts_long_ones():
+def test_sheet_draws_titles_and_shortens_long_ones():
     rows = [[flat(250), flat(250)]]
-    bare, titled = contact_sheet(rows), contact_sheet(rows, column_titles=["photo", "w" * 300], row_titles=["v"])
+    bare, titled = (
+        make_contact_sheet(rows),
+        make_contact_sheet(rows, column_titles=["photo", "w" * 300], row_titles=["v"]),
+    )
     assert bare.min() == 250 and titled.min() < 60
-    # Ink stays clear of the edges and of the gap between the columns, however long the title.
+    # A long title does not reach the edges or the gap between the columns.
     ink = np.argwhere(titled.min(axis=-1) < 200)
     assert ink.min() >= 20 and np.all(ink.max(axis=0) < np.asarray(titled.shape[:2]) - 20)
 
 
-def test_sheet_takes_pictures_of_different_sizes_and_names_bad_grids():
-    sheet = contact_sheet([[flat((255, 0, 0), 10, 10), flat((0, 0, 255), 30, 40)]])
+def test_sheet_accepts_pictures_of_different_sizes_and_rejects_bad_grids():
+    sheet = make_contact_sheet([[flat((255, 0, 0), 10, 10), flat((0, 0, 255), 30, 40)]])
     assert np.sum(np.all(sheet == (255, 0, 0), axis=-1)) == 100
     with pytest.raises(UserError, match=r"rows of \[2, 1\]"):
-        contact_sheet([[flat(0), flat(0)], [flat(0)]])
+        make_contact_sheet([[flat(0), flat(0)], [flat(0)]])
     with pytest.raises(UserError, match="rows of"):
-        contact_sheet([])
+        make_contact_sheet([])
     with pytest.raises(UserError, match="column_titles"):
-        contact_sheet([[flat(0)]], column_titles=["a", "b"])
+        make_contact_sheet([[flat(0)]], column_titles=["a", "b"])
     with pytest.raises(UserError, match="captions"):
-        contact_sheet([[flat(0), flat(0)]], captions=[["a"]])
+        make_contact_sheet([[flat(0), flat(0)]], captions=[["a"]])
 
 
 def test_table_aligns_and_escapes():
@@ -117,32 +120,32 @@ def test_table_aligns_and_escapes():
         markdown_table(["a"], [["b", "c"]])
 
 
-def test_kernels_are_drawn_where_they_point_each_to_its_own_maximum():
+def test_kernels_are_drawn_unflipped_and_scaled_to_their_own_maximum():
     kernels = np.zeros((2, 3, 5, 5))
     kernels[0, 0, 2, 2] = 1.0
     kernels[1, 2, 0, 4] = 1e-3  # faint, top right
-    sheet = kernel_grid(kernels, cell_px=50, gap_px=2).astype(int).sum(axis=-1)
+    sheet = draw_kernels(kernels, cell_px=50, gap_px=2).astype(int).sum(axis=-1)
     assert sheet.shape == (2 * 52 + 2, 3 * 52 + 2)
     assert np.all(sheet[:2] == 765) and np.all(sheet[:, 52:54] == 765)
     cells = {(r, c): sheet[2 + 52 * r : 52 + 52 * r, 2 + 52 * c : 52 + 52 * c] for r in range(2) for c in range(3)}
     assert cells[0, 0][24, 24] == cells[0, 0].max() and cells[1, 2][4, 45] > 600 and cells[1, 2][40, 10] < 60
-    assert cells[0, 1].max() < 60  # an empty kernel is dark, not a division by zero
+    assert cells[0, 1].max() < 60  # an all-zero kernel is dark: no division by zero
     for bad, says in ((-kernels, "at least 0"), (kernels * np.nan, "NaN"), (np.zeros((0, 1, 3, 3)), "none of them 0")):
         with pytest.raises(UserError, match=says):
-            kernel_grid(bad)
+            draw_kernels(bad)
 
 
-def test_mask_brightens_evenly():
-    picture = mask_picture(np.linspace(0, 1, 101)[None])
+def test_mask_colours_have_even_steps_in_lightness():
+    picture = draw_mask(np.linspace(0, 1, 101)[None])
     assert picture.shape == (1, 101, 3)
     lightness = np.cbrt((picture[0] / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722])
     steps = np.diff(lightness)
     assert np.all(steps > 0) and steps.max() < 3 * steps.min() + 0.01
     with pytest.raises(UserError, match="after the sigmoid"):
-        mask_picture(np.full((2, 2), 1.5))
+        draw_mask(np.full((2, 2), 1.5))
 
 
-def test_views_are_ranked_from_the_worst_and_written(tmp_path):
+def test_views_are_ranked_from_the_blurriest_and_written(tmp_path):
     stats = {
         "sharp.png": {"mean_mask": 0.1, "rms_width_px": 5.0, "direction_deg": 0.0},
         "worst.png": {"mean_mask": np.float32(0.5), "rms_width_px": 4.0, "direction_deg": 30.0},

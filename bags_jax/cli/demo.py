@@ -16,7 +16,7 @@ from bags_jax.cli.launch import launch, use_compilation_cache
 from bags_jax.evaluation import evaluate, mean_scores, score_view
 from bags_jax.export.splat import check_export
 from bags_jax.metrics import why_no_lpips
-from bags_jax.report.pictures import contact_sheet, to_uint8, write_png
+from bags_jax.report.pictures import make_contact_sheet, to_uint8, write_png
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
 from bags_jax.run import nearest_training_view, open_run, render_scene_views
 from bags_jax.training import train
@@ -45,7 +45,7 @@ def before_after(plain, bags):
         for i, (p, b) in zip(ids, renders, strict=True)
     ]
     titles = ("blurred photograph nearby", "plain splatting", "BAGS", "sharp truth")
-    return contact_sheet(rows, column_titles=titles, scale=3)
+    return make_contact_sheet(rows, column_titles=titles, scale=3)
 
 
 def table(results: dict, photos: dict) -> str:

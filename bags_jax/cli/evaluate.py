@@ -10,7 +10,7 @@ from absl import flags
 from bags_jax.cli.launch import launch, use_compilation_cache
 from bags_jax.evaluation import evaluate
 from bags_jax.metrics import why_no_lpips
-from bags_jax.report.no_truth import table_rows
+from bags_jax.report.no_truth import format_rows
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -33,7 +33,7 @@ def main() -> None:
     print(markdown_table(["protocol", *SCORES], score_rows(results)))
     if results["shift_aligned"]["PSNR"] is not None:
         print(f"PSNR after the best sub-pixel shift of each view: {results['shift_aligned']['PSNR']:.2f}")
-    print(markdown_table(["without sharp truth", "value", "what it says"], table_rows(results["no_truth"])))
+    print(markdown_table(["without sharp truth", "value", "what it says"], format_rows(results["no_truth"])))
     if results["per_view"] and results["deblur_nerf"]["LPIPS"] is None:
         print(why_no_lpips())
 

@@ -1,4 +1,4 @@
-"""A run as the splat file that other programs read, and how well they will show it."""
+"""Exports a run as a splat file (PLY) and measures how other viewers will show it."""
 
 import pathlib
 from typing import Any, cast
@@ -6,7 +6,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import trimesh
 
 from bags_jax import metrics
 from bags_jax.checkpoint import Checkpoints
@@ -15,32 +14,43 @@ from bags_jax.export.ply import read_ply, write_ply
 from bags_jax.run import Run, render_scene_views
 from bags_jax.spherical_harmonics import degree_of
 from bags_jax.splatting import rasterization
-from bags_jax.workdir import read_config
+from bags_jax.workdir import read_settings
 
 
 def export(workdir: str | pathlib.Path, path: str | pathlib.Path, *, step: int | None = None) -> tuple[int, int]:
-    """Writes the living Gaussians of a run as a standard 3DGS PLY with the 3D filter baked in: (their number, the step).
+    """Writes the living Gaussians of a run as a standard 3DGS PLY with the 3D filter baked in.
 
+    Args:
+      workdir: folder of the run.
+      path: the file; must end in .ply.
+      step: step of the checkpoint; None: the last one.
+    Returns:
+      (number of Gaussians, step of the checkpoint).
     Raises:
-      UserError: there is no checkpoint, or the file cannot be written.
+      UserError: no run, no checkpoint, no living Gaussian, or the file cannot be written.
     """
     if pathlib.Path(path).suffix.lower() != ".ply":
-        raise UserError(f"the file to export to is {str(path)!r}, expected one that ends in .ply")
-    read_config(workdir)  # says best what is wrong with a folder that is no run
+        raise UserError(f"the output file is {str(path)!r}; expected a name that ends in .ply")
+    read_settings(workdir)  # raises the clearest error for a folder without a run
     with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
         living, filter_3d, step = checkpoints.restore_living(step)
     if not len(filter_3d):
-        raise UserError(f"no Gaussian is left in the checkpoint of step {step}: there is nothing to export")
+        raise UserError(f"the checkpoint of step {step} has no living Gaussian: export another step")
     write_ply(path, living, filter_3d)
     return len(filter_3d), step
 
 
 def check_export(run: Run, path: str | pathlib.Path) -> str:
-    """Exports the scene, reads the file back with another program's reader, renders it, and says how it compares.
+    """Exports a run, reads the file back, renders the first held-out view, and compares it with our own render.
 
-    Viewers draw in one of two ways: antialiased as we do, or classic with 3DGS's 0.3 px^2, which makes splats under a
-    pixel too heavy. Both are compared with our own picture of the first held-out view.
+    Renders in both modes that viewers use: antialiased (our own mode), and classic, where the 0.3 px^2 filter of 3DGS
+    makes splats smaller than a pixel too opaque. Counts the Gaussians with trimesh, an independent reader.
+
+    Returns:
+      One line of text with the number of Gaussians and the PSNR of each mode.
     """
+    import trimesh
+
     count, _ = export(run.workdir, path, step=int(run.state.step))
     independent = len(cast(Any, trimesh.load(path)).vertices)
     saved, scene, first = read_ply(path), run.scene, run.scene.test_ids[0]

@@ -20,10 +20,10 @@ _MARGIN_PX, _GAP_PX = 24, 10
 
 
 def to_uint8(picture: Picture) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Rounds a picture of floats in [0, 1] (clipped) to 8 bits; 8-bit pictures pass unchanged.
+    """Rounds a picture of floats in [0, 1] (clipped) to 8 bits. Returns 8-bit pictures unchanged.
 
     Raises:
-      UserError: another dtype or shape, an empty picture, NaN or infinity.
+      UserError: wrong dtype or shape, empty picture, NaN or infinity.
     """
     pixels = np.asarray(picture)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
@@ -38,27 +38,27 @@ def to_uint8(picture: Picture) -> UInt8[np.ndarray, "_H _W 3"]:
 
 
 def write_png(path: str | os.PathLike, picture: Picture) -> None:
-    """Writes a PNG; its folder is made where it is missing. The file appears whole or not at all.
+    """Writes a PNG and creates its folder if needed. The write is atomic.
 
     Args:
-      path: the file, ending in .png.
+      path: the file; must end in .png.
       picture: sRGB, floats in [0, 1] (clipped) or uint8.
     Raises:
-      UserError: a picture as `to_uint8` refuses it, another ending, or a path that cannot be written.
+      UserError: see `to_uint8`; or the path does not end in .png or cannot be written.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() != ".png":
-        raise UserError(f"the picture is to be {path.name!r}; expected a name that ends in .png: rename it")
+        raise UserError(f"the picture's file name is {path.name!r}; expected a name that ends in .png")
     encoded = io.BytesIO()
     Image.fromarray(to_uint8(picture)).save(encoded, "PNG", optimize=True)
     write_atomic(path, encoded.getvalue())
 
 
 def enlarge(picture: Picture, scale: int, *, smooth: bool = True) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Enlarges a picture by a whole factor: Lanczos, or square pixels where smooth is False.
+    """Enlarges a picture by an integer factor. smooth: Lanczos interpolation; otherwise square pixels.
 
     Raises:
-      UserError: scale below 1, or a picture as `to_uint8` refuses it.
+      UserError: scale is not an integer >= 1; or see `to_uint8`.
     """
     if scale != int(scale) or scale < 1:
         raise UserError(f"scale is {scale}; expected a whole number of at least 1")
@@ -69,14 +69,14 @@ def enlarge(picture: Picture, scale: int, *, smooth: bool = True) -> UInt8[np.nd
 
 
 def zoom(picture: Picture, *, box_px: tuple[int, int, int, int], scale: int = 4) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Cuts out a detail and enlarges it with square pixels, so that blur and sharpness show as they are.
+    """Crops a detail and enlarges it with square pixels. Interpolation would add blur of its own.
 
     Args:
       picture: sRGB, floats in [0, 1] or uint8.
       box_px: left, top, width, height of the detail.
-      scale: whole factor.
+      scale: integer factor.
     Raises:
-      UserError: a box that leaves the picture.
+      UserError: the box is not inside the picture.
     """
     pixels = to_uint8(picture)
     left, top, width, height = box_px
@@ -87,7 +87,7 @@ def zoom(picture: Picture, *, box_px: tuple[int, int, int, int], scale: int = 4)
     return enlarge(pixels[top : top + height, left : left + width], scale, smooth=False)
 
 
-def contact_sheet(
+def make_contact_sheet(
     rows: Sequence[Sequence[Picture]],
     *,
     column_titles: Sequence[str] = (),
@@ -96,17 +96,17 @@ def contact_sheet(
     scale: int = 1,
     smooth: bool = True,
 ) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Lays pictures out on white paper, with titles above the columns, beside the rows and captions under the pictures.
+    """Lays out pictures on white, with titles above the columns and beside the rows, and captions under the pictures.
 
     Args:
-      rows: rows of equally many pictures; sizes may differ, smaller ones are centred in their cells.
-      column_titles: one for each column, or none.
-      row_titles: one for each row, or none; written upwards along the left edge.
-      captions: one for each picture (scores, say), or none; "" leaves one out.
-      scale: whole factor by which the pictures, not the letters, are enlarged.
-      smooth: enlarge by Lanczos; False shows square pixels.
+      rows: rows with equal numbers of pictures. Pictures that are smaller than their cell are centred.
+      column_titles: one per column, or none.
+      row_titles: one per row, or none; written upwards along the left edge.
+      captions: one per picture (for example its score), or none; "" for no caption.
+      scale: integer factor that enlarges the pictures, not the text.
+      smooth: enlarge by Lanczos interpolation; False: square pixels.
     Raises:
-      UserError: no pictures, rows of different lengths, or titles that do not fit in number.
+      UserError: no pictures, rows of different lengths, or a wrong number of titles or captions.
     """
     _check_grid(rows, column_titles, row_titles, captions)
     cells = [[Image.fromarray(enlarge(picture, scale, smooth=smooth)) for picture in row] for row in rows]
@@ -124,18 +124,18 @@ def contact_sheet(
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     for text, left, width in zip(column_titles, lefts, widths):
-        draw.text((left + width / 2, y0 - 0.45 * line), _fitted(text, title, width), _INK, title, anchor="mm")
+        draw.text((left + width / 2, y0 - 0.45 * line), _shorten(text, title, width), _INK, title, anchor="mm")
     for text, top, height in zip(row_titles, tops, heights):
         strip = Image.new("RGB", (height, line), _PAPER)
-        fitted = _fitted(text, title, height)
-        ImageDraw.Draw(strip).text((height / 2, 0.5 * line), fitted, _INK, title, anchor="mm")
+        shortened = _shorten(text, title, height)
+        ImageDraw.Draw(strip).text((height / 2, 0.5 * line), shortened, _INK, title, anchor="mm")
         sheet.paste(strip.transpose(Image.Transpose.ROTATE_90), (x0 - line, top))
     for r, row in enumerate(cells):
         for c, cell in enumerate(row):
             sheet.paste(cell, (lefts[c] + (widths[c] - cell.width) // 2, tops[r] + (heights[r] - cell.height) // 2))
             if captions and captions[r][c]:
                 at = (lefts[c] + widths[c] / 2, tops[r] + heights[r] + 0.42 * line)
-                draw.text(at, _fitted(captions[r][c], small, widths[c]), _FAINT, small, anchor="mm")
+                draw.text(at, _shorten(captions[r][c], small, widths[c]), _FAINT, small, anchor="mm")
     return np.asarray(sheet)
 
 
@@ -150,13 +150,13 @@ def _check_grid(rows, column_titles, row_titles, captions) -> None:
         ("captions", sum(map(len, captions)), lengths[0] * len(rows)),
     ):
         if found not in (0, wanted):
-            raise UserError(f"{found} {name} came for {len(rows)} x {lengths[0]} pictures; expected {wanted} or none")
+            raise UserError(f"{len(rows)} x {lengths[0]} pictures have {found} {name}; expected {wanted} or none")
     if any(len(row) != lengths[0] for row in captions):
         raise UserError(f"captions come in rows of {[len(row) for row in captions]}; expected {lengths[0]} in each row")
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than its cell."""
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Shortens a text that is wider than its cell, px, and appends an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

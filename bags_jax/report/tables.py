@@ -1,4 +1,4 @@
-"""Tables in Markdown that read as well in a terminal, and the same in LaTeX."""
+"""Tables in Markdown (aligned, for the terminal too) and in LaTeX."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; columns of numbers alone are flush right. No newline at the end.
+    """Formats a Markdown table with aligned columns; numeric columns are right-aligned. No newline at the end.
 
     Raises:
-      UserError: a row of another length than the header.
+      UserError: a row and the header differ in length.
     """
     _check_lengths(header, rows)
     header, rows = [_cell(text) for text in header], [[_cell(text) for text in row] for row in rows]
@@ -31,12 +31,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""The same as a LaTeX tabular with the rules of the booktabs package (\usepackage{booktabs}). No newline at the end.
+    r"""Formats a LaTeX tabular with the rules of the booktabs package (\usepackage{booktabs}). No newline at the end.
 
-    A small space stands between rows of which the first cells differ, so that the rows of one case stay together.
+    Adds a small vertical space between two rows whose first cells differ: rows of one case form a group.
 
     Raises:
-      UserError: a row of another length than the header.
+      UserError: a row and the header differ in length.
     """
     _check_lengths(header, rows)
     columns = "".join("r" if _is_numeric([row[i] for row in rows]) else "l" for i in range(len(header)))
@@ -70,10 +70,10 @@ def _is_numeric(column: Sequence[str]) -> bool:
 
 
 def format_scores(scores: Mapping[str, float | None]) -> list[str]:
-    """The cells of SCORES: PSNR with 2 decimals, SSIM and LPIPS with 3; "-" for a score that there is not."""
+    """Formats the cells of SCORES: PSNR with 2 decimals, SSIM and LPIPS with 3; "-" for None."""
     digits = dict(zip(SCORES, (2, 3, 3), strict=True))
     return ["-" if scores[name] is None else f"{scores[name]:.{places}f}" for name, places in digits.items()]
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", r"\|")  # a bar or a newline would break the table
+    return " ".join(str(text).split()).replace("|", r"\|")  # a bar or a newline would end the cell

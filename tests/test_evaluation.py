@@ -1,4 +1,4 @@
-"""From a trained folder to scores, pictures, films' cameras and a splat."""
+"""Evaluates, renders and exports a trained run."""
 
 import dataclasses
 import json
@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from bags_jax import rasterization
-from bags_jax.data.pyramid import scaled_size
+from bags_jax.data.pyramid import scale_size
 from bags_jax.errors import UserError
-from bags_jax.evaluation import evaluate, file_stems, mean_scores, score_view
+from bags_jax.evaluation import choose_file_stems, evaluate, mean_scores, score_view
 from bags_jax.export.ply import read_ply
 from bags_jax.export.splat import export
 from bags_jax.report.tables import format_scores
 from bags_jax.run import open_run, render_path, render_scene_views
 from bags_jax.training import train
-from bags_jax.training_views import look_at_training_views
+from bags_jax.training_views import render_training_views
 from configs import procedural
 
 PROTOCOLS = ("deblur_nerf", "gaussian_splatting")
@@ -54,7 +54,7 @@ def psnr(a, b):
 
 
 def test_a_run_of_an_earlier_version_is_evaluated_as_it_was_trained(workdir, run, tmp_path):
-    """What a later version added is off."""
+    """Settings that the older configuration lacks are switched off."""
     older = shutil.copytree(workdir, tmp_path / "older")
     config = json.loads((older / "config.json").read_text())
     for name in ("width_tv", "sharp", "sharp_start", "sharp_view_start"):
@@ -66,34 +66,34 @@ def test_a_run_of_an_earlier_version_is_evaluated_as_it_was_trained(workdir, run
     jax.tree.map(np.testing.assert_array_equal, opened.state, run.state)
 
 
-def test_a_smaller_photograph_is_looked_at_where_it_was_trained(run):
-    """On the canvas of the largest: the network knows places and depths of that."""
-    looks, index = list(look_at_training_views(run)), 1
+def test_a_smaller_photograph_is_padded_as_in_training(run):
+    """To the size of the largest photograph: the network was trained with its pixel positions and depths."""
+    views, index = list(render_training_views(run)), 1
     scene, view = run.scene, run.scene.train_ids[index]
     images = list(scene.images)
     images[view] = images[view][:15, :21]
     smaller = dataclasses.replace(scene, images=tuple(images))
     cropped = dataclasses.replace(run, job=dataclasses.replace(run.job, scene=smaller))
-    found, whole = list(look_at_training_views(cropped))[index], looks[index]
+    found, whole = list(render_training_views(cropped))[index], views[index]
     np.testing.assert_array_equal(found.blurred, whole.blurred[:15, :21])
     np.testing.assert_array_equal(found.blur.mask, whole.blur.mask[:8, :11])
     assert found.blur.mean_mask != whole.blur.mean_mask
-    # Blocks at the border, of which a part is outside, count by what is inside.
+    # Blocks that the border cuts are weighted by their share inside the photograph.
     np.testing.assert_allclose(found.blur.mean_mask, found.blur.mask.mean(), atol=0.05)
 
 
-def test_kernels_are_looked_at_at_the_scale_where_they_were_learnt(tmp_path):
-    """And their widths told in px of the photographs."""
+def test_kernels_are_rendered_at_the_scale_of_their_training(tmp_path):
+    """Their widths are in px of the full-size photographs."""
     changes = {"stages.scales": (0.5,), "stages.stops": (1.0,), "blur.kernel_sizes": (3,), "blur.strides": (1,)}
     train(make_config(**changes, **{"blur.warmup": 0.0, "blur.centre_logit": 0.0}), tmp_path)
-    look = next(look_at_training_views(open_run(tmp_path)))
-    assert look.photo.shape == look.blurred.shape == (12, 16, 3) and look.blur.mask.shape == (12, 16)
-    uniform = np.sqrt(2 * 2 / 3)  # 3 x 3 taps alike, in px of half the scale; four steps of training move them a little
-    np.testing.assert_allclose(look.blur.rms_width, 2 * uniform, rtol=0.2)
+    view = next(render_training_views(open_run(tmp_path)))
+    assert view.photo.shape == view.blurred.shape == (12, 16, 3) and view.blur.mask.shape == (12, 16)
+    uniform = np.sqrt(2 * 2 / 3)  # 3 x 3 equal taps, in px at half scale; four training steps change them slightly
+    np.testing.assert_allclose(view.blur.rms_width, 2 * uniform, rtol=0.2)
 
 
 def test_a_capture_without_held_out_views(run):
-    """There is nothing to score; tables say so, and a film of held-out views is refused."""
+    """Tables show "-" for all scores; rendering the held-out views raises an error."""
     scene = dataclasses.replace(run.scene, test_ids=run.scene.test_ids[:0])
     alone = dataclasses.replace(run, job=dataclasses.replace(run.job, scene=scene))
     assert all(format_scores(mean_scores({})[name]) == ["-", "-", "-"] for name in PROTOCOLS)
@@ -101,7 +101,7 @@ def test_a_capture_without_held_out_views(run):
         render_path(alone, "test", num_frames=3)
 
 
-def test_evaluation_needs_nothing_of_the_optimizers(run):
+def test_evaluation_restores_no_optimizer_state(run):
     assert run.state.gaussians_opt == run.state.network_opt == run.state.poses_opt == ()
     assert len(jax.tree.leaves(run.state.gaussians)) == 6 and run.state.network
 
@@ -109,14 +109,14 @@ def test_evaluation_needs_nothing_of_the_optimizers(run):
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def test_results_have_the_promised_keys(workdir, results, run):
+def test_results_have_the_documented_keys(workdir, results, run):
     assert json.loads((workdir / "results.json").read_text()) == results
     assert {"step", "deblur_nerf", "gaussian_splatting", "per_view"} <= results.keys() and results["step"] == 4
-    told = results["no_truth"]
-    assert told["has_blur_model"] and told["reblur_PSNR"] > 3 and told["held_out_fitted_PSNR"] > 3
-    assert told["sharpness_gain"] > 0
-    assert set(told["per_view"]["training"]) == {run.scene.names[i] for i in run.scene.train_ids}
-    assert set(told["per_view"]["held_out"]) == {run.scene.names[i] for i in run.scene.test_ids}
+    no_truth = results["no_truth"]
+    assert no_truth["has_blur_model"] and no_truth["reblur_PSNR"] > 3 and no_truth["held_out_fitted_PSNR"] > 3
+    assert no_truth["sharpness_gain"] > 0
+    assert set(no_truth["per_view"]["training"]) == {run.scene.names[i] for i in run.scene.train_ids}
+    assert set(no_truth["per_view"]["held_out"]) == {run.scene.names[i] for i in run.scene.test_ids}
     assert set(results["per_view"]) == {run.scene.names[i] for i in run.scene.test_ids}
     for scores in (results, *results["per_view"].values()):
         for protocol in PROTOCOLS:
@@ -133,14 +133,14 @@ def test_scores_are_means_over_the_held_out_views(results):
 
 
 def test_scores_are_those_of_the_sharp_render(results, run):
-    """Against the held-out photographs, without the blur model."""
+    """The blur model is not applied to held-out views."""
     for i, rendered in zip(run.scene.test_ids, render_scene_views(run, run.scene.test_ids), strict=True):
         truth = run.scene.images[i] / 255.0
         scores = results["per_view"][run.scene.names[i]]
         assert abs(scores["gaussian_splatting"]["PSNR"] - psnr(np.asarray(rendered.image), truth)) < 1e-2
 
 
-def test_truth_scores_perfectly(run):
+def test_the_photograph_itself_scores_perfectly(run):
     truth = run.scene.images[run.scene.test_ids[0]]
     scores = score_view(truth.astype(np.float32) / 255.0, truth)
     assert all(scores[protocol]["SSIM"] > 0.9999 and scores[protocol]["PSNR"] > 60 for protocol in PROTOCOLS)
@@ -152,25 +152,25 @@ def test_chosen_step(workdir):
         open_run(workdir, step=3)
 
 
-def test_blur_is_looked_at_through_the_heads_that_were_trained(workdir, run):
-    """Those of later stages still say what they were initialised to."""
+def test_blur_is_estimated_by_the_head_of_the_last_trained_stage(workdir, run):
+    """The heads of later stages still have their initial parameters."""
     early = open_run(workdir, step=2)
     first, last = early.job.stages[0], early.job.stages[-1]
     assert early.stage == first != last and run.stage == last and first.kernel_size < last.kernel_size
     for opened in (early, run):
-        look = next(look_at_training_views(opened))
+        view = next(render_training_views(opened))
         height, width = opened.scene.images[opened.scene.train_ids[0]].shape[:2]
-        assert look.photo.shape[:2] == scaled_size(height, width, opened.stage.scale)
-        assert look.blur.samples.shape[-1] == opened.stage.kernel_size
+        assert view.photo.shape[:2] == scale_size(height, width, opened.stage.scale)
+        assert view.blur.samples.shape[-1] == opened.stage.kernel_size
 
 
-def test_scores_of_a_perfect_picture_are_numbers_in_json(run):
+def test_scores_of_a_perfect_picture_are_finite(run):
     truth = run.scene.images[run.scene.test_ids[0]]
     scores = score_view((truth / 255.0).astype(np.float32), truth)
     assert np.isfinite([scores[protocol]["PSNR"] for protocol in PROTOCOLS]).all()
 
 
-def test_opening_changes_nothing(workdir):
+def test_opening_a_run_changes_no_file(workdir):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     open_run(workdir)
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
@@ -223,7 +223,7 @@ def test_plain_splatting_has_no_blur_to_describe(tmp_path):
 
 
 def test_exported_splat_is_the_scene(run, tmp_path):
-    """The filter is baked: a renderer that knows only of antialiasing draws our picture."""
+    """With the 3D filter baked in, a renderer without that filter draws the same picture."""
     path = tmp_path / "scene.ply"
     count, _ = export(run.workdir, path)
     saved = read_ply(path)
@@ -247,7 +247,7 @@ def test_exported_splat_is_the_scene(run, tmp_path):
         eps2d=0.1,
         rasterize_mode="antialiased",
     )
-    assert ours.std() > 0.02  # there is something to see
+    assert ours.std() > 0.02  # the picture is not uniform
     assert psnr(np.asarray(images[0]), ours) > 40
 
 
@@ -261,7 +261,7 @@ def test_exported_splat_is_the_scene(run, tmp_path):
     ],
 )
 def test_pictures_of_different_views_have_different_names(names, stems):
-    assert file_stems(names) == dict(zip(names, stems, strict=True))
+    assert choose_file_stems(names) == dict(zip(names, stems, strict=True))
 
 
 @pytest.mark.parametrize("path,count", [("test", 2), ("train", 4), ("spiral", 3)])
