@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax.data.poses import camera_centers, look_at
+from bags_jax.data.poses import locate_cameras, look_at
 
 RADIUS_SHARE = 0.6  # of the spread of the training cameras
 AROUND = 0.5  # length of the mean direction from a point to the cameras around it: 0 for a ring, 0.64 for half of one
@@ -30,14 +30,14 @@ def loop(
 
 def meeting_point(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
     """The point that is nearest to all viewing axes, in least squares; where they are parallel, at an arbitrary depth."""
-    ahead, centers = viewmats[:, 2, :3].astype(np.float64), camera_centers(viewmats).astype(np.float64)
+    ahead, centers = viewmats[:, 2, :3].astype(np.float64), locate_cameras(viewmats).astype(np.float64)
     across = np.eye(3) - ahead[:, :, None] * ahead[:, None, :]
     return np.linalg.lstsq(across.sum(axis=0), np.einsum("vij,vj->i", across, centers), rcond=1e-6)[0]
 
 
 def stand_around(viewmats: Float[np.ndarray, "V 4 4"], subject: Float[np.ndarray, "3"]) -> bool:
     """Whether most cameras look at a point, and they stand on all sides of it, seen from above."""
-    offsets = camera_centers(viewmats) - subject
+    offsets = locate_cameras(viewmats) - subject
     aim = np.einsum("vi,vi->v", viewmats[:, 2, :3], -_unit(offsets))
     level = _unit(_level(offsets, _vertical(viewmats)))
     return bool(np.median(aim) > AIM and np.linalg.norm(level.mean(axis=0)) < AROUND)
@@ -50,7 +50,7 @@ def orbit(
 
     Args and Returns: as of `loop`.
     """
-    down, offsets = _vertical(viewmats), camera_centers(viewmats) - subject
+    down, offsets = _vertical(viewmats), locate_cameras(viewmats) - subject
     level = _level(offsets, down)
     radius, depth = np.median(np.linalg.norm(level, axis=-1)), np.median(offsets @ down)
     first = _unit(level[np.argmax(np.linalg.norm(level, axis=-1))])
@@ -72,7 +72,7 @@ def spiral(
     Returns:
       cam_from_world of each frame.
     """
-    centers = camera_centers(viewmats)
+    centers = locate_cameras(viewmats)
     middle = centers.mean(axis=0)
     down = _down(viewmats)
     home = look_at(middle, focus, down)[:3, :3].astype(np.float32)
@@ -84,7 +84,7 @@ def spiral(
 
 def focus_point(viewmats: Float[np.ndarray, "V 4 4"], points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "3"]:
     """A point on the mean viewing axis, as far away as the middle one of the points in front of the cameras."""
-    centers = camera_centers(viewmats)
+    centers = locate_cameras(viewmats)
     middle, ahead = centers.mean(axis=0), _mean_direction(viewmats[:, 2, :3])
     distances = (points - middle) @ ahead
     distances = distances[distances > 0]

@@ -5,7 +5,7 @@ import pytest
 
 from bags_jax import plan
 from bags_jax.camera_path import focus_point, look_at, loop, meeting_point, spiral, stand_around
-from bags_jax.data.poses import camera_centers
+from bags_jax.data.poses import locate_cameras
 from configs import procedural
 
 
@@ -29,7 +29,7 @@ def test_spiral_looks_at_the_focus(cameras):
 
 def test_spiral_closes_and_stays_near_the_cameras(cameras):
     viewmats, focus = cameras
-    path, centers = camera_centers(spiral(viewmats, focus=focus, num_frames=60)), camera_centers(viewmats)
+    path, centers = locate_cameras(spiral(viewmats, focus=focus, num_frames=60)), locate_cameras(viewmats)
     steps = np.linalg.norm(np.diff(path, axis=0, append=path[:1]), axis=1)
     assert steps[-1] < 2 * np.median(steps) and steps.max() < 4 * np.median(steps)
     spread = np.linalg.norm(centers - centers.mean(axis=0), axis=1).max()
@@ -57,7 +57,7 @@ def ring(num: int, *, degrees: float = 360.0, depth: float = 0.0, turn: float = 
 def test_loop_goes_around_what_the_cameras_stand_around(degrees, depth):
     viewmats = ring(24, degrees=degrees, depth=depth)
     path = loop(viewmats, np.zeros((0, 3), np.float32), num_frames=40)
-    offsets = camera_centers(path) - [1, 2, 3]
+    offsets = locate_cameras(path) - [1, 2, 3]
     np.testing.assert_allclose(offsets[:, 1], depth, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(offsets[:, [0, 2]], axis=1), 4.0, atol=1e-3)
     assert np.ptp(offsets, axis=0)[[0, 2]].min() > 7.9  # on all sides
@@ -89,7 +89,7 @@ def test_a_row_of_cameras_stands_around_nothing(jitter):
 def test_orbit_is_level_though_one_side_has_more_photographs():
     many = np.concatenate([ring(24, depth=-4.0), ring(20, degrees=90.0, depth=-4.0)])
     path = loop(many, np.zeros((0, 3), np.float32), num_frames=12)
-    np.testing.assert_allclose(camera_centers(path)[:, 1], 2.0 - 4.0, atol=1e-3)
+    np.testing.assert_allclose(locate_cameras(path)[:, 1], 2.0 - 4.0, atol=1e-3)
 
 
 def test_cameras_that_look_outwards_stand_around_nothing():
