@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files: a reader sees the whole file or none."""
 
 import contextlib
 import os
@@ -10,32 +10,35 @@ from bags_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A name to write to, which becomes `path` when the block ends well and is removed when it does not.
+def replace_atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path to write to, which replaces `path` at the end of the block.
 
-    The folder is made where it is missing; the suffix is kept, for writers that go by it.
+    If the block raises, the temporary file is removed and `path` stays as it was. A missing folder is made. The
+    temporary path has the suffix of `path`, because some writers choose the format by it.
 
     Raises:
       UserError: the path cannot be written.
     """
     path = pathlib.Path(path).expanduser()
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.unfinished{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.unfinished{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        os.replace(unfinished, path)
+        yield temporary
+        os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written") from error
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): expected a folder that can be written; choose another"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
-            unfinished.unlink()
+            temporary.unlink()
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file that appears whole or not at all.
+    """Writes a file, whole or not at all.
 
     Raises:
       UserError: the path cannot be written.
     """
-    with whole_file(path) as unfinished:
-        unfinished.write_bytes(data)
+    with replace_atomic(path) as temporary:
+        temporary.write_bytes(data)

@@ -1,11 +1,11 @@
-"""Where what can be made again is kept: scenes, compiled programs, built libraries."""
+"""The cache folder, for files that can be made again: scenes, compiled programs, built libraries."""
 
 import os
 import pathlib
 
 
-def cache_home() -> pathlib.Path:
-    """$XDG_CACHE_HOME/bags_jax, or ~/.cache/bags_jax where that is not set (or no absolute path).
+def find_cache_home() -> pathlib.Path:
+    """Returns $XDG_CACHE_HOME/bags_jax; ~/.cache/bags_jax if the variable is not set or is a relative path.
 
     Raises:
       RuntimeError: there is no home folder either.

@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bags_jax.cache_home import cache_home
+from bags_jax.cache_home import find_cache_home
 from bags_jax.errors import UserError
 
 # What ml_collections and configuration files raise for what stands in a flag or in such a file.
@@ -108,8 +108,8 @@ def read_config(holder: flags.FlagHolder) -> ConfigDict:
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs on disk, those that compile fast too, so that the second run starts at once; "auto": in cache_home."""
-    folder = str(cache_home() / "xla") if folder == "auto" else folder
+    """Keeps compiled programs on disk, those that compile fast too, so that the second run starts at once; "auto": in the cache folder."""
+    folder = str(find_cache_home() / "xla") if folder == "auto" else folder
     if folder:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

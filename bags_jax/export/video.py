@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import UInt8
 
-from bags_jax.atomic import whole_file
+from bags_jax.atomic import replace_atomic
 from bags_jax.errors import UserError
 
 
@@ -39,7 +39,7 @@ def write_video(path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "H W
     first = next(frames, None)
     if first is None:
         raise UserError("the video has no frames; expected at least one frame of at least one pixel")
-    with whole_file(path) as unfinished:
+    with replace_atomic(path) as unfinished:
         unfinished.touch()  # raises an OSError with the reason if the path cannot be written; OpenCV gives no reason
         _encode(unfinished, _pad_to_even(itertools.chain([first], frames)), fps)
 

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax.cache_home import cache_home
+from bags_jax.cache_home import find_cache_home
 from bags_jax.data import poses
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
@@ -230,7 +230,7 @@ def _sample_points(
 def _cache_path(order: _Order) -> pathlib.Path | None:
     """The cache file of a scene; None if there is no home folder."""
     try:
-        folder = cache_home() / "procedural"
+        folder = find_cache_home() / "procedural"
     except RuntimeError:
         return None
     name = hashlib.sha256(f"{GENERATOR_VERSION} {order!r}".encode()).hexdigest()[:32]

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from bags_jax.atomic import whole_file
+from bags_jax.atomic import replace_atomic
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
 
@@ -35,5 +35,5 @@ def write_cache(path: pathlib.Path | None, scene: Scene) -> None:
         return
     arrays = {name: value for name, value in dataclasses.asdict(scene).items() if value is not None}
     del arrays["background"], arrays["notes"]
-    with contextlib.suppress(UserError), whole_file(path) as unfinished:
+    with contextlib.suppress(UserError), replace_atomic(path) as unfinished:
         np.savez(unfinished, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})
