@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from bags_jax.geometry import camera_center, project
 from bags_jax.numerics import safe_normalize
-from bags_jax.ops.rasterize import BACKENDS, DEFAULT_TILE_SIZE, choose_backend, rasterize, room_for_all
+from bags_jax.ops.backends import choose
+from bags_jax.ops.rasterize import batches_cameras, measure_buffer, rasterize
 from bags_jax.platforms import follows_arrays
 from bags_jax.spherical_harmonics import MAX_DEGREE, evaluate_sh, num_coefficients
 from bags_jax.structs import Camera, Projected
@@ -38,7 +39,7 @@ def rasterization(
     backgrounds: Float[Array, "C D"] | None = None,
     render_mode: str = "RGB",
     rasterize_mode: str = "classic",
-    tile_size: int = DEFAULT_TILE_SIZE,
+    tile_size: int | None = None,
     max_intersections: int | None = None,
     backend: str = "auto",
     deterministic: bool = False,
@@ -60,7 +61,7 @@ def rasterization(
       backgrounds: what shows where alpha < 1 (colour channels only, never depth).
       render_mode: RGB, D (sum of weight times camera z), ED (D / alpha), or colour with one of them as last channel.
       rasterize_mode: "antialiased" multiplies the opacity by sqrt(det before / det after) of adding eps2d.
-      tile_size: px.
+      tile_size: see `rasterize`.
       max_intersections: room for pairs of tile and Gaussian in each image. None: outside jit it is counted, under jit
         it is a guess; meta["num_dropped"] says whether it was enough.
       backend, deterministic: see `rasterize`.
@@ -78,7 +79,7 @@ def rasterization(
     means, quats, scales, opacities, colors, viewmats, Ks, backgrounds = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float32), (means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
     )
-    name = choose_backend(backend)  # here, so that a program is cached for what "auto" meant when it was made
+    name = choose("rasterize", backend)  # here, so that a program is cached for what "auto" meant when it was made
     how = _How(width, height, near_plane, far_plane, eps2d, rasterize_mode, tile_size, name, deterministic)
     colored = jnp.isfinite(colors).reshape(colors.shape[0], math.prod(colors.shape[1:])).all(axis=1)
     colors = jnp.where(colored.reshape(-1, *(1,) * (colors.ndim - 1)), colors, 0.0)
@@ -108,7 +109,7 @@ class _How(NamedTuple):
     far_plane: float
     eps_2d: float
     rasterize_mode: str
-    tile_size: int
+    tile_size: int | None
     backend: str
     deterministic: bool
 
@@ -145,7 +146,7 @@ def _render(gaussians, colors, cameras: Camera, how: _How, sh_degree, render_mod
             deterministic=how.deterministic,
         )
 
-    if BACKENDS[how.backend].together:
+    if batches_cameras(how.backend):
         return jax.vmap(render_one)(cameras)
     # One camera after the other: under vmap every loop would run as long as the longest of all cameras.
     return jax.lax.map(render_one, cameras)
@@ -156,7 +157,7 @@ def _room(gaussians, cameras: Camera, how: _How) -> int:
     gaussians, cameras = jax.lax.stop_gradient((gaussians, cameras))
     size = {"width": how.width, "height": how.height, "tile_size": how.tile_size, "backend": how.backend}
     one_each = [jax.tree.map(lambda x, i=i: x[i], cameras) for i in range(cameras.K.shape[0])]
-    return max((room_for_all(_project(gaussians, camera, how), **size) for camera in one_each), default=1024)
+    return max((measure_buffer(_project(gaussians, camera, how), **size) for camera in one_each), default=1024)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -39,7 +39,7 @@ from jax.experimental import topologies
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from bags_jax import dispatch, parallel
-from bags_jax.ops.rasterize.tpu import blend as tpu
+from bags_jax.ops.rasterize.tpu import binding as tpu
 from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.rendering import render
 from bags_jax.scene.density import grow
@@ -72,7 +72,7 @@ class Machine(NamedTuple):
         devices = self.devices(num)
         with (
             cuda_launch.forced_route(cuda_launch.XLA) if self.platform == "cuda" else contextlib.nullcontext(),
-            mock.patch.object(tpu, "_runs", lambda: True),
+            mock.patch.object(tpu, "_try", lambda: ""),
             mock.patch.object(jax, "default_backend", lambda: self.backend),
             mock.patch.object(jax, "local_devices", lambda: devices),
         ):

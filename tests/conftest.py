@@ -91,10 +91,10 @@ def shared_data() -> pathlib.Path:
 
 def _lack_of(backend: str) -> str | None:
     """Why this machine cannot run a backend, or None."""
-    from bags_jax.ops.rasterize import choose_backend
+    from bags_jax.ops.backends import choose
 
     try:
-        choose_backend(backend)
+        choose("rasterize", backend)
     except ValueError as error:
         return str(error)
     return None

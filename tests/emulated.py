@@ -28,7 +28,7 @@ def shipped(*programs: str) -> list[str]:
     """Texts of all kernels of programs, each as it is launched."""
     found = []
     for program in programs:
-        names = re.findall(rf"{cuda_launch.ENTRY}(\w+)", (cuda_build.FOLDER / f"{program}.ptx").read_text())
+        names = re.findall(rf"{cuda_launch.ENTRY}(\w+)", cuda_build.ptx_path(program).read_text())
         found += [cuda_launch.ptx(program, name) for name in names]
     return found
 

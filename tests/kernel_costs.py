@@ -93,7 +93,7 @@ def write() -> None:
     ptxas = find_tool("ptxas")
     assert ptxas and find_tool("nvdisasm"), "needs ptxas and nvdisasm: make gpu-check installs them"
     programs = {
-        name: {"source": cuda_build.fingerprint(name), "kernels": measure(cuda_build.FOLDER / f"{name}.ptx")}
+        name: {"source": cuda_build.fingerprint(name), "kernels": measure(cuda_build.ptx_path(name))}
         for name in cuda_build.PROGRAMS
     }
     GOLDEN.write_text(json.dumps({"arch": ARCH, "ptxas": version(ptxas), "programs": programs}, indent=1) + "\n")

@@ -11,31 +11,19 @@ import pytest
 from emulated import emulated
 
 from bags_jax.ops.blur import stream_blur
-from bags_jax.ops.blur.cpu import binding as rows_native
-from bags_jax.ops.blur.cuda import binding as rows_cuda
-from bags_jax.ops.blur.kernels import Plan
-from bags_jax.ops.toolchain.cpp_build import is_available
+from bags_jax.ops.toolchain import cpp_build
 
 F = 6
-ROWS = {"native": rows_native, "cuda": rows_cuda}
-METHODS = tuple(ROWS)
+METHODS = ("cpu", "cuda")
 
 
-@pytest.fixture
-def only(monkeypatch):
-    """A context for what is traced within it: the blur takes this method, "native", "cuda" or "xla"."""
-
-    @contextlib.contextmanager
-    def context(method: str):
-        if method == "native" and (jax.default_backend() != "cpu" or not is_available()):
-            pytest.skip("the native backend cannot be built on this machine, or JAX does not run on its CPU")
-        with monkeypatch.context() as patch, emulated() if method == "cuda" else contextlib.nullcontext():
-            for name, rows in ROWS.items():
-                if name != method:
-                    patch.setattr(rows, "can_run", lambda plan, channels: False)
-            yield
-
-    return context
+@contextlib.contextmanager
+def only(method: str):
+    """A context in which a backend can be used: CUDA kernels on an emulator where there is no GPU."""
+    if method == "cpu" and (problem := cpp_build.find_problem()):
+        pytest.skip(problem)
+    with emulated() if method == "cuda" else contextlib.nullcontext():
+        yield
 
 
 def layer(height, width, *, side, stride, margin, spread=1.0):
@@ -86,15 +74,14 @@ def calls(args, **options) -> int:
         (7, 9, 1, 3, 1, 60.0, 0),  # a bound that leaves no floor
     ],
 )
-def test_equals_the_pass_by_xla(only, method, height, width, stride, side, margin, bound, block_bytes):
+def test_equals_the_pass_by_xla(method, height, width, stride, side, margin, bound, block_bytes):
     args, cotangents = layer(height, width, side=side, stride=stride, margin=margin)
     options = {"stride": stride, "bound": bound, "margin": margin, "block_bytes": block_bytes}
-    with only("xla"):
-        assert calls(args, **options) == 0
-        expected, expected_gradients = value_and_gradients(args, cotangents, **options)
+    assert calls(args, **options, backend="xla") == 0
+    expected, expected_gradients = value_and_gradients(args, cotangents, **options, backend="xla")
     with only(method):
-        assert calls(args, **options) == 1
-        outputs, gradients = value_and_gradients(args, cotangents, **options)
+        assert calls(args, **options, backend=method) == 1
+        outputs, gradients = value_and_gradients(args, cotangents, **options, backend=method)
     np.testing.assert_allclose(outputs[0], expected[0], atol=1e-5)
     np.testing.assert_allclose(outputs[1], expected[1], atol=1e-5 * side**2)
     for a, b in zip(gradients, expected_gradients, strict=True):
@@ -104,12 +91,11 @@ def test_equals_the_pass_by_xla(only, method, height, width, stride, side, margi
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spread", [1e4, 0.0])
 @pytest.mark.parametrize("bound", [0.0, 5.0, 35.0, 60.0, 100.0])
-def test_nothing_is_lost_in_extreme_logits(only, method, bound, spread):
+def test_nothing_is_lost_in_extreme_logits(method, bound, spread):
     args, cotangents = layer(8, 8, side=3, stride=1, margin=0, spread=spread)
     with only(method):
-        outputs, gradients = value_and_gradients(args, cotangents, stride=1, bound=bound)
-    with only("xla"):
-        expected = value_and_gradients(args, cotangents, stride=1, bound=bound)[0]
+        outputs, gradients = value_and_gradients(args, cotangents, stride=1, bound=bound, backend=method)
+    expected = value_and_gradients(args, cotangents, stride=1, bound=bound, backend="xla")[0]
     assert all(np.isfinite(x).all() for x in (*outputs, *gradients))
     for a, b in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -117,31 +103,33 @@ def test_nothing_is_lost_in_extreme_logits(only, method, bound, spread):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bound", [0.0, 2.0])
-def test_what_is_no_number_shows(only, method, bound):
+def test_what_is_no_number_shows(method, bound):
     (planes, features, weight, bias), cotangents = layer(4, 4, side=3, stride=1, margin=0)
     broken = (planes, features.at[1, 2, 0].set(jnp.nan), weight, bias)
     with only(method):
-        outputs, gradients = value_and_gradients(broken, cotangents, stride=1, bound=bound)
+        outputs, gradients = value_and_gradients(broken, cotangents, stride=1, bound=bound, backend=method)
     assert np.isnan(outputs[0][:, 1, 2]).all() and np.isfinite(outputs[0][:, 0]).all()
     assert np.isnan(gradients[1][1, 2]).any()
 
 
-@pytest.mark.parametrize("method, rows", ROWS.items())
-@pytest.mark.parametrize("stride, channels", [(5, 3), (1, 4)])
-def test_what_they_are_not_compiled_for_goes_through_xla(only, method, rows, stride, channels):
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stride, channels, num_calls", [(4, 3, 1), (5, 3, 0), (1, 4, 0)])
+def test_sizes_without_compiled_code_go_through_xla(method, stride, channels, num_calls):
+    (planes, *rest), _ = layer(10, 10, side=3, stride=stride, margin=0)
+    planes = jnp.concatenate([planes, planes])[:channels]
     with only(method):
-        assert rows.can_run(Plan(side=3, stride=4, bound=5.0, rows=1), 3)
-        assert not rows.can_run(Plan(side=3, stride=stride, bound=5.0, rows=1), channels)
+        for backend in (method, "auto"):
+            assert calls((planes, *rest), stride=stride, bound=5.0, backend=backend) == num_calls
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_views_can_be_mapped(only, method):
+def test_views_can_be_mapped(method):
     """Under vmap, too: one view after the other."""
     args, _ = layer(6, 8, side=3, stride=2, margin=0)
     planes = jnp.stack([args[0], args[0][::-1], 0.5 * args[0]])
 
     def brightest(planes):
-        return jnp.max(stream_blur(planes, *args[1:], stride=2, bound=2.0)[0])
+        return jnp.max(stream_blur(planes, *args[1:], stride=2, bound=2.0, backend=method)[0])
 
     with only(method), jax.default_matmul_precision("highest"):
         each, gradients = jax.vmap(jax.value_and_grad(brightest))(planes)
@@ -151,7 +139,7 @@ def test_views_can_be_mapped(only, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_repeat_and_number_of_threads_change_no_bit(only, method, monkeypatch):
+def test_repeat_and_number_of_threads_change_no_bit(method, monkeypatch):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one CPU: there is one thread whatever is asked for")
     args, cotangents = layer(53, 33, side=5, stride=2, margin=2)
@@ -159,7 +147,7 @@ def test_repeat_and_number_of_threads_change_no_bit(only, method, monkeypatch):
         results = []
         for threads in ("1", "2", "2"):
             monkeypatch.setenv("BAGS_JAX_NUM_THREADS", threads)
-            results.append(value_and_gradients(args, cotangents, stride=2, bound=5.0, margin=2))
+            results.append(value_and_gradients(args, cotangents, stride=2, bound=5.0, margin=2, backend=method))
     for result in results[1:]:
         for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(results[0]), strict=True):
             np.testing.assert_array_equal(a, b)

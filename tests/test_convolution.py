@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.ops.convolution import cpu as convolution
-from bags_jax.ops.convolution.cpu import convolve
+from bags_jax.ops.convolution import convolve, cpu
 
 
 @pytest.mark.parametrize("size, block_bytes", [(5, 1 << 20), (3, 4 * 11 * 3 * 7 * 4), (5, 1)])
 def test_equals_flax(size, block_bytes, monkeypatch):
-    monkeypatch.setattr(convolution, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(cpu, "BLOCK_BYTES", block_bytes)
     rng = np.random.default_rng(0)
     image, kernel, g = (
         jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((9, 11, 3), (size, size, 3, 4), (9, 11, 4))

@@ -12,17 +12,19 @@ from screen import Scene, flat, with_gradients
 from splats import HEIGHT, KINDS, NUM, WIDTH, make_splats, project_splats
 
 from bags_jax.errors import UserError
-from bags_jax.ops.rasterize import rasterize, room_for_all
+from bags_jax.ops.limits import TILE
+from bags_jax.ops.rasterize import measure_buffer, rasterize
 from bags_jax.ops.rasterize.channels import channel_groups
-from bags_jax.ops.rasterize.cuda.binding import count_cuda, rasterize_cuda
-from bags_jax.ops.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, TILE, bin_views
+from bags_jax.ops.rasterize.cuda.binding import count_intersections as count_cuda
+from bags_jax.ops.rasterize.cuda.binding import rasterize as rasterize_cuda
+from bags_jax.ops.rasterize.cuda.binning import BLOCK, SCAN_BLOCK, bin_views
 from bags_jax.ops.rasterize.tiles import bin_tiles, total
 from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.splatting import rasterization
 from bags_jax.structs import Projected
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
-ROOM = 1024
+CAPACITY = 1024
 ANY_ORDER = 1e-4  # of the largest: float32 sums by atomic additions, in another order each time on a GPU
 
 
@@ -33,7 +35,7 @@ def _kernels():
 
 
 def compare_with_oracle(scene: Scene, **options):
-    kernels = functools.partial(rasterize_cuda, tile_size=TILE, max_intersections=ROOM, **options)
+    kernels = functools.partial(rasterize_cuda, max_intersections=CAPACITY, **options)
     return screen.compare_with_oracle(kernels, scene)
 
 
@@ -81,9 +83,7 @@ def test_one_gaussian_over_all_tiles():
 def test_no_gaussian_is_seen():
     scene = Scene(flat(4, opacity=0.5, sigma=1.0), 3)
     scene.projected = scene.projected.replace(radii_px=jnp.zeros((4, 2)))
-    (colors, alphas), gradients = with_gradients(
-        functools.partial(rasterize_cuda, tile_size=TILE, max_intersections=ROOM), scene
-    )
+    (colors, alphas), gradients = with_gradients(functools.partial(rasterize_cuda, max_intersections=CAPACITY), scene)
     assert not colors.any() and not alphas.any() and not any(g.any() for g in gradients)
 
 
@@ -100,16 +100,14 @@ def test_small_buffer_counts_what_it_drops():
     full = rasterize(projected, features, **SIZE, backend="cuda")
     need = int(full.num_intersections)
     assert full.num_dropped == 0
-    for room in (1, need - 1, need):
-        output = rasterize(projected, features, **SIZE, backend="cuda", max_intersections=room)
-        assert output.num_intersections == need and output.num_dropped == need - room
+    for capacity in (1, need - 1, need):
+        output = rasterize(projected, features, **SIZE, backend="cuda", max_intersections=capacity)
+        assert output.num_intersections == need and output.num_dropped == need - capacity
     np.testing.assert_array_equal(output.colors, full.colors)
 
 
 def _loss(projected, features, deterministic):
-    output = rasterize_cuda(
-        projected, features, **SIZE, tile_size=TILE, max_intersections=ROOM, deterministic=deterministic
-    )
+    output = rasterize_cuda(projected, features, **SIZE, max_intersections=CAPACITY, deterministic=deterministic)
     return jnp.sum(output.colors**2) + jnp.sum(output.alphas), output
 
 
@@ -173,7 +171,7 @@ def test_fixed_order_is_bit_equal_to_itself_and_close_to_the_other():
 
 def test_more_pairs_than_can_be_counted_are_dropped_aloud():
     """The first block of the third camera has as many as can be counted: what comes behind it has no place."""
-    sizes = jnp.array([2 * BLOCK, ROOM, 128, 128, 3, 0], jnp.int32)
+    sizes = jnp.array([2 * BLOCK, CAPACITY, 128, 128, 3, 0], jnp.int32)
     sums = jnp.array([[5, 7], [2**22, 2**22], [2**31 - 1, 7]], jnp.int32)
     kernel = cuda_launch.Kernel("binning", "scan_blocks", SCAN_BLOCK)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((3, 2), (3,))]
@@ -185,7 +183,7 @@ def test_many_pairs_of_one_block_of_gaussians():
     """256 Gaussians over 8320 tiles each, and some behind them: every pair is made, and nothing but pairs is looked at."""
     num, tiles = BLOCK + 16, 128 * 65
     one = jax.tree.map(lambda x: x[None], flat(num, opacity=0.5, sigma=2000.0))
-    bins = functools.partial(bin_views, width=2048, height=1040, room=num * tiles + 1000, with_slots=False)
+    bins = functools.partial(bin_views, width=2048, height=1040, capacity=num * tiles + 1000, with_slots=False)
     pairs = jax.jit(bins)(one)
     assert pairs.num_intersections == num * tiles and pairs.num_dropped == 0
     np.testing.assert_array_equal(pairs.starts[0], np.arange(tiles + 1) * num)
@@ -193,12 +191,14 @@ def test_many_pairs_of_one_block_of_gaussians():
     np.testing.assert_array_equal(ids, np.broadcast_to(np.argsort(one.depths[0]), ids.shape))
 
 
-@pytest.mark.parametrize("room, side", [(2**31 - 1, 16), (8, 2**16)])
-def test_what_cannot_be_counted_is_refused(room, side):
+@pytest.mark.parametrize("capacity, side", [(2**31 - 1, 16), (8, 2**16)])
+def test_what_cannot_be_counted_is_refused(capacity, side):
     """Room for all that can be counted, where none would be seen to be dropped; a picture of too many tiles."""
     one = jax.tree.map(lambda x: x[None], flat(4, opacity=0.5, sigma=1.0))
-    with pytest.raises(UserError, match=f"4 Gaussians, 1 x {side} x {side} px and room for {room} pairs came"):
-        bin_views(one, width=side, height=side, room=room, with_slots=False)
+    with pytest.raises(
+        UserError, match=f"4 Gaussians, 1 x {side} x {side} px and a buffer for {capacity} intersections came"
+    ):
+        bin_views(one, width=side, height=side, capacity=capacity, with_slots=False)
 
 
 def scattered(seed: int, num: int, width: int, height: int) -> Projected:
@@ -224,9 +224,9 @@ def test_pairs_are_counted_by_the_kernel_that_makes_them():
     size = {"width": 1296, "height": 840}
     views = [scattered(seed, 20_000, **size) for seed in range(2)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *views)
-    bins = jax.jit(functools.partial(bin_views, **size, room=1, with_slots=False))
+    bins = jax.jit(functools.partial(bin_views, **size, capacity=1, with_slots=False))
     made = bins(stacked).num_intersections
-    count = functools.partial(count_cuda, **size, tile_size=8)
+    count = functools.partial(count_cuda, **size)
     for counts in (jax.vmap(count)(stacked), jax.lax.map(count, stacked), jnp.stack([count(v) for v in views])):
         np.testing.assert_array_equal(counts, made)
     assert jax.grad(lambda p: count(p).astype(jnp.float32), allow_int=True)(views[0]).means_px.shape == (20_000, 2)
@@ -234,8 +234,8 @@ def test_pairs_are_counted_by_the_kernel_that_makes_them():
 
 def test_nothing_is_counted_as_none():
     empty = jax.tree.map(lambda x: x[:0], flat(1, opacity=0.5, sigma=1.0))
-    assert count_cuda(empty, **SIZE, tile_size=8) == 0
-    assert room_for_all(empty, **SIZE, backend="cuda") == 1024
+    assert count_cuda(empty, **SIZE) == 0
+    assert measure_buffer(empty, **SIZE, backend="cuda") == 1024
 
 
 def test_sums_of_counts_stop_at_the_most_there_is():
@@ -256,14 +256,14 @@ def test_pairs_are_those_of_the_xla_backend(kind, width, height, cameras):
         v.replace(means_px=v.means_px * scale, covs_px=v.covs_px * scale**2, radii_px=v.radii_px * scale) for v in views
     ]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *views)
-    room = 2**18 if width > 1000 else 2**13
+    capacity = 2**18 if width > 1000 else 2**13
     size = {"width": width, "height": height}
-    bin_all = jax.jit(functools.partial(bin_views, **size, room=room, with_slots=True))
+    bin_all = jax.jit(functools.partial(bin_views, **size, capacity=capacity, with_slots=True))
     pairs = bin_all(stacked)
     for c, view in enumerate(views):
         # On the CPU: XLA on a GPU contracts and divides otherwise, and a needle ends in another tile now and then.
         view = jax.device_put(view, jax.devices("cpu")[0])
-        tiles = jax.jit(functools.partial(bin_tiles, **size, tile_size=TILE, max_intersections=room))(view)
+        tiles = jax.jit(functools.partial(bin_tiles, **size, tile_size=TILE, max_intersections=capacity))(view)
         total = int(tiles.num_intersections)
         assert tiles.num_dropped == 0 and total == pairs.num_intersections[c]
         np.testing.assert_array_equal(pairs.starts[c], tiles.starts)

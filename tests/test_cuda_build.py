@@ -12,7 +12,9 @@ import jax
 import kernel_costs
 import pytest
 
-from bags_jax.ops.blur.cuda import binding as rows_cuda
+from bags_jax.ops.backends import choose
+from bags_jax.ops.blur.cuda import binding as blur_cuda
+from bags_jax.ops.limits import COLORS, TILE
 from bags_jax.ops.rasterize.cuda import binning, blend
 from bags_jax.ops.toolchain import cuda_build, cuda_launch
 
@@ -29,7 +31,7 @@ FETCH_AND_SCATTER = 25  # of them outside of the main loop, by estimate
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_shipped_ptx_is_from_this_source(program):
-    source, _ = cuda_build.stamps((cuda_build.FOLDER / f"{program}.ptx").read_text())
+    source, _ = cuda_build.stamps(cuda_build.ptx_path(program).read_text())
     assert source == cuda_build.fingerprint(program), (
         "the source has changed: python -m bags_jax.ops.toolchain.cuda_build"
     )
@@ -37,7 +39,7 @@ def test_shipped_ptx_is_from_this_source(program):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_compiling_again_gives_the_shipped_ptx(program):
-    shipped = (cuda_build.FOLDER / f"{program}.ptx").read_text()
+    shipped = cuda_build.ptx_path(program).read_text()
     _, version = cuda_build.stamps(shipped)
     here = cuda_build.nvcc_version()
     if here != version:
@@ -57,7 +59,7 @@ def test_no_kernel_spills(program):
 @pytest.mark.parametrize("program", BLENDS)
 def test_main_loops_are_short(program):
     kernels, channels = kernel_costs.table()["programs"][program]["kernels"], cuda_build.PROGRAMS[program]["CHANNELS"]
-    pixels = binning.TILE**2 / blend.forward_threads(channels)
+    pixels = TILE**2 / blend.forward_threads(channels)
     assert kernels["blend_forward"]["main_loop"] / pixels <= MOST_FORWARD
     assert kernels["blend_backward"]["main_loop"] * PATCHES + FETCH_AND_SCATTER <= MOST_BACKWARD[channels]
 
@@ -75,7 +77,7 @@ def test_measuring_again_gives_the_table(program):
     if ptxas is None:
         pytest.skip("no ptxas: registers and spills are not measured again (make gpu-check installs it)")
     expected = kernel_costs.table()["programs"][program]["kernels"]
-    measured = kernel_costs.measure(cuda_build.FOLDER / f"{program}.ptx")
+    measured = kernel_costs.measure(cuda_build.ptx_path(program))
     assert measured.keys() == expected.keys()
     for name, costs in measured.items():
         assert costs["spilled_bytes"] == 0, name
@@ -83,24 +85,24 @@ def test_measuring_again_gives_the_table(program):
             assert abs(costs[key] - expected[name][key]) <= 8 + 0.1 * expected[name][key], (name, key)
 
 
-def constant(file: str, name: str) -> int:
-    found = re.search(rf"constexpr int {name} = (\d+);", (cuda_build.FOLDER / file).read_text())
-    assert found, f"no {name} in {file}"
+def constant(program: str, name: str) -> int:
+    found = re.search(rf"constexpr int {name} = (\d+);", cuda_build.source(program).read_text())
+    assert found, f"no {name} in {cuda_build.source(program)}"
     return int(found[1])
 
 
 def test_python_and_cuda_mean_the_same():
-    assert constant("device.cuh", "TILE") == binning.TILE
-    assert constant("binning.cu", "BLOCK") == binning.BLOCK
-    assert constant("binning.cu", "SCAN_BLOCK") == binning.SCAN_BLOCK
-    assert constant("blend.cu", "GEOMETRY") == blend.GEOMETRY
-    assert (constant("blur.cu", "THREADS"), constant("blur.cu", "COLORS")) == (rows_cuda.THREADS, rows_cuda.COLORS)
+    assert {f"-DTILE={TILE}", f"-DCOLORS={COLORS}"} <= set(cuda_build.defines("blur_1"))
+    assert constant("binning", "BLOCK") == binning.BLOCK
+    assert constant("binning", "SCAN_BLOCK") == binning.SCAN_BLOCK
+    assert constant("blend_1", "GEOMETRY") == blend.GEOMETRY
+    assert constant("blur_1", "THREADS") == blur_cuda.THREADS
     assert PATCHES * 32 == blend.BACKWARD_THREADS
 
 
 @pytest.mark.parametrize("program", BLENDS)
 def test_blocks_have_the_threads_they_are_compiled_for(program):
-    threads = re.findall(r"\.maxntid (\d+)", (cuda_build.FOLDER / f"{program}.ptx").read_text())
+    threads = re.findall(r"\.maxntid (\d+)", cuda_build.ptx_path(program).read_text())
     channels = cuda_build.PROGRAMS[program]["CHANNELS"]
     assert list(map(int, threads)) == [blend.forward_threads(channels), blend.BACKWARD_THREADS]
 
@@ -138,7 +140,7 @@ def test_launcher_loads_kernels_where_their_stream_is(tmp_path):
     if not shutil.which("g++"):
         pytest.skip("no g++: the second way to launch kernels is not built")
     driver = tmp_path / "libcuda.so.1"
-    folders = [f"-I{path}" for path in (jax.ffi.include_dir(), cuda_build.FOLDER)]
+    folders = [f"-I{path}" for path in (jax.ffi.include_dir(), cuda_build.TOOLCHAIN)]
     source = str(pathlib.Path(__file__).parent / "fake_driver.cc")
     named = ["-fPIC", "-shared", f"-Wl,-soname,{driver.name}"]
     subprocess.run(["g++", "-std=c++17", "-w", *named, *folders, source, "-o", str(driver), "-ldl"], check=True)
@@ -156,15 +158,15 @@ def test_a_gpu_that_is_full_is_asked_again(monkeypatch):
             raise answer
 
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
-    monkeypatch.setattr(launch, "_probe", probe)
+    monkeypatch.setattr(cuda_launch, "_probe", probe)
     find_route = functools.cache(cuda_launch.find_route.__wrapped__)
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
         find_route()
-    assert find_route() == find_route() == cuda_launch.XLA and not answers
+    assert find_route() == find_route() == cuda_launch.Found(cuda_launch.XLA, "") and not answers
 
 
 def test_without_a_gpu_cuda_is_refused_in_words():
-    if cuda_launch.find_route():
+    if not cuda_launch.find_problem():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
-        cuda_launch.require()
+        choose("rasterize", "cuda")

@@ -9,8 +9,7 @@ import pytest
 from emulated import emulator, shipped
 from screen import Scene, flat, with_gradients
 
-from bags_jax.ops.rasterize.cuda.binding import rasterize_cuda
-from bags_jax.ops.rasterize.cuda.binning import TILE
+from bags_jax.ops.rasterize.cuda.binding import rasterize as rasterize_cuda
 from bags_jax.ops.toolchain import cuda_launch
 
 THREADS = 64
@@ -54,7 +53,7 @@ def text_of(body: str) -> str:
 def run(monkeypatch, body: str, numbers: np.ndarray) -> np.ndarray:
     """What the threads of a block give as %r6."""
     route = emulator(tuple(text_of(case[0]) for case in (*INTEGERS, *FLOATS, *FAULTS)))
-    monkeypatch.setattr(launch, "ptx", lambda program, name: text_of(body))
+    monkeypatch.setattr(cuda_launch, "ptx", lambda program, name: text_of(body))
     shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), cuda_launch.Kernel("", "given", THREADS)
     return np.asarray(cuda_launch.launch(block, [shape], jnp.asarray(numbers), grid=(1, 1), route=route)[0])
 
@@ -182,13 +181,13 @@ def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which)
     text = broken[name, barrier, which]
 
     def draw():
-        kernels = functools.partial(rasterize_cuda, tile_size=TILE, max_intersections=2048)
+        kernels = functools.partial(rasterize_cuda, max_intersections=2048)
         with cuda_launch.forced_route(route):
             return jax.block_until_ready(with_gradients(kernels, scene))
 
     draw()
     jax.clear_caches()  # jax 0.12 keeps what it has traced, with the PTX in it
-    monkeypatch.setattr(launch, "ptx", lambda program, kernel: text if kernel == name else ptx(program, kernel))
+    monkeypatch.setattr(cuda_launch, "ptx", lambda program, kernel: text if kernel == name else ptx(program, kernel))
     with pytest.raises(RuntimeError, match=f"{name}, .*(race for shared memory|read before it is written)"):
         draw()
     jax.clear_caches()  # of the broken kernel
@@ -196,7 +195,7 @@ def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which)
 
 def test_a_block_has_no_more_threads_than_it_was_compiled_for(monkeypatch):
     text = text_of("mov.u32 %r6, 0;").replace(")\n{", ")\n.maxntid 32, 1, 1\n{")
-    monkeypatch.setattr(launch, "ptx", lambda program, name: text)
+    monkeypatch.setattr(cuda_launch, "ptx", lambda program, name: text)
     shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), cuda_launch.Kernel("", "given", THREADS)
     with pytest.raises(RuntimeError, match="64 threads, more than it is compiled for"):
         jax.block_until_ready(

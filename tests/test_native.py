@@ -14,26 +14,29 @@ import pytest
 from splats import HEIGHT, KINDS, WIDTH, make_splats, project_splats
 
 from bags_jax.errors import UserError
-from bags_jax.ops.rasterize import choose_backend, count_intersections, rasterize
-from bags_jax.ops.rasterize.cpu.binding import bin_pairs
-from bags_jax.ops.rasterize.tiles import bin_tiles
+from bags_jax.ops import backends
+from bags_jax.ops.backends import choose
+from bags_jax.ops.rasterize import rasterize
+from bags_jax.ops.rasterize.cpu.binding import bin_intersections
+from bags_jax.ops.rasterize.tiles import bin_tiles, count_intersections
 from bags_jax.ops.toolchain import cpp_build
-from bags_jax.ops.toolchain.cpp_build import is_available
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE = {"width": WIDTH, "height": HEIGHT}
-ROOM = 2048
-ROOM_OF_ALL = 32 * WIDTH * HEIGHT  # with tiles of one pixel, each Gaussian in each of them
-needs_native = pytest.mark.skipif(not is_available(), reason="the native backend cannot be built on this machine")
+CAPACITY = 2048
+CAPACITY_OF_ALL = 32 * WIDTH * HEIGHT  # with tiles of one pixel, each Gaussian in each of them
+needs_native = pytest.mark.skipif(bool(cpp_build.find_problem()), reason="the C++ cannot be built on this machine")
 
 
 def features_of(num: int, channels: int = 4):
     return jnp.asarray(np.random.default_rng(0).uniform(size=(num, channels)), jnp.float32)
 
 
-def image_and_gradients(backend: str, projected, features, tile_size: int = 8, room: int = ROOM):
+def image_and_gradients(backend: str, projected, features, tile_size: int = 8, capacity: int = CAPACITY):
     def draw(projected, features):
-        output = rasterize(projected, features, **SIZE, tile_size=tile_size, max_intersections=room, backend=backend)
+        output = rasterize(
+            projected, features, **SIZE, tile_size=tile_size, max_intersections=capacity, backend=backend
+        )
         return output.colors, output.alphas
 
     image, pull = jax.vjp(draw, projected, features)
@@ -59,8 +62,10 @@ def assert_close(actual, expected, rtol: float = 1e-4):
 def test_pairs_equal_those_of_xla(kind):
     for camera, tile_size in ((0, 8), (1, 5)):
         projected = project_splats(make_splats(kind), camera)
-        ours = bin_pairs(projected, **SIZE, tile_size=tile_size, max_intersections=ROOM)
-        theirs = jax.jit(lambda p, t=tile_size: bin_tiles(p, **SIZE, tile_size=t, max_intersections=ROOM))(projected)
+        ours = bin_intersections(projected, **SIZE, tile_size=tile_size, max_intersections=CAPACITY)
+        theirs = jax.jit(lambda p, t=tile_size: bin_tiles(p, **SIZE, tile_size=t, max_intersections=CAPACITY))(
+            projected
+        )
         total = int(theirs.num_intersections)
         assert ours.totals.tolist() == [total, 0]
         assert total == int(count_intersections(projected, **SIZE, tile_size=tile_size))
@@ -71,13 +76,13 @@ def test_pairs_equal_those_of_xla(kind):
 
 
 @needs_native
-@pytest.mark.parametrize("room", [1, 3, 50])
-def test_small_buffer_keeps_the_nearest_and_counts_the_rest(room):
+@pytest.mark.parametrize("capacity", [1, 3, 50])
+def test_small_buffer_keeps_the_nearest_and_counts_the_rest(capacity):
     projected = project_splats(make_splats("giants"), 0)
-    everything = bin_pairs(projected, **SIZE, tile_size=8, max_intersections=ROOM)
-    cut = bin_pairs(projected, **SIZE, tile_size=8, max_intersections=room)
-    assert cut.totals.tolist() == [int(everything.totals[0]), int(everything.totals[0]) - room]
-    assert cut.starts[-1] == room and cut.spans.max() == room
+    everything = bin_intersections(projected, **SIZE, tile_size=8, max_intersections=CAPACITY)
+    cut = bin_intersections(projected, **SIZE, tile_size=8, max_intersections=capacity)
+    assert cut.totals.tolist() == [int(everything.totals[0]), int(everything.totals[0]) - capacity]
+    assert cut.starts[-1] == capacity and cut.spans.max() == capacity
     visible = np.flatnonzero(np.diff(cut.spans).ravel())
     depths = np.asarray(projected.depths)
     behind = np.setdiff1d(np.flatnonzero(np.diff(everything.spans).ravel()), visible)
@@ -99,7 +104,9 @@ def test_any_tile_size_equals_xla(tile_size):
     projected = project_splats(make_splats("opaque"), 1)
     features = features_of(len(projected.depths))
     default = native(projected, features)
-    sized = jax.jit(image_and_gradients, static_argnums=(0, 3, 4))("cpu", projected, features, tile_size, ROOM_OF_ALL)
+    sized = jax.jit(image_and_gradients, static_argnums=(0, 3, 4))(
+        "cpu", projected, features, tile_size, CAPACITY_OF_ALL
+    )
     assert_close(sized, default)
 
 
@@ -145,21 +152,21 @@ def test_two_devices_equal_one():
 def fresh_build():
     """Forgets before and after the test what has been built, loaded and warned of."""
     cpp_build._register.cache_clear()
-    cpp_build._warn.cache_clear()
+    backends._warn_once.cache_clear()
     yield
     cpp_build._register.cache_clear()
-    cpp_build._warn.cache_clear()
+    backends._warn_once.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_build")
 def test_without_a_compiler_auto_is_xla_and_says_so_once(monkeypatch, recwarn):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    assert [choose_backend("auto") for _ in range(3)] == ["xla"] * 3
+    assert [choose("rasterize") for _ in range(3)] == ["xla"] * 3
     (warning,) = recwarn.list
     assert "no C++ compiler" in str(warning.message) and "install one" in str(warning.message)
     with pytest.raises(UserError, match=r"backend='cpu' cannot be used: no C\+\+ compiler"):
-        choose_backend("cpu")
+        choose("rasterize", "cpu")
 
 
 @pytest.mark.usefixtures("fresh_build")
@@ -170,7 +177,7 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="failed: error: out of luck"):
-        choose_backend("cpu")
+        choose("rasterize", "cpu")
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
@@ -178,7 +185,7 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
 def test_a_compiler_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setenv("CXX", "no_such_cache g++")
     with pytest.raises(UserError, match="CXX is 'no_such_cache g\\+\\+', and no_such_cache is not in PATH"):
-        choose_backend("cpu")
+        choose("rasterize", "cpu")
 
 
 @pytest.fixture
@@ -205,21 +212,21 @@ def test_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a folder")  # root may write wherever there is a folder
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot write .*: set XDG_CACHE_HOME"):
-        choose_backend("cpu")
+        choose("rasterize", "cpu")
     with pytest.warns(UserWarning, match="cannot write"):
-        assert choose_backend("auto") == "xla"
+        assert choose("rasterize") == "xla"
 
 
 def test_environment_forbids_it_without_a_word(monkeypatch, recwarn):
     monkeypatch.setenv("BAGS_JAX_NATIVE", "0")
-    assert choose_backend("auto") == "xla" and not recwarn.list
+    assert choose("rasterize") == "xla" and not recwarn.list
     with pytest.raises(UserError, match="BAGS_JAX_NATIVE=0"):
-        choose_backend("cpu")
+        choose("rasterize", "cpu")
 
 
 @needs_native
 def test_builds_at_the_same_time_do_not_disturb_each_other(quick_compiler, tmp_path):
-    code = "from bags_jax.ops.toolchain import cpp_build; print(cpp_build.build()); assert cpp_build.is_available()"
+    code = "from bags_jax.ops.toolchain import cpp_build; print(cpp_build.build()); assert not cpp_build.find_problem()"
     settings = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment = {**os.environ, **settings, "CXX": str(quick_compiler)}
 

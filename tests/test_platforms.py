@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from splats import HEIGHT, WIDTH, make_splats
 
-from bags_jax.ops.rasterize import choose_backend
+from bags_jax.ops.backends import choose
 from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.platforms import current_platform
 from bags_jax.splatting import rasterization
@@ -15,13 +15,13 @@ from bags_jax.splatting import rasterization
 def beside_a_gpu(monkeypatch):
     """A machine with a GPU, as far as JAX tells: it has a CPU too."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(launch, "find_route", lambda: cuda_launch.XLA)
+    monkeypatch.setattr(cuda_launch, "find_route", lambda: cuda_launch.Found(cuda_launch.XLA, ""))
 
 
 def test_the_default_device_counts(beside_a_gpu):
-    assert current_platform() == "gpu" and choose_backend("auto") == "cuda"
+    assert current_platform() == "gpu" and choose("rasterize") == "cuda"
     with jax.default_device(jax.devices("cpu")[0]):
-        assert current_platform() == "cpu" and choose_backend("auto") in ("cpu", "xla")
+        assert current_platform() == "cpu" and choose("rasterize") in ("cpu", "xla")
     with jax.default_device("cpu"):
         assert current_platform() == "cpu"
 

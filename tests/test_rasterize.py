@@ -20,7 +20,7 @@ from splats import (
 )
 
 from bags_jax.errors import UserError
-from bags_jax.ops.rasterize import bucket
+from bags_jax.ops.rasterize import buffer_size
 from bags_jax.splatting import rasterization
 
 MODES = ("classic", "antialiased")
@@ -209,14 +209,14 @@ def test_extreme_values_leave_gradients_finite(name, value, backend):
 
 
 @pytest.mark.parametrize(
-    "count, room",
+    "count, capacity",
     [(0, 1024), (1, 1024), (1024, 1024), (1025, 2048), (9000, 10240), (2**20, 2**20), (7 * 2**28, 7 * 2**28)],
 )
-def test_buckets_hold_what_they_are_made_for(count, room):
-    assert bucket(count) == room
+def test_buckets_hold_what_they_are_made_for(count, capacity):
+    assert buffer_size(count) == capacity
 
 
 @pytest.mark.parametrize("count", [7 * 2**28 + 1, 2**31 - 1, 2**40])
 def test_no_bucket_is_larger_than_can_be_counted(count):
-    with pytest.raises(UserError, match=f"room for {count} pairs of tile and Gaussian .* expected at most 1879048192"):
-        bucket(count)
+    with pytest.raises(UserError, match=f"{count} intersections of tiles and Gaussians .* expected at most 1879048192"):
+        buffer_size(count)

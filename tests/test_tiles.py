@@ -10,9 +10,17 @@ import pytest
 from splats import HEIGHT, KINDS, WIDTH, alphas_in_order, make_splats, on_cutoff, project_splats
 
 from bags_jax.geometry import project
-from bags_jax.ops.rasterize import bucket, count_intersections, rasterize
+from bags_jax.ops.rasterize import buffer_size, rasterize
 from bags_jax.ops.rasterize.reference import rasterize_reference
-from bags_jax.ops.rasterize.tiles import MOST, SCAN_ROW, _running_max, _running_sum, _sort_by_tile, bin_tiles
+from bags_jax.ops.rasterize.tiles import (
+    MAX_COUNT,
+    SCAN_ROW,
+    _running_max,
+    _running_sum,
+    _sort_by_tile,
+    bin_tiles,
+    count_intersections,
+)
 from bags_jax.structs import Camera, Projected
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
@@ -68,17 +76,17 @@ def test_more_pairs_than_can_be_counted_are_dropped_aloud():
     rows |= {"depths": np.arange(num) + 1.0, "opacities": np.full(num, 0.5), "radii_px": np.full((num, 2), 3e5)}
     projected = Projected(**{name: jnp.asarray(x, jnp.float32) for name, x in rows.items()})
     size = {"width": side, "height": side, "tile_size": 16}
-    assert _count(projected, **size) == MOST
+    assert _count(projected, **size) == MAX_COUNT
     tiles = _bin(projected, **size, max_intersections=3_000_000)
-    assert tiles.num_intersections == MOST and tiles.num_dropped == MOST - 3_000_000
+    assert tiles.num_intersections == MAX_COUNT and tiles.num_dropped == MAX_COUNT - 3_000_000
     assert not np.asarray(tiles.starts).any()  # no pair at all, rather than wrong ones
 
 
 def test_small_buffer_counts_what_it_drops():
     projected = project_splats(make_splats("giants"), 0)
     need = int(_bin(projected, **SIZE, tile_size=8, max_intersections=2048).num_intersections)
-    for room in (3, need - 1):  # too few for the rows of tiles already, and one pair too few
-        assert _bin(projected, **SIZE, tile_size=8, max_intersections=room).num_dropped > 0
+    for capacity in (3, need - 1):  # too few for the rows of tiles already, and one pair too few
+        assert _bin(projected, **SIZE, tile_size=8, max_intersections=capacity).num_dropped > 0
     exact = _bin(projected, **SIZE, tile_size=8, max_intersections=need)
     assert exact.num_dropped == 0 and exact.num_intersections == need
 
@@ -111,8 +119,10 @@ def test_real_capture_equals_oracle(shared_data: pathlib.Path):
         *(jnp.asarray(x, jnp.float32) for x in arrays), camera, width=width, height=height
     )
     features = jnp.asarray(garden["colors"] / 255.0, jnp.float32)
-    room = bucket(int(_count(seen, width=width, height=height, tile_size=8)))
-    image = jax.jit(lambda p, f: rasterize(p, f, width=width, height=height, max_intersections=room))(seen, features)
+    capacity = buffer_size(int(_count(seen, width=width, height=height, tile_size=8)))
+    image = jax.jit(lambda p, f: rasterize(p, f, width=width, height=height, max_intersections=capacity))(
+        seen, features
+    )
     assert image.num_dropped == 0 and image.num_intersections > 100_000
     x0, y0, w, h = 300, 200, 48, 32
     near = (

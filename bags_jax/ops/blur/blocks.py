@@ -1,4 +1,4 @@
-"""Fields that are coarser than the image: one value for each block of stride x stride pixels."""
+"""Converts between images and coarse fields with one value for each block of stride x stride pixels."""
 
 import functools
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def repeat_blocks(coarse: Float[Array, "*S h w"], stride: int, height: int, width: int) -> Float[Array, "*S H W"]:
-    """Each value of a coarse field for every pixel of its block."""
+    """Repeats each value of a coarse field for all pixels of its block."""
     if stride == 1:
         return coarse
     *lead, h, w = coarse.shape
@@ -16,7 +16,7 @@ def repeat_blocks(coarse: Float[Array, "*S h w"], stride: int, height: int, widt
 
 
 def mean_blocks(image: Float[Array, "H W *D"], stride: int) -> Float[Array, "h w *D"]:
-    """Mean over blocks of stride x stride px; blocks that reach over the border see its last pixel repeated."""
+    """Averages blocks of stride x stride px. Blocks that cross the border see its last pixel repeated."""
     if stride == 1:
         return image
     height, width = image.shape[:2]
@@ -27,7 +27,7 @@ def mean_blocks(image: Float[Array, "H W *D"], stride: int) -> Float[Array, "h w
 
 
 def sum_blocks(plane: Float[Array, "H W"], stride: int) -> Float[Array, "h w"]:
-    """Sum over blocks of stride x stride px: the transpose of repeat_blocks."""
+    """Sums blocks of stride x stride px: the transpose of repeat_blocks."""
     height, width = plane.shape
     padded = jnp.pad(plane, ((0, -height % stride), (0, -width % stride)))
     parts = [padded[i::stride, j::stride] for i in range(stride) for j in range(stride)]

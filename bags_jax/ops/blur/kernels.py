@@ -1,8 +1,8 @@
-"""What a kernel is: K x K taps, row by row, and the weights that its logits give them.
+"""Blur kernels: K x K taps, row by row, and their weights as a function of the logits.
 
-Logits that are clipped keep gradients alive, but would leave e^(-2 bound) in every tap, and hundreds of taps make a glare of it that
-shows in the dark parts of sharp photographs. So 99 % of the least weight a tap can have is taken off every tap, and the rest normalised:
-a tap at the lower bound is next to nothing, and opens as readily as ever.
+Clipping the logits keeps gradients alive, but leaves at least e^(-2 bound) in every tap. The sum over hundreds of taps
+is a glare that shows in the dark parts of sharp photographs. So 99 % of the smallest possible weight, the floor, is
+subtracted from every tap before the weights are normalised: a tap at the lower bound is almost 0, and its gradient stays.
 """
 
 import dataclasses
@@ -17,35 +17,35 @@ from jaxtyping import Array, Float, Int
 from bags_jax.numerics import clip_with_return
 from bags_jax.structs import BlurField
 
-FLOOR = 0.99  # part of the weight of a tap at the lower bound that is taken off every tap
-LARGEST_BOUND = 30.0  # beyond, nothing is: e^(-2 bound) is nearly too small for a float32
+FLOOR = 0.99  # fraction of the weight of a tap at the lower bound that is subtracted from every tap
+LARGEST_BOUND = 30.0  # no floor for larger bounds: e^(-2 bound) is nearly too small for a float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """The static part of a pass: side of kernels, side of blocks that share one, bound of the logits, coarse rows at a time."""
+class KernelBlock:
+    """Static description of the kernels that are handled at a time: some rows of the coarse field."""
 
-    side: int
-    stride: int
-    bound: float  # 0: none
-    rows: int
+    side: int  # K of K x K taps
+    stride: int  # side of the blocks of pixels that share a kernel, px
+    bound: float  # of the logits; 0: none
+    rows: int  # of the coarse field
 
     @property
     def floor(self) -> float:
-        """What is taken off exp(logit - bound) of every tap; 0: nothing, and the largest logit takes the place of the bound."""
+        """Weight that is subtracted from exp(logit - bound) of every tap. 0: none, the largest logit replaces the bound."""
         return floor_of(self.bound)
 
 
 class Filtered(NamedTuple):
-    """What the kernels of r x w blocks of pixels make of an image; P: columns of pixels may be kept apart by their place in a block."""
+    """Image and measures of r x w kernels. P = 1, or P = stride: columns of pixels are grouped by x mod stride."""
 
     image: Float[Array, "P D y x"]
     moments: Float[Array, "5 r w"]  # sum_k h_k times dx, dy (px), dx dx, dx dy, dy dy (px^2)
-    normalizer: Float[Array, "r w"]  # logarithm of what the weights of the taps add up to
+    normalizer: Float[Array, "r w"]  # logarithm of the sum of the weights of the taps
 
 
 def kernel_side(num_taps: int) -> int:
-    """K of K * K taps.
+    """Returns K for K * K taps.
 
     Raises:
       ValueError: not the square of an odd number.
@@ -57,29 +57,29 @@ def kernel_side(num_taps: int) -> int:
 
 
 def tap_offsets(side: int) -> Float[np.ndarray, "KK 2"]:
-    """dx and dy of each tap, px: the kernel at x reads the image at x + offset."""
+    """Returns dx and dy of each tap, px: the kernel at x reads the image at x + offset."""
     line = np.arange(side, dtype=np.float32) - side // 2
     return np.stack([np.tile(line, side), np.repeat(line, side)], axis=-1)
 
 
 def tap_moments(side: int) -> Float[np.ndarray, "5 KK"]:
-    """dx, dy (px), dx dx, dx dy, dy dy (px^2) of each tap."""
+    """Returns dx, dy (px), dx dx, dx dy, dy dy (px^2) of each tap."""
     dx, dy = tap_offsets(side).T
     return np.stack([dx, dy, dx * dx, dx * dy, dy * dy])
 
 
 def clip(logits: Float[Array, "*S"], bound: float) -> Float[Array, "*S"]:
-    """Logits within +- bound, with numerics.clip_with_return's gradient; 0: as they are."""
+    """Clips logits to +- bound with the gradient of numerics.clip_with_return. Bound 0: does nothing."""
     return jnp.asarray(clip_with_return(logits, bound)) if bound else logits
 
 
 def floor_of(bound: float) -> float:
-    """What is taken off exp(logit - bound) of every tap where logits are clipped to +- bound (0: they are not)."""
+    """Returns the weight that is subtracted from exp(logit - bound) of every tap, for logits clipped to +- bound (0: none)."""
     return FLOOR * math.exp(-2.0 * bound) if 0.0 < bound <= LARGEST_BOUND else 0.0
 
 
 def kernels_of(logits: Float[Array, "*S KK"], bound: float) -> Float[Array, "*S KK"]:
-    """Kernels whose logits are at hand: softmax of the clipped logits, less its floor."""
+    """Computes kernels from logits: softmax of the clipped logits, minus the floor."""
     if not floor_of(bound):
         return jax.nn.softmax(clip(logits, bound), axis=-1)
     taps = jnp.exp(clip(logits, bound) - bound) - floor_of(bound)
@@ -89,15 +89,15 @@ def kernels_of(logits: Float[Array, "*S KK"], bound: float) -> Float[Array, "*S 
 def kernels_at(
     field: BlurField, rows: Int[Array | np.ndarray, "*S"], columns: Int[Array | np.ndarray, "*S"]
 ) -> Float[Array, "*S KK"]:
-    """The kernels of single pixels of the field."""
+    """Computes the kernels of single pixels of the field."""
     logits = jnp.dot(field.features[rows, columns], field.weight)
     return kernels_of(logits + field.bias.reshape((1,) * (logits.ndim - 1) + (-1,)), field.bound)
 
 
 def resize_taps(side: int, new_side: int, zoom: float) -> Float[np.ndarray, "KK_new KK"]:
-    """Linear map that enlarges kernel logits by `zoom` about the centre (bilinear, continued by the last tap).
+    """Returns the linear map that enlarges kernel logits by `zoom` about the centre (bilinear, last tap repeated).
 
-    It hands a kernel over from one image scale to the next: the same blur covers `zoom` times as many pixels.
+    Used between two image scales: the same blur covers `zoom` times as many pixels.
     """
     position = np.clip((np.arange(new_side) - new_side // 2) / zoom + side // 2, 0, side - 1)
     below = np.minimum(np.floor(position).astype(int), max(side - 2, 0))

@@ -1,4 +1,4 @@
-"""The oracle of the blur: every kernel made and kept, and applied tap by tap. For tests, benchmarks and small fields only."""
+"""The oracle of `blur`: stores every kernel and applies it tap by tap. For tests, benchmarks and small fields only."""
 
 import functools
 
@@ -12,21 +12,21 @@ from bags_jax.structs import BlurField
 
 
 def every_kernel(field: BlurField) -> Float[Array, "KK h w"]:
-    """All kernels of a field: 4.4 GiB for 17 x 17 taps at 2400 x 1600."""
+    """Computes all kernels of a field: 4.4 GiB for 17 x 17 taps at 2400 x 1600."""
     h, w, _ = field.features.shape
     rows, columns = jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")
     return jnp.moveaxis(kernels_at(field, rows, columns), -1, 0)
 
 
 def apply_kernels(planes: Float[Array, "D H W"], kernels: Float[Array, "KK h w"], stride: int) -> Float[Array, "D H W"]:
-    """Weighted sum of shifted images, weights per pixel (block): sum_k h_k(x) C(x + k)."""
+    """Sums shifted images with weights per pixel (block): sum_k h_k(x) C(x + k)."""
     radius = kernel_side(kernels.shape[0]) // 2
     padded = jnp.pad(planes, ((0, 0), (radius, radius), (radius, radius)), mode="edge")
     return _gather_taps(padded, kernels, stride, *planes.shape[1:])
 
 
 def _taps(side: int):
-    """Index, dy and dx of each tap, counted from the upper left one."""
+    """Returns index, dy and dx of each tap, counted from the upper left tap."""
     tap = jnp.arange(side * side)
     return tap, tap // side, tap % side
 
@@ -62,7 +62,7 @@ def _gather_bwd(stride, height, width, residuals, g):
 
 
 def _dot_channels(a: Float[Array, "D H W"], b: Float[Array, "D H W"]) -> Float[Array, "H W"]:
-    """Sum over channels, unrolled: XLA's CPU code for a reduction over the leading axis is not vectorised."""
+    """Sums over channels, unrolled: XLA's CPU code for a reduction over the leading axis is not vectorised."""
     return functools.reduce(jnp.add, [a[c] * b[c] for c in range(a.shape[0])])
 
 

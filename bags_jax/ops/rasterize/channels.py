@@ -1,4 +1,4 @@
-"""Any number of channels by code that is compiled for a few: so many at a time, the last ones padded with zeros."""
+"""Splits any number of channels into groups of sizes that code is compiled for; zeros fill the last group."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -7,7 +7,7 @@ from bags_jax.ops.limits import CHANNELS
 
 
 def channel_groups(num: int) -> list[tuple[int, int, int]]:
-    """Cuts `num` channels into groups that there is code for: first channel, end, channels with padding."""
+    """Returns for each group of channels: first channel, end, number of channels with padding."""
     groups = []
     for first in range(0, max(num, 1), CHANNELS[-1]):
         end = min(first + CHANNELS[-1], num)
@@ -16,5 +16,5 @@ def channel_groups(num: int) -> list[tuple[int, int, int]]:
 
 
 def pad_channels(x: Float[Array, "*S D"], channels: int) -> Float[Array, "*S E"]:
-    """Zeros behind the last channel."""
+    """Appends channels of zeros."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, channels - x.shape[-1])])

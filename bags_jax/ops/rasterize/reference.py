@@ -1,6 +1,6 @@
-"""The oracle: the same image as `rasterize`, dense and without tiles. For tests and benchmarks only.
+"""The oracle of `rasterize`: the same image, dense and without tiles. For tests and benchmarks only.
 
-Every pixel looks at every Gaussian in depth order. Memory is H * W * N floats, and gradients are plain autodiff.
+Every pixel blends every Gaussian in depth order. Memory: H * W * N floats. Gradients: plain autodiff.
 """
 
 import jax.numpy as jnp
@@ -27,16 +27,16 @@ def rasterize_reference(
 
     Args:
       projected: N Gaussians on the screen; radius 0 = culled.
-      features: what is blended, D channels.
+      features: values to blend, D channels.
       width, height: size of the window, px.
-      x0, y0: its upper left corner, px.
+      x0, y0: upper left corner of the window, px.
     """
     order = jnp.argsort(projected.depths, stable=True)
     columns, rows = jnp.meshgrid(jnp.arange(x0, x0 + width) + 0.5, jnp.arange(y0, y0 + height) + 0.5)
     alphas = _alphas(projected, jnp.stack([columns.ravel(), rows.ravel()], -1))[:, order]
     after = jnp.cumprod(1.0 - alphas, axis=1)
     before = jnp.concatenate([jnp.ones_like(after[:, :1]), after[:, :-1]], axis=1)
-    # A pixel stops before the first Gaussian that would take its transmittance to the limit, and for good.
+    # A pixel stops before the first Gaussian that would lower its transmittance to the limit.
     blended = jnp.where(jnp.cumsum(after <= MIN_TRANSMITTANCE, axis=1) == 0, alphas, 0.0)
     colors = jnp.matmul(blended * before, features[order], precision=EXACT)
     transmittance = jnp.prod(1.0 - blended, axis=1)

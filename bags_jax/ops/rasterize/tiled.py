@@ -1,4 +1,4 @@
-"""An image by tiles, binned and put together in XLA: what the backends share that differ only in how they blend a tile."""
+"""Rasterizes with a function that blends tiles: binning and assembly in XLA, shared by the backends "xla" and "tpu"."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,15 +21,14 @@ def rasterize_by(
     tile_size: int,
     max_intersections: int,
 ) -> RasterOutput:
-    """`rasterize` by a function that blends tiles. At least one Gaussian, and room for at least one pair.
+    """Rasterizes at least one Gaussian with a buffer for at least one intersection; arguments as for `rasterize`.
 
     Args:
-      blend: (attributes [N 6+E], gaussian_ids, starts) -> sum of weight times feature for the pixels of each tile, row-major.
-      the others: as for `rasterize`.
+      blend: (attributes [N 6+E], gaussian_ids, starts) -> sum of weight times feature per pixel of each tile, row-major.
     """
     tiles = bin_tiles(projected, width=width, height=height, tile_size=tile_size, max_intersections=max_intersections)
     geometry = [projected.means_px, projected.conics, projected.opacities[:, None]]
-    # Opacity, the sum of the weights, is one more channel whose feature is 1, so that it needs no rule of its own.
+    # Opacity is the sum of the weights: one more channel, whose feature is 1.
     attributes = jnp.concatenate([*geometry, features, jnp.ones_like(features[:, :1])], axis=-1)
     blended = blend(attributes, tiles.gaussian_ids, tiles.starts)
     image = _untile(blended, width=width, height=height, tile_size=tile_size)
@@ -48,10 +47,10 @@ def _untile(tiles: Float[Array, "T E P"], *, width: int, height: int, tile_size:
 
 
 def geometry_gradients(geometry: Sequence[Array], moments: Sequence[Array]) -> list[Array]:
-    """Gradients of a Gaussian's geometry in one tile.
+    """Returns the gradients of the geometry of a Gaussian in one tile.
 
     Args:
-      geometry: x, y, xx, xy, yy, opacity, the mean about the tile centre.
+      geometry: x, y, xx, xy, yy, opacity; the mean relative to the tile centre.
       moments: sums over pixels of dL/dsigma times 1, x, y, x^2, xy, y^2 about the tile centre.
     """
     x, y, xx, xy, yy, opacity = geometry

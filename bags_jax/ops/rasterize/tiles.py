@@ -1,8 +1,8 @@
-"""Which Gaussians touch which tiles: exact ellipse-tile intersection, depth order, room for pairs that is static.
+"""Lists the intersections of tiles and Gaussians, in depth order, in a buffer of static size.
 
-A Gaussian is visible inside the ellipse where its alpha is at least 1/255. Its intersection with a row of tiles is
-convex, so the tiles of that row that it touches are one interval, known in closed form. Gaussians are therefore
-expanded twice: into the rows that they touch, then each row into its interval. No pair is made that is not needed.
+A Gaussian is visible inside the ellipse where its alpha is at least 1/255. The part of an ellipse in a row of tiles is
+convex, so the ellipse touches one interval of tiles of that row, known in closed form. Gaussians are expanded twice:
+into the rows of tiles that they touch, then each row into its interval. The test is exact: no tile is listed in vain.
 """
 
 from collections.abc import Callable
@@ -12,31 +12,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from bags_jax.errors import UserError
+from bags_jax.ops.limits import TILE
 from bags_jax.structs import Projected
 
-SLACK_PX = 1e-3  # intervals are widened so that rounding never loses a pixel
+SLACK_PX = 1e-3  # widens intervals, so that rounding never loses a pixel
 SCAN_ROW = 1024
-MOST = 2**31 - 1  # counts stop here
+MAX_COUNT = 2**31 - 1  # counts saturate here
 
 
 class Tiles(NamedTuple):
-    """Pairs of tile and Gaussian, sorted by tile, front to back within a tile."""
+    """Intersections sorted by tile, front to back within a tile."""
 
-    gaussian_ids: Int[Array, "M"]  # beyond num_intersections: arbitrary
-    starts: Int[Array, "S"]  # S = T + 1: tile t owns the pairs starts[t] : starts[t + 1]
-    num_intersections: Int[Array, ""]  # pairs that exist, whether or not they found room
+    gaussian_ids: Int[Array, "M"]  # arbitrary behind the last intersection
+    starts: Int[Array, "S"]  # S = T + 1: tile t owns the intersections starts[t] : starts[t + 1]
+    num_intersections: Int[Array, ""]  # dropped ones included
     num_dropped: Int[Array, ""]
 
 
 class _Expansion(NamedTuple):
-    owner: Int[Array, "M"]  # which item a slot belongs to
-    rank: Int[Array, "M"]  # its number among the slots of that item
-    filled: Int[Array, "M"]  # bool: the slot is in use
+    owner: Int[Array, "M"]  # item that a slot belongs to
+    rank: Int[Array, "M"]  # number of a slot among the slots of its item
+    filled: Int[Array, "M"]  # bool: the slot is used
     total: Int[Array, ""]
 
 
 def grid_size(width: int, height: int, tile_size: int) -> tuple[int, int]:
-    """Tiles per row and rows of tiles that cover an image.
+    """Returns the number of columns and rows of tiles that cover an image.
 
     Raises:
       ValueError: an image or a tile without pixels.
@@ -46,10 +48,21 @@ def grid_size(width: int, height: int, tile_size: int) -> tuple[int, int]:
     return -(-width // tile_size), -(-height // tile_size)
 
 
+def check_tile_size(tile_size: int, backend: str) -> None:
+    """Raises UserError unless the kernels of a backend, "cuda" or "tpu", are compiled for tiles of this size."""
+    if tile_size != TILE:
+        raise UserError(
+            f"tile_size={tile_size} came with backend={backend!r}, expected {TILE}, the only size that its kernels have: "
+            "pass tile_size=None, or backend='xla'"
+        )
+
+
 def _running(scan: Callable, x: Int[Array, "N"], combine: Callable) -> Int[Array, "N"]:
-    """A scan over a long array by rows of it and then over their ends: shorter to compile, on a TPU by far, and shorter to run."""
+    """Scans a long array as rows, then the ends of the rows. Compiles faster, on a TPU by far, and runs faster."""
     by_rows = scan(jnp.pad(x, (0, -x.size % SCAN_ROW)).reshape(-1, SCAN_ROW), axis=1)
-    before = jnp.pad(scan(by_rows[:-1, -1], axis=0), (1, 0))  # nothing is below 0: 0 is neutral to a largest, too
+    before = jnp.pad(
+        scan(by_rows[:-1, -1], axis=0), (1, 0)
+    )  # counts are >= 0, so 0 is the identity of max as well as of +
     return combine(by_rows, before[:, None]).reshape(-1)[: x.size]
 
 
@@ -62,33 +75,33 @@ def _running_max(x: Int[Array, "N"]) -> Int[Array, "N"]:
 
 
 def _plus(a: Int[Array, ""], b: Int[Array, ""]) -> Int[Array, ""]:
-    """a + b of numbers that are not negative, at most MOST."""
-    return jnp.minimum(a, MOST - b) + b
+    """Returns a + b of non-negative numbers, at most MAX_COUNT."""
+    return jnp.minimum(a, MAX_COUNT - b) + b
 
 
 def total(counts: Int[Array, "*C N"]) -> Int[Array, "*C"]:
-    """Sums of counts; those of MOST and more are MOST."""
+    """Sums counts over the last axis, up to MAX_COUNT."""
     return jax.lax.reduce(counts, jnp.int32(0), _plus, (counts.ndim - 1,))
 
 
-def _expand(counts: Int[Array, "N"], room: int) -> _Expansion:
-    """Gives each item as many consecutive slots as it counts, in order: a repeat with a static total.
+def _expand(counts: Int[Array, "N"], capacity: int) -> _Expansion:
+    """Gives each item `counts` consecutive slots, in order: a repeat with a static total.
 
-    Nobody gets any where the total is MOST: it cannot be counted, and the room is too small for it anyway.
+    No item gets a slot if the total reaches MAX_COUNT: the buffer is too small for it anyway.
     """
-    all_of_them = total(counts)
-    counts = jnp.where(all_of_them < MOST, counts, 0)
+    sum_of_counts = total(counts)
+    counts = jnp.where(sum_of_counts < MAX_COUNT, counts, 0)
     ends = _running_sum(counts)
     begins = ends - counts
-    slots = jnp.arange(room, dtype=jnp.int32)
+    slots = jnp.arange(capacity, dtype=jnp.int32)
     items = jnp.arange(counts.shape[0], dtype=jnp.int32)
-    first = jnp.zeros(room, jnp.int32).at[jnp.where(counts > 0, begins, room)].set(items, mode="drop")
+    first = jnp.zeros(capacity, jnp.int32).at[jnp.where(counts > 0, begins, capacity)].set(items, mode="drop")
     owner = _running_max(first)
-    return _Expansion(owner, slots - begins[owner], slots < ends[-1], all_of_them)
+    return _Expansion(owner, slots - begins[owner], slots < ends[-1], sum_of_counts)
 
 
 def _rows(projected: Projected, rows: int, tile_size: int) -> tuple[Int[Array, "N"], Int[Array, "N"]]:
-    """First row of tiles that each Gaussian touches, and how many it touches."""
+    """Returns the first row of tiles that each Gaussian touches, and the number of rows."""
     y, radius = projected.means_px[:, 1], projected.radii_px[:, 1] + SLACK_PX
     # Alpha is sampled at pixel centres, half a pixel inside the border of a tile.
     first = jnp.clip(jnp.ceil((y - radius + 0.5) / tile_size).astype(jnp.int32) - 1, 0, rows)
@@ -99,10 +112,10 @@ def _rows(projected: Projected, rows: int, tile_size: int) -> tuple[Int[Array, "
 def _interval(
     ellipse: Float[Array, "M 7"], row: Int[Array, "*M"], columns: int, tile_size: int
 ) -> tuple[Int[Array, "M"], Int[Array, "M"]]:
-    """First tile of a row that an ellipse touches, and how many it touches.
+    """Returns the first tile of a row that an ellipse touches, and the number of tiles.
 
-    The right border of the ellipse is a concave function of y: its maximum over the slab is at the y of the rightmost
-    point, clipped to the slab. The left border likewise.
+    The right border of the ellipse is a concave function of y. Its maximum over the row is at the y of the rightmost
+    point, clipped to the row. The left border likewise.
     """
     x, y, xx, xy, yy, rx, ry = ellipse.T
     top = jnp.clip(row * tile_size + 0.5 - SLACK_PX - y, -ry, ry)
@@ -121,7 +134,7 @@ def _interval(
 
 
 def _sort_by_tile(tile: Int[Array, "M"], rank: Int[Array, "M"], num_tiles: int, num_gaussians: int):
-    """Sorts pairs by tile; they come in depth order and keep it (rank is the place in that order)."""
+    """Sorts intersections by tile and keeps their depth order (rank is the place in that order)."""
     if (num_tiles + 1) * num_gaussians < 2**32:  # one packed key sorts twice as fast as two operands
         packed = tile.astype(jnp.uint32) * jnp.uint32(num_gaussians) + rank.astype(jnp.uint32)
         packed = jax.lax.sort(packed, is_stable=False)
@@ -136,12 +149,12 @@ def bin_tiles(projected: Projected, *, width: int, height: int, tile_size: int, 
       projected: N Gaussians on the screen of one camera.
       width, height: image size, px.
       tile_size: side of a tile, px.
-      max_intersections: room for pairs; what does not fit is counted in num_dropped and left out.
+      max_intersections: buffer size. Intersections that do not fit are dropped and counted in num_dropped.
     """
     projected = jax.lax.stop_gradient(projected)
     num_gaussians = projected.depths.shape[0]
     columns, rows = grid_size(width, height, tile_size)
-    # Expanding in depth order makes every later step stable for free.
+    # Expanding in depth order makes every later step stable at no cost.
     order = jnp.argsort(jnp.where(projected.radii_px[:, 0] > 0, projected.depths, jnp.inf))
     ordered = jax.tree.map(lambda x: x[order], projected)
     first_row, num_rows = _rows(ordered, rows, tile_size)
@@ -149,23 +162,23 @@ def bin_tiles(projected: Projected, *, width: int, height: int, tile_size: int, 
     row = first_row[strip.owner] + strip.rank
 
     first_column, num_columns = _interval(_ellipses(ordered)[strip.owner], row, columns, tile_size)
-    pair = _expand(jnp.where(strip.filled, num_columns, 0), max_intersections)
-    tile = row[pair.owner] * columns + first_column[pair.owner] + pair.rank
+    slot = _expand(jnp.where(strip.filled, num_columns, 0), max_intersections)
+    tile = row[slot.owner] * columns + first_column[slot.owner] + slot.rank
     tile, rank = _sort_by_tile(
-        jnp.where(pair.filled, tile, columns * rows), strip.owner[pair.owner], columns * rows, num_gaussians
+        jnp.where(slot.filled, tile, columns * rows), strip.owner[slot.owner], columns * rows, num_gaussians
     )
-    # A row that found no room hides its pairs: counted as one, so that a buffer too small never goes unnoticed.
+    # Intersections of rows that do not fit are unknown. Each such row counts as one, so that dropping is never hidden.
     lost_rows = jnp.maximum(strip.total - max_intersections, 0)
     return Tiles(
         gaussian_ids=order[rank].astype(jnp.int32),
         starts=jnp.searchsorted(tile, jnp.arange(columns * rows + 1, dtype=jnp.int32)).astype(jnp.int32),
-        num_intersections=_plus(pair.total, lost_rows),
-        num_dropped=_plus(jnp.maximum(pair.total - max_intersections, 0), lost_rows),
+        num_intersections=_plus(slot.total, lost_rows),
+        num_dropped=_plus(jnp.maximum(slot.total - max_intersections, 0), lost_rows),
     )
 
 
 def count_intersections(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
-    """Number of pairs of tile and Gaussian that an image needs, at most MOST, without a buffer: row by row of tiles."""
+    """Counts the intersections of an image, up to MAX_COUNT, without a buffer: one row of tiles after the other."""
     projected = jax.lax.stop_gradient(projected)
     columns, rows = grid_size(width, height, tile_size)
     first_row, num_rows = _rows(projected, rows, tile_size)

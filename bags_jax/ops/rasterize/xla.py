@@ -1,12 +1,12 @@
-"""Front-to-back blending of binned Gaussians in pure XLA, with a custom gradient that stores no per-pixel lists.
+"""Front-to-back blending in plain XLA, with a custom gradient that stores no lists per pixel.
 
-Tiles are worked on in batches of similar length. A while loop walks down the lists of one batch, a few Gaussians at a
-time, and ends as soon as no pixel of the batch lets light through. The backward pass walks the same way once more, with
-the light still to come as a running remainder:
+Tiles with lists of similar length form a batch. A while loop walks down the lists of one batch, a few Gaussians per
+iteration, and ends when no pixel of the batch has transmittance left. The backward pass repeats the walk and updates a
+running remainder, the part of the image that is still to come:
 
   dL/dalpha_i = T_i (c_i . g) - (sum over j > i of w_j c_j . g) / (1 - alpha_i),    w_i = T_i alpha_i
 
-and the gradients of mean and conic are moments of one scalar a pixel against [1, x, y, x^2, xy, y^2] about the tile centre.
+The gradients of mean and conic are moments of one scalar per pixel against [1, x, y, x^2, xy, y^2] about the tile centre.
 """
 
 import dataclasses
@@ -20,14 +20,16 @@ from jaxtyping import Array, Float, Int
 from bags_jax.numerics import EXACT
 from bags_jax.ops.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
 from bags_jax.ops.rasterize.tiled import GEOMETRY, geometry_gradients, rasterize_by
-from bags_jax.ops.rasterize.tiles import grid_size
+from bags_jax.ops.rasterize.tiles import count_intersections, grid_size
 from bags_jax.platforms import current_platform
 from bags_jax.structs import Projected, RasterOutput
+
+__all__ = ["TileGrid", "blend", "count_intersections", "rasterize"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TileGrid:
-    """Static shape of the work: image and tile size in px, tiles per batch, Gaussians per loop iteration."""
+    """Static sizes: image and tile in px, tiles per batch, Gaussians per loop iteration."""
 
     width: int
     height: int
@@ -50,7 +52,7 @@ class TileGrid:
 
 
 class _Batch(NamedTuple):
-    """B tiles that are blended together."""
+    """B tiles that one loop blends."""
 
     starts: Int[Array, "B"]
     lengths: Int[Array, "B"]
@@ -58,13 +60,13 @@ class _Batch(NamedTuple):
 
 
 def _local_pixels(grid: TileGrid):
-    """Pixel centres of a tile about its centre, x and y, px."""
+    """Returns x and y of the pixel centres of a tile relative to its centre, px."""
     side = jnp.arange(grid.tile_size, dtype=jnp.float32) + 0.5 - grid.tile_size / 2
     return jnp.tile(side, grid.tile_size), jnp.repeat(side, grid.tile_size)
 
 
 def _batches(starts: Int[Array, "S"], grid: TileGrid) -> tuple[_Batch, Int[Array, "B_n"]]:
-    """All tiles, longest lists first, cut into batches; and the order that they are in (num_tiles marks padding)."""
+    """Sorts tiles by length of their lists, longest first. Returns batches and the order (num_tiles marks padding)."""
     lengths = starts[1:] - starts[:-1]
     count = -(-grid.num_tiles // grid.batch)
     padding = (0, count * grid.batch - grid.num_tiles)
@@ -79,7 +81,7 @@ def _batches(starts: Int[Array, "S"], grid: TileGrid) -> tuple[_Batch, Int[Array
 
 
 def _fetch(attributes, ids, batch: _Batch, i, unroll: int):
-    """Attributes [U, B, 6 + E] of the next Gaussians of each list, means about the tile centre; and their ids [U, B]."""
+    """Returns attributes [U, B, 6 + E] of the next Gaussians of each list, means relative to tile centres; ids [U, B]."""
     offsets = i + jnp.arange(unroll, dtype=jnp.int32)[:, None]
     live = offsets < batch.lengths[None]
     gaussian = ids.at[batch.starts[None] + offsets].get(mode="clip")
@@ -92,7 +94,7 @@ def _fetch(attributes, ids, batch: _Batch, i, unroll: int):
 
 
 def _alpha(row: Float[Array, "B A"], x: Float[Array, "P"], y: Float[Array, "P"]):
-    """Clamped alpha [B, P] of one Gaussian a tile, and the falloff before the clamp (0 where it is not drawn)."""
+    """Returns the clamped alpha [B, P] of one Gaussian per tile, and alpha before the clamp (0 where it is skipped)."""
     dx, dy = row[:, 0:1] - x[None], row[:, 1:2] - y[None]
     sigma = 0.5 * (row[:, 2:3] * dx * dx + row[:, 4:5] * dy * dy) + row[:, 3:4] * dx * dy
     raw = row[:, 5:6] * jnp.exp(-sigma)
@@ -101,7 +103,7 @@ def _alpha(row: Float[Array, "B A"], x: Float[Array, "P"], y: Float[Array, "P"])
 
 
 def _absorb(alpha, light):
-    """Weight of a Gaussian and the light behind it; light drops to 0 for good at the pixel's last Gaussian."""
+    """Returns weight and transmittance behind a Gaussian; 0 from the Gaussian on at which the pixel stops."""
     behind = light * (1.0 - alpha)
     goes_on = behind > MIN_TRANSMITTANCE
     return jnp.where(goes_on, alpha * light, 0.0), jnp.where(goes_on, behind, 0.0)
@@ -188,10 +190,10 @@ def blend(
 
     Args:
       attributes: A = 6 + E columns: mean (px), conic xx xy yy (1/px^2), opacity, then E features.
-      ids, starts: the pairs, as `bin_tiles` lists them.
-      grid: static shape of the work.
+      ids, starts: intersections, as `bin_tiles` lists them.
+      grid: static sizes.
     Returns:
-      sum of weight times feature, for S - 1 tiles of P pixels (row-major). Differentiable in `attributes`.
+      Sum of weight times feature for S - 1 tiles of P pixels (row-major). Differentiable in `attributes`.
     """
     return _forward(attributes, ids, starts, grid)
 
@@ -210,12 +212,12 @@ blend.defvjp(_blend_fwd, _blend_bwd)
 
 
 def _tile_grid(width: int, height: int, tile_size: int) -> TileGrid:
-    """Loop shape by measurement (experiments/LOG.md): short vectors for a CPU's cache, wide ones for an accelerator."""
+    """Chooses the sizes of the loop by measurement: short vectors for the cache of a CPU, wide ones for an accelerator."""
     batch = 4 if current_platform() == "cpu" else 1024
     return TileGrid(width, height, tile_size, batch=batch, unroll=4)
 
 
-def rasterize_xla(
+def rasterize(
     projected: Projected,
     features: Float[Array, "N D"],
     *,
@@ -224,7 +226,7 @@ def rasterize_xla(
     tile_size: int,
     max_intersections: int,
 ) -> RasterOutput:
-    """`rasterize` in pure XLA: runs everywhere. At least one Gaussian, and room for at least one pair."""
+    """Rasterizes at least one Gaussian on any platform, with a buffer for at least one intersection."""
     grid = _tile_grid(width, height, tile_size)
     size = {"width": width, "height": height, "tile_size": tile_size}
     return rasterize_by(

@@ -1,4 +1,4 @@
-"""Builds the C++ of this folder with the system's compiler, once for each machine, and binds it to XLA by `jax.ffi`."""
+"""Builds the C++ of all operators (ops/*/cpu) with the system's compiler, once per machine, and registers it with XLA."""
 
 import ctypes
 import functools
@@ -11,14 +11,13 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import warnings
 
 import jax
 import numpy as np
 
-from bags_jax.cache_home import cache_home
+from bags_jax.cache_home import find_cache_home
 from bags_jax.errors import UserError
-from bags_jax.ops.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from bags_jax.ops.limits import CHANNELS, COLORS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, STRIDES
 from bags_jax.platforms import current_platform
 
 TOOLCHAIN = pathlib.Path(__file__).parent
@@ -31,20 +30,25 @@ TARGETS = (
 )
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", "-Wno-psabi")
 LIMITS = {"MIN_ALPHA": MIN_ALPHA, "MAX_ALPHA": MAX_ALPHA, "MIN_TRANSMITTANCE": MIN_TRANSMITTANCE}
-MACROS = tuple(f"-DBAGS_{name}={np.float32(value):.9g}f" for name, value in LIMITS.items())
+LISTS = {"CHANNELS": CHANNELS, "STRIDES": STRIDES, "COLORS": (COLORS,)}
+MACROS = (
+    *(f"-DBAGS_{name}={np.float32(value):.9g}f" for name, value in LIMITS.items()),
+    *(f"-DBAGS_{name}={','.join(map(str, values))}" for name, values in LISTS.items()),
+)
 COMPILERS = ("c++", "g++", "clang++")
-SECONDS = 600  # that a build may take: it is one of seconds, on a machine that may be busy
+TIMEOUT_S = 600  # a build takes seconds; the machine may be busy
+FORBIDDEN = "BAGS_JAX_NATIVE=0 is set in the environment: unset it"
 _lock = threading.Lock()
 
 
 def is_forbidden() -> bool:
-    """Whether the user has switched the native backend off."""
+    """Returns whether the user has switched the C++ off."""
     return os.environ.get("BAGS_JAX_NATIVE", "1") == "0"
 
 
 def cache_folder() -> pathlib.Path:
-    """Where built libraries are kept."""
-    return cache_home() / "native"
+    """Returns the folder of built libraries."""
+    return find_cache_home() / "native"
 
 
 def _compiler() -> list[str]:
@@ -88,7 +92,7 @@ def _compile(compiler: list[str], library: pathlib.Path) -> None:
     includes = [f"-I{TOOLCHAIN}", "-isystem", jax.ffi.include_dir()]
     command = [*compiler, *FLAGS, *MACROS, *includes, *map(str, SOURCES), "-o", draft]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
             raise UserError(f"{' '.join(command)} failed: {next((x for x in lines if 'error' in x), lines[0])}")
@@ -115,52 +119,39 @@ def build() -> pathlib.Path:
             f"cannot write {library.parent} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{' '.join(compiler)} took more than {SECONDS} s: build on a machine less busy") from error
+        raise UserError(
+            f"{' '.join(compiler)} took more than {TIMEOUT_S} s: build when the machine is less busy"
+        ) from error
     return library
 
 
 @functools.cache
-def _register() -> str | None:
-    """Builds, loads and registers; what is wrong, or None."""
+def _register() -> str:
+    """Builds, loads and registers the C++. Returns the problem, or ""."""
     try:
         loaded = ctypes.cdll.LoadLibrary(str(build()))
     except (UserError, OSError, RuntimeError, ImportError) as error:  # RuntimeError: no home folder
         return str(error)
     for name in TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
-    return None
+    return ""
 
 
-@functools.cache
-def _warn(problem: str) -> None:
-    warnings.warn(f"bags_jax: the CPU is slower than it could be, with pure XLA: {problem}", stacklevel=2)
-
-
-def is_available() -> bool:
-    """Whether the native backend can be used; the first call builds it, and says so if it cannot."""
+def find_problem() -> str:
+    """Returns why the C++ cannot be used on this machine, or "". The first call builds the C++ if necessary."""
+    if current_platform() != "cpu":
+        return f"JAX runs on {current_platform()}: set JAX_PLATFORMS=cpu in the environment"
     if is_forbidden():
-        return False
+        return FORBIDDEN
     with _lock:
-        problem = _register()
-        if problem:
-            _warn(problem)
-    return problem is None
+        return _register()
 
 
 def require() -> None:
-    """Makes sure that the native backend can be used.
+    """Builds and registers the C++ unless that is done.
 
     Raises:
-      UserError: JAX runs on something else than the CPU, the backend is forbidden, or cannot be built or loaded.
+      UserError: the C++ cannot be used on this machine.
     """
-    if current_platform() != "cpu":
-        raise UserError(
-            f"backend='cpu' came, but JAX runs on {current_platform()}: backend='auto' takes what there is, "
-            "JAX_PLATFORMS=cpu in the environment makes it the CPU"
-        )
-    if is_forbidden():
-        raise UserError("backend='cpu' came with BAGS_JAX_NATIVE=0 in the environment: unset it, or pass backend='xla'")
-    with _lock:
-        problem = _register()
-    if problem:
-        raise UserError(f"backend='cpu' cannot be used: {problem}; backend='xla' needs no compiler")
+    if problem := find_problem():
+        raise UserError(f"the C++ kernels cannot be used: {problem}")

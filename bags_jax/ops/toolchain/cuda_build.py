@@ -1,7 +1,7 @@
-"""From CUDA source to the PTX that the package ships: `python -m bags_jax.ops.toolchain.cuda_build`, needs nvcc.
+"""Compiles the CUDA sources to the PTX that the package ships: `python -m bags_jax.ops.toolchain.cuda_build`, needs nvcc.
 
-Users need no compiler: the driver translates PTX for the GPU that is there. Every file says which source it is from, and
-tests/test_cuda_build.py fails when that is no longer the source beside it.
+Users need no compiler: the driver translates PTX for their GPU. Every PTX file names the fingerprint of its source;
+tests/test_cuda_build.py fails if the source beside it has another one.
 """
 
 import hashlib
@@ -13,57 +13,60 @@ import tempfile
 
 import numpy as np
 
-from bags_jax.ops.limits import CHANNELS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, STRIDES
+from bags_jax.ops.limits import CHANNELS, COLORS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, STRIDES, TILE
 
 TOOLCHAIN = pathlib.Path(__file__).parent
-# Name of each PTX file: what it is compiled for.
+# Names of the PTX files, with the macros that each is compiled with.
 PROGRAMS = {
     "binning": {},
     **{f"blend_{num}": {"CHANNELS": num} for num in CHANNELS},
     **{f"blur_{stride}": {"STRIDE": stride} for stride in STRIDES},
 }
-PTX_VERSION = "8.3"  # the oldest that has what nvcc uses; nvcc writes its own, which drivers older than nvcc refuse
+PTX_VERSION = (
+    "8.3"  # the oldest version that has all instructions used; drivers older than nvcc refuse the version of nvcc
+)
 NVCC = ("nvcc", "-ptx", "-O3", "-std=c++17", "-arch=compute_80", "-fmad=false")
 
 
 def defines(program: str) -> list[str]:
-    """Macros of a program: the limits of blending, as float32, and what it is compiled for."""
+    """Returns the macros of a program: shared limits (floats as float32), and its own from PROGRAMS."""
     limits = {"MIN_ALPHA": MIN_ALPHA, "MAX_ALPHA": MAX_ALPHA, "MIN_TRANSMITTANCE": MIN_TRANSMITTANCE}
     macros = [f"-D{name}={np.float32(value):.9g}f" for name, value in limits.items()]
-    return macros + [f"-D{name}={number}" for name, number in PROGRAMS[program].items()]
+    numbers = {"TILE": TILE, "COLORS": COLORS, **PROGRAMS[program]}
+    return macros + [f"-D{name}={number}" for name, number in numbers.items()]
 
 
 def source(program: str) -> pathlib.Path:
-    """The file that a program is compiled from."""
+    """Returns the source file of a program."""
     name = program.partition("_")[0]
     return TOOLCHAIN.parent / ("blur" if name == "blur" else "rasterize") / "cuda" / f"{name}.cu"
 
 
-def output(program: str) -> pathlib.Path:
-    """The PTX file of a program, beside its source."""
+def ptx_path(program: str) -> pathlib.Path:
+    """Returns the PTX file of a program."""
     return source(program).parent / "ptx" / f"{program}.ptx"
 
 
 def fingerprint(program: str) -> str:
-    """Hash of all that a program's PTX depends on, but for the compiler."""
+    """Returns a hash of everything that the PTX of a program depends on, except the compiler."""
     text = "\n".join([(TOOLCHAIN / "device.cuh").read_text(), source(program).read_text(), *NVCC, *defines(program)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def nvcc_version() -> str:
-    """Release of the nvcc on the path; "" if there is none."""
+    """Returns the release of the nvcc on the path, or ""."""
     if not shutil.which("nvcc"):
         return ""
-    told = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"release [\d.]+, V([\d.]+)", told)
+    output = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release [\d.]+, V([\d.]+)", output)
     return found[1] if found else ""
 
 
 def compile_ptx(program: str) -> str:
-    """PTX of a program, with two lines on top that say what it is from.
+    """Returns the PTX of a program, after two lines with the fingerprint of the source and the release of nvcc.
 
     Raises:
-      RuntimeError: nvcc does not like the source.
+      RuntimeError: nvcc fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder, "out.ptx")
@@ -78,7 +81,7 @@ def compile_ptx(program: str) -> str:
 
 
 def stamps(ptx: str) -> tuple[str, str]:
-    """Fingerprint of the source and release of nvcc that a shipped PTX is from."""
+    """Returns the fingerprint of the source and the release of nvcc that a PTX text names."""
     first, second = ptx.splitlines()[:2]
     return first.removeprefix("// source "), second.removeprefix("// nvcc ")
 
@@ -86,7 +89,7 @@ def stamps(ptx: str) -> tuple[str, str]:
 def main() -> None:
     """Writes all PTX files."""
     for program in PROGRAMS:
-        path = output(program)
+        path = ptx_path(program)
         path.write_text(compile_ptx(program))
         print(f"{path}: {path.stat().st_size} bytes")
 

@@ -13,7 +13,6 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bags_jax.cache_home import cache_home
-from bags_jax.errors import UserError
+from bags_jax.cache_home import find_cache_home
 
 FOLDER = pathlib.Path(__file__).parent
 ENTRY = ".visible .entry "  # what a kernel begins with in PTX
@@ -119,41 +117,35 @@ def forced_route(route: str) -> Iterator[None]:
 
 def current_route() -> str:
     """The route that kernels take here."""
-    return _forced[-1] if _forced else find_route() or XLA
+    return _forced[-1] if _forced else find_route().route or XLA
 
 
-def is_available() -> bool:
-    """Whether kernels can be launched on JAX's default device. Says once why not, where there is an NVIDIA GPU."""
-    return bool(_forced) or find_route() is not None
+def find_problem() -> str:
+    """Returns why kernels cannot be launched on JAX's default device, or ""."""
+    return "" if _forced else find_route().problem
 
 
-def require() -> None:
-    """Raises unless kernels can be launched.
+class Found(NamedTuple):
+    """Result of the search for a route: one of the two is empty."""
 
-    Raises:
-      UserError: no GPU, or none that they run on.
-    """
-    if not is_available():
-        raise UserError(
-            f"backend='cuda' came, but JAX runs on {jax.devices()[0]}: it needs an NVIDIA GPU (compute capability 8.0 or"
-            " newer) and pip install '.[gpu]' in the checkout; backend='auto' takes what there is"
-        )
+    route: str
+    problem: str
 
 
 @functools.cache
-def find_route() -> str | None:
-    """The first route by which a kernel runs on this machine's GPU, found by running one; None without such a GPU.
+def find_route() -> Found:
+    """Finds the first route by which a kernel runs on this machine's GPU, by running one.
 
     Raises:
-      RuntimeError: the GPU's memory is full, which says nothing of the routes: the next call tries again.
+      RuntimeError: the memory of the GPU is full. The routes are not tested then; the next call tries again.
     """
     device = jax.devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-        return None
+        return Found("", f"JAX runs on {device}: it needs an NVIDIA GPU and pip install 'jax[cuda13]'")
     capability = tuple(int(x) for x in str(getattr(device, "compute_capability", "0.0")).split("."))
     if capability < LEAST_CAPABILITY:
-        _warn(f"they need compute capability 8.0, {device.device_kind} has {device.compute_capability}")
-        return None
+        needed = ".".join(map(str, LEAST_CAPABILITY))
+        return Found("", f"{device.device_kind} has compute capability {device.compute_capability}, needs {needed}")
     problems = []
     for route, prepare in ((XLA, lambda: None), (FFI, register_launcher)):
         try:
@@ -164,16 +156,8 @@ def find_route() -> str | None:
                 raise
             problems.append(f"{route}: {error}")
         else:
-            return route
-    _warn("; ".join(problems))
-    return None
-
-
-def _warn(problem: str) -> None:
-    message = (
-        f"bags_jax: no CUDA kernels here, the rasterizer and the blur are many times slower in pure XLA: {problem}"
-    )
-    warnings.warn(message, stacklevel=2)
+            return Found(route, "")
+    return Found("", "; ".join(problems))
 
 
 def _probe(route: str) -> None:
@@ -226,5 +210,5 @@ def build_launcher(folder: pathlib.Path) -> pathlib.Path:
 @functools.cache
 def register_launcher() -> None:
     """Builds launcher.cc where the user's caches are, and tells XLA of it."""
-    library = ctypes.CDLL(str(build_launcher(cache_home())))
+    library = ctypes.CDLL(str(build_launcher(find_cache_home())))
     jax.ffi.register_ffi_target(FFI, jax.ffi.pycapsule(library.LaunchPtx), platform="CUDA")

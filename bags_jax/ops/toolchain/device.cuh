@@ -2,12 +2,11 @@
 //
 // Compiled with -fmad=false: a multiplication and an addition are one instruction exactly where fmaf says so, in every
 // kernel alike, so that two kernels that count the same tiles cannot disagree in the last bit.
-// MIN_ALPHA, MAX_ALPHA and MIN_TRANSMITTANCE come from bags_jax/limits.py (see build.py).
+// cuda_build.py defines MIN_ALPHA, MAX_ALPHA, MIN_TRANSMITTANCE, TILE (side of a tile, px) and COLORS from ops/limits.py.
 #pragma once
 
 #define KERNEL extern "C" __global__ void
 
-constexpr int TILE = 16;  // side of a tile, px
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 

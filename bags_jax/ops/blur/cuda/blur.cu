@@ -7,7 +7,6 @@
 #include "device.cuh"
 
 constexpr int THREADS = 128;
-constexpr int COLORS = 3;
 constexpr float LOG2_E = 1.44269504f;
 
 __device__ __forceinline__ float exp_approx(float x) { return exp2_approx(x * LOG2_E); }

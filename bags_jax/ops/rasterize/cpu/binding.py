@@ -1,4 +1,4 @@
-"""The native CPU backend as pure, differentiable functions; the work is done by the C++ of this folder."""
+"""The C++ rasterizer of this folder as pure, differentiable functions."""
 
 import dataclasses
 import functools
@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from bags_jax.ops.limits import CHANNELS
 from bags_jax.ops.rasterize.channels import channel_groups, pad_channels
 from bags_jax.ops.rasterize.tiles import grid_size
 from bags_jax.ops.toolchain import cpp_build
 from bags_jax.structs import Projected, RasterOutput
 
-RECORD = 16  # floats that the C++ keeps of a Gaussian from the forward pass
-MOMENTS = 6  # sums of a pair in the backward pass, beside those of its features
+RECORD = 8 + max(CHANNELS)  # floats of struct Record (blend.h), which the backward pass reads again
+MOMENTS = 6  # sums of an intersection in the backward pass, beside the sums of its features
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Image size and side of a tile, px."""
+    """Static sizes: image and side of a tile, px."""
 
     width: int
     height: int
@@ -31,17 +32,17 @@ class Frame:
 
 
 class Bins(NamedTuple):
-    """Pairs of tile and Gaussian by tile, front to back. A slot is a pair's place in the list by Gaussian."""
+    """Intersections sorted by tile, front to back within a tile. Slot: place of an intersection when sorted by Gaussian."""
 
-    gaussian_ids: Int[Array, "M"]  # beyond the pairs that exist: arbitrary, like slots
+    gaussian_ids: Int[Array, "M"]  # arbitrary behind the last intersection, like slots
     slots: Int[Array, "M"]
-    starts: Int[Array, "S"]  # S = T + 1: tile t owns the pairs starts[t] : starts[t + 1]
-    spans: Int[Array, "N 2"]  # first slot of a Gaussian, and the one after its last
-    totals: Int[Array, "2"]  # pairs that exist, whether or not they found room; and those that did not
+    starts: Int[Array, "S"]  # S = T + 1: tile t owns the intersections starts[t] : starts[t + 1]
+    spans: Int[Array, "N 2"]  # first slot of a Gaussian, and the slot after its last one
+    totals: Int[Array, "2"]  # number of intersections, dropped ones included; number of dropped ones
 
 
 def _call(target: str, frame: Frame, results: tuple, *arrays) -> list[Array]:
-    """Calls C++. All that it does is a function of its arguments; under vmap it is called for one after the other."""
+    """Calls a pure C++ function; under vmap once per element."""
     call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
     return list(call(*arrays, **frame.attributes()))
 
@@ -59,21 +60,21 @@ def _screen(projected: Projected):
     return projected.means_px, projected.covs_px, projected.radii_px, projected.depths
 
 
-def count_pairs(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
-    """Number of pairs of tile and Gaussian that `bin_pairs` will list."""
-    grid_size(width, height, tile_size)  # raises where there is nothing to draw on
+def count_intersections(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
+    """Counts the intersections that `bin_intersections` lists, up to 2^31 - 1."""
+    grid_size(width, height, tile_size)  # raises for an empty image or tile
     cpp_build.require()
     return _call("bags_jax_count", Frame(width, height, tile_size), (_ints(1),), *_screen(projected))[0][0]
 
 
-def bin_pairs(projected: Projected, *, width: int, height: int, tile_size: int, max_intersections: int) -> Bins:
+def bin_intersections(projected: Projected, *, width: int, height: int, tile_size: int, max_intersections: int) -> Bins:
     """Lists, for each tile, the Gaussians visible in it, front to back, by the rules of tiles.py.
 
     Args:
       projected: N Gaussians on the screen of one camera.
       width, height: image size, px.
       tile_size: side of a tile, px.
-      max_intersections: room for pairs; what does not fit, farthest back, is counted and left out.
+      max_intersections: buffer size. The intersections farthest back are dropped and counted if they do not fit.
     """
     columns, rows = grid_size(width, height, tile_size)
     cpp_build.require()
@@ -106,13 +107,13 @@ def blend(
     bins: Bins,
     frame: Frame,
 ) -> tuple[Float[Array, "H W D"], Float[Array, "H W"]]:
-    """Blends the Gaussians of each tile front to back (Kerbl et al. 2023, eq. 3): colours and alphas.
+    """Blends the Gaussians of each tile front to back (Kerbl et al. 2023, eq. 3). Returns colours and alphas.
 
     Args:
       means, conics, opacities: px, 1/px^2, [0, 1].
-      features: D of CHANNELS, channels.py.
-      bins: the pairs.
-      frame: static shape of the work.
+      features: D is one of limits.CHANNELS.
+      bins: intersections of tiles and Gaussians.
+      frame: static sizes.
     Differentiable in the first four.
     """
     colors, alphas, _ = _forward(means, conics, opacities, features, bins, frame)
@@ -132,7 +133,7 @@ def _blend_bwd(frame, residuals, cotangents):
         _floats(num, 3),
         _floats(num),
         _floats(num, channels),
-        _floats(bins.slots.shape[0], MOMENTS + channels),  # work space
+        _floats(bins.slots.shape[0], MOMENTS + channels),  # scratch memory
     )
     lists = bins.gaussian_ids, bins.slots, bins.starts, bins.spans
     arrays = records, conics, *lists, colors, alphas, *cotangents
@@ -154,7 +155,7 @@ def _blend_any(geometry, features: Float[Array, "N D"], bins: Bins, frame: Frame
     return jnp.concatenate(groups, axis=-1) if len(groups) > 1 else groups[0], alphas
 
 
-def rasterize_native(
+def rasterize(
     projected: Projected,
     features: Float[Array, "N D"],
     *,
@@ -163,13 +164,13 @@ def rasterize_native(
     tile_size: int,
     max_intersections: int,
 ) -> RasterOutput:
-    """`rasterize` on a CPU, in C++. At least one Gaussian, and room for at least one pair.
+    """Rasterizes at least one Gaussian on a CPU, with a buffer for at least one intersection.
 
     Raises:
-      UserError: the C++ cannot be built, or is forbidden.
+      UserError: the C++ cannot be used on this machine.
     """
     frame = Frame(width, height, tile_size)
-    bins = bin_pairs(projected, **dataclasses.asdict(frame), max_intersections=max_intersections)
+    bins = bin_intersections(projected, **dataclasses.asdict(frame), max_intersections=max_intersections)
     geometry = projected.means_px, projected.conics, projected.opacities
     colors, alphas = _blend_any(geometry, features, bins, frame)
     return RasterOutput(colors, alphas, num_intersections=bins.totals[0], num_dropped=bins.totals[1])

@@ -1,4 +1,4 @@
-"""Rasterization of C cameras at once by CUDA kernels: differentiable, and vmap makes more cameras of it, not loops."""
+"""The CUDA rasterizer as pure, differentiable functions. vmap adds cameras to one batched call instead of a loop."""
 
 import functools
 from collections.abc import Callable
@@ -8,33 +8,37 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
-from bags_jax.ops.rasterize.cuda.binning import Pairs, bin_views, count_views
+from bags_jax.ops.limits import TILE
+from bags_jax.ops.rasterize.cuda.binning import Intersections, bin_views, count_views
 from bags_jax.ops.rasterize.cuda.blend import Image, Splats, blend_gradient, blend_views
+from bags_jax.ops.rasterize.tiles import check_tile_size
 from bags_jax.structs import Projected, RasterOutput
 
 
 def over_cameras(function: Callable) -> Callable:
-    """A function of arrays with a leading axis of cameras, for which vmap folds its own axis into that one."""
+    """Wraps a function of arrays with a leading axis of cameras: vmap folds its own axis into that axis."""
     mapped = custom_vmap(function)
 
     @mapped.def_vmap
     def fold(axis_size: int, in_batched, *args):
-        def into_one(x, is_batched):
+        def fold_axis(x, is_batched):
             x = x if is_batched else jnp.broadcast_to(x[None], (axis_size, *x.shape))
             return x.reshape(axis_size * x.shape[1], *x.shape[2:])
 
-        def apart(x):
+        def unfold_axis(x):
             return x.reshape(axis_size, x.shape[0] // axis_size, *x.shape[1:])
 
-        outputs = mapped(*jax.tree.map(into_one, args, tuple(in_batched)))
-        return jax.tree.map(apart, outputs), jax.tree.map(lambda _: True, outputs)
+        outputs = mapped(*jax.tree.map(fold_axis, args, tuple(in_batched)))
+        return jax.tree.map(unfold_axis, outputs), jax.tree.map(lambda _: True, outputs)
 
     return mapped
 
 
 @functools.cache
-def _binner(width: int, height: int, room: int, with_slots: bool) -> Callable[..., Pairs]:
-    return over_cameras(functools.partial(bin_views, width=width, height=height, room=room, with_slots=with_slots))
+def _binner(width: int, height: int, capacity: int, with_slots: bool) -> Callable[..., Intersections]:
+    return over_cameras(
+        functools.partial(bin_views, width=width, height=height, capacity=capacity, with_slots=with_slots)
+    )
 
 
 @functools.cache
@@ -48,12 +52,12 @@ def _blender(width: int, height: int) -> Callable[..., Image]:
     backward = over_cameras(blend_gradient)
 
     @jax.custom_vjp
-    def blend(splats: Splats, pairs: Pairs) -> Image:
-        return forward(splats, pairs)
+    def blend(splats: Splats, intersections: Intersections) -> Image:
+        return forward(splats, intersections)
 
-    def blend_fwd(splats, pairs):
-        image = forward(splats, pairs)
-        return image, (splats, pairs, image)
+    def blend_fwd(splats, intersections):
+        image = forward(splats, intersections)
+        return image, (splats, intersections, image)
 
     def blend_bwd(residuals, cotangent):
         return backward(*residuals, cotangent), None
@@ -62,41 +66,42 @@ def _blender(width: int, height: int) -> Callable[..., Image]:
     return blend
 
 
-def rasterize_cuda(
+def rasterize(
     projected: Projected,
     features: Float[Array, "N D"],
     *,
     width: int,
     height: int,
-    tile_size: int,
+    tile_size: int = TILE,
     max_intersections: int,
     deterministic: bool = False,
 ) -> RasterOutput:
-    """Blends Gaussians front to back (Kerbl et al. 2023, eq. 3) with CUDA kernels; see `rasterize`.
+    """Rasterizes at least one Gaussian, with a buffer for at least one intersection.
 
-    Under vmap over cameras all of them are worked on at once, each with room of its own.
+    Under vmap over cameras one call handles all cameras, each with a buffer of its own.
 
     Args:
-      projected, features, width, height, max_intersections: as for `rasterize`.
-      tile_size: not looked at: tiles are 16 x 16 px.
-      deterministic: gradients are summed in a fixed order, through a buffer of (6 + D) floats a pair; else by atomic
-        additions, which differ in the last bits from run to run.
+      deterministic: sum gradients in a fixed order, through a buffer of 6 + D floats per intersection. False: sum by
+        atomic additions, whose last bits differ from run to run.
+      The others: as for `ops.rasterize.rasterize`.
+    Raises:
+      UserError: a tile size other than 16 px.
     Differentiable in means, conics, opacities and features.
     """
-    del tile_size
+    check_tile_size(tile_size, "cuda")
     one = jax.tree.map(lambda x: x[None], projected)
-    pairs = _binner(width, height, max_intersections, deterministic)(jax.lax.stop_gradient(one))
+    intersections = _binner(width, height, max_intersections, deterministic)(jax.lax.stop_gradient(one))
     splats = Splats(one.means_px, one.conics, one.opacities, features[None])
-    image = _blender(width, height)(splats, pairs)
+    image = _blender(width, height)(splats, intersections)
     return RasterOutput(
         colors=image.colors[0],
         alphas=image.alphas[0],
-        num_intersections=pairs.num_intersections[0],
-        num_dropped=pairs.num_dropped[0],
+        num_intersections=intersections.num_intersections[0],
+        num_dropped=intersections.num_dropped[0],
     )
 
 
-def count_cuda(projected: Projected, *, width: int, height: int, tile_size: int) -> Int[Array, ""]:
-    """Number of pairs that `rasterize_cuda` makes of an image, up to 2^31 - 1."""
-    del tile_size
+def count_intersections(projected: Projected, *, width: int, height: int, tile_size: int = TILE) -> Int[Array, ""]:
+    """Counts the intersections that `rasterize` makes, up to 2^31 - 1."""
+    check_tile_size(tile_size, "cuda")
     return _counter(width, height)(jax.tree.map(lambda x: jax.lax.stop_gradient(x[None]), projected))[0]

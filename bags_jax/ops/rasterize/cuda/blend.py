@@ -1,4 +1,4 @@
-"""Blending of the pairs of C cameras, and its gradient, by the kernels of blend.cu."""
+"""Blends the intersections of C cameras by the kernels of blend.cu, and the gradient."""
 
 import math
 from typing import NamedTuple
@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from bags_jax.ops.limits import TILE
 from bags_jax.ops.rasterize.channels import channel_groups, pad_channels
-from bags_jax.ops.rasterize.cuda.binning import TILE, Pairs, sum_slots
+from bags_jax.ops.rasterize.cuda.binning import Intersections, sum_slots
 from bags_jax.ops.rasterize.tiles import grid_size
 from bags_jax.ops.toolchain.cuda_launch import Kernel, launch
 
-BACKWARD_THREADS = 64  # of a block, as in blend.cu
-GEOMETRY = 6  # columns of a Gaussian before its features, and values of a gradient before theirs
+BACKWARD_THREADS = 64  # threads of a block; blend.cu has the same number
+GEOMETRY = 6  # values of a Gaussian before its features, and values of its gradient before theirs
 LOG2_E = math.log2(math.e)
 
 
 class Splats(NamedTuple):
-    """What the gradient goes to: N Gaussians on the screens of C cameras."""
+    """The differentiable inputs: N Gaussians on the screens of C cameras."""
 
     means_px: Float[Array, "C N 2"]
     conics: Float[Array, "C N 3"]
@@ -34,28 +35,28 @@ class Image(NamedTuple):
 
 
 def forward_threads(channels: int) -> int:
-    """Threads of a block that blends so many features, as in blend.cu."""
+    """Returns the threads of a block that blends `channels` features; blend.cu has the same numbers."""
     return 128 if channels <= 4 else 64
 
 
 def _pack(splats: Splats, features: Float[Array, "C N E"]) -> Float[Array, "C N F"]:
-    """Rows of float4s for the kernels: x, y, the exponent's terms as powers of 2, opacity, features."""
+    """Packs rows of float4 for the kernels: x, y, terms of the exponent for base 2, opacity, features."""
     terms = splats.conics * jnp.array([-0.5 * LOG2_E, -LOG2_E, -0.5 * LOG2_E], jnp.float32)[None, None]
     rows = jnp.concatenate([splats.means_px, terms, splats.opacities[..., None], features], axis=-1)
     return pad_channels(rows, -(-rows.shape[-1] // 4) * 4)
 
 
-def _sizes(splats: Splats, pairs: Pairs, width: int, height: int, rows: int) -> Int[Array, "7"]:
+def _sizes(splats: Splats, intersections: Intersections, width: int, height: int, rows: int) -> Int[Array, "7"]:
     columns, tile_rows = grid_size(width, height, TILE)
-    num, room = splats.opacities.shape[1], pairs.ids.shape[1]
-    return jnp.array([num, room, columns, columns * tile_rows, width, height, rows], jnp.int32)
+    num, capacity = splats.opacities.shape[1], intersections.ids.shape[1]
+    return jnp.array([num, capacity, columns, columns * tile_rows, width, height, rows], jnp.int32)
 
 
-def blend_views(splats: Splats, pairs: Pairs, *, width: int, height: int) -> Image:
+def blend_views(splats: Splats, intersections: Intersections, *, width: int, height: int) -> Image:
     """Blends the Gaussians of each tile front to back (Kerbl et al. 2023, eq. 3)."""
     cameras = splats.opacities.shape[0]
-    sizes = _sizes(splats, pairs, width, height, 0)
-    grid = (pairs.starts.shape[1] - 1, cameras)
+    sizes = _sizes(splats, intersections, width, height, 0)
+    grid = (intersections.starts.shape[1] - 1, cameras)
     colors, alphas = [], []
     for first, end, channels in channel_groups(splats.features.shape[-1]):
         rows = _pack(splats, pad_channels(splats.features[..., first:end], channels))
@@ -64,21 +65,21 @@ def blend_views(splats: Splats, pairs: Pairs, *, width: int, height: int) -> Ima
             jax.ShapeDtypeStruct((cameras, height, width), jnp.float32),
         ]
         kernel = Kernel(f"blend_{channels}", "blend_forward", forward_threads(channels))
-        color, alpha = launch(kernel, image, sizes, pairs.starts, pairs.ids, rows, grid=grid)
+        color, alpha = launch(kernel, image, sizes, intersections.starts, intersections.ids, rows, grid=grid)
         colors.append(color[..., : end - first])
         alphas.append(alpha)
     return Image(jnp.concatenate(colors, axis=-1), alphas[0])
 
 
-def blend_gradient(splats: Splats, pairs: Pairs, image: Image, cotangent: Image) -> Splats:
-    """Gradient of `blend_views`; summed in a fixed order if the pairs have slots, else by atomic additions."""
+def blend_gradient(splats: Splats, intersections: Intersections, image: Image, cotangent: Image) -> Splats:
+    """Computes the gradient of `blend_views`: in a fixed order if intersections have slots, else by atomic additions."""
     gradients, features = None, []
     for first, end, channels in channel_groups(splats.features.shape[-1]):
         group = splats._replace(features=pad_channels(splats.features[..., first:end], channels))
-        # A group knows its channels alone: the gradient is linear in the channels, and opacity is one of the first group's.
+        # The gradient is a sum over channels, so groups add up. Opacity counts as a channel of the first group.
         of_alphas = cotangent.alphas if first == 0 else jnp.zeros_like(cotangent.alphas)
         colors, of_colors = (pad_channels(x.colors[..., first:end], channels) for x in (image, cotangent))
-        sums = _gradient_sums(group, pairs, Image(colors, image.alphas), Image(of_colors, of_alphas))
+        sums = _gradient_sums(group, intersections, Image(colors, image.alphas), Image(of_colors, of_alphas))
         geometry = sums[..., :GEOMETRY]
         gradients = geometry if gradients is None else gradients + geometry
         features.append(sums[..., GEOMETRY : GEOMETRY + end - first])
@@ -86,17 +87,19 @@ def blend_gradient(splats: Splats, pairs: Pairs, image: Image, cotangent: Image)
     return _from_moments(splats, gradients, jnp.concatenate(features, axis=-1))
 
 
-def _gradient_sums(splats: Splats, pairs: Pairs, image: Image, cotangent: Image) -> Float[Array, "C N V"]:
-    """Moments of dL/dsigma about each mean, and the gradients of the features, of one group of channels."""
+def _gradient_sums(
+    splats: Splats, intersections: Intersections, image: Image, cotangent: Image
+) -> Float[Array, "C N V"]:
+    """Sums, for one group of channels, moments of dL/dsigma about each mean and the gradients of the features."""
     cameras, height, width, channels = image.colors.shape
-    by_slot = pairs.slots is not None
-    rows = pairs.ids if pairs.slots is None else pairs.slots
-    num_rows = pairs.ids.shape[1] if by_slot else splats.opacities.shape[1]
+    by_slot = intersections.slots is not None
+    rows = intersections.ids if intersections.slots is None else intersections.slots
+    num_rows = intersections.ids.shape[1] if by_slot else splats.opacities.shape[1]
     zeros = jnp.zeros((cameras, num_rows, GEOMETRY + channels), jnp.float32)
     inputs = (
-        _sizes(splats, pairs, width, height, num_rows),
-        pairs.starts,
-        pairs.ids,
+        _sizes(splats, intersections, width, height, num_rows),
+        intersections.starts,
+        intersections.ids,
         rows,
         _pack(splats, splats.features),
         image.colors,
@@ -107,13 +110,13 @@ def _gradient_sums(splats: Splats, pairs: Pairs, image: Image, cotangent: Image)
     )
     kernel = Kernel(f"blend_{channels}", "blend_backward", BACKWARD_THREADS)
     output = jax.ShapeDtypeStruct(zeros.shape, zeros.dtype)
-    grid = (pairs.starts.shape[1] - 1, cameras)
+    grid = (intersections.starts.shape[1] - 1, cameras)
     (sums,) = launch(kernel, [output], *inputs, grid=grid, aliases={len(inputs) - 1: 0})
-    return sum_slots(pairs, sums) if by_slot else sums
+    return sum_slots(intersections, sums) if by_slot else sums
 
 
 def _from_moments(splats: Splats, moments: Float[Array, "C N 6"], features: Float[Array, "C N D"]) -> Splats:
-    """Gradients from the moments 1, x, y, xx, xy, yy of dL/dsigma, sigma = (xx dx^2 + yy dy^2) / 2 + xy dx dy."""
+    """Turns the moments 1, x, y, xx, xy, yy of dL/dsigma into gradients, sigma = (xx dx^2 + yy dy^2) / 2 + xy dx dy."""
     m, mx, my, mxx, mxy, myy = jnp.moveaxis(moments, -1, 0)
     xx, xy, yy = jnp.moveaxis(splats.conics, -1, 0)
     return Splats(
