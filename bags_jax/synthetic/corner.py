@@ -1,7 +1,7 @@
-"""A layout of the embedded scenes: the corner of a reading room, seen from inside (own design, no files needed).
+"""A world of the embedded scenes: the corner of a reading room, from inside (own design, no files needed).
 
-Units: two walls of 6.4 meet at x = y = 0; the finest painted details are about 0.14, which is 4 px at width 128 from
-where the cameras are. World frame: z up, the floor at z = 0, the cameras at negative x and y. Looking into the corner,
+Scene units: two walls of 6.4 meet at x = y = 0. The finest painted details are about 0.14: 4 px at width 128 from the
+cameras. World frame: z up, the floor at z = 0, the cameras at negative x and y. For a viewer who looks into the corner
 the wall y = 0 is on the left and the wall x = 0 on the right.
 """
 
@@ -16,8 +16,8 @@ from bags_jax.synthetic.paint import cells, edge, fill, mix, noise, plain, rgb, 
 from bags_jax.synthetic.raycast import Painter, Solid, World
 from bags_jax.synthetic.shapes import ball, box, rod
 
-_HALF_ROOM = 3.2  # half of its length and width
-_TARGET = np.array([-0.95, -0.95, 1.0])  # what the cameras look at, world frame
+_HALF_ROOM = 3.2  # half of the room's length and width
+_TARGET = np.array([-0.95, -0.95, 1.0])  # of the cameras, world frame
 
 
 # --- painting --------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def _bookcase() -> list[Solid]:
     oak = _wood("#a8743d", "#7a4c22")
     left, right, depth = -2.75, -0.85, 0.36
     middle, y = (left + right) / 2, -depth / 2
-    solids = [box((x, y, 0.93), (0.04, depth / 2, 0.93), oak, unseen_faces=(3, 4)) for x in (left, right)]
+    solids = [box((x, y, 0.93), (0.04, depth / 2, 0.93), oak, hidden_faces=(3, 4)) for x in (left, right)]
     heights = (0.08, 0.66, 1.24, 1.82)
     solids += [box((middle, y, z), ((right - left) / 2 - 0.04, depth / 2, 0.04), oak) for z in heights]
     key = np.random.default_rng(12)
@@ -180,7 +180,7 @@ def _bookcase() -> list[Solid]:
                     (x + width, -0.17, shelf + 0.04 + height),
                     (width, 0.14 + key.uniform(-0.02, 0.02), height),
                 )
-                solids.append(box(place, half, _book(len(solids)), unseen_faces=(3, 4), small=True))
+                solids.append(box(place, half, _book(len(solids)), hidden_faces=(3, 4), small=True))
             x += 2 * width + 0.008
     return solids
 
@@ -205,7 +205,7 @@ def _pictures() -> list[Solid]:
 
 
 def _sideboard() -> list[Solid]:
-    """On the right wall, with what stands on it."""
+    """On the right wall: a sideboard, and the things that stand on it."""
     teak = _wood("#8c5a34", "#5b351b")
 
     def front(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -271,11 +271,11 @@ def _globe_ball(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def corner() -> World:
-    """The world, painted and lit; the same object at every call."""
+def build_corner() -> World:
+    """Paints and lights the world. Later calls return the same object."""
     middle = (-_HALF_ROOM, -_HALF_ROOM, 1.5)
     solids = [
-        box(middle, (_HALF_ROOM, _HALF_ROOM, 1.5), _room, hollow=True, texels=100.0, unseen_faces=(0, 2, 5)),
+        box(middle, (_HALF_ROOM, _HALF_ROOM, 1.5), _room, hollow=True, texels=100.0, hidden_faces=(0, 2, 5)),
         *_bookcase(),
         *_on_the_bookcase(),
         *_pictures(),
@@ -296,7 +296,7 @@ def corner() -> World:
 
 
 def _place_camera(index: float, num: int, key: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
-    """On a sideways track, bent a little around the corner, that rises and falls."""
+    """Places a camera on a sideways track that bends a little around the corner, rises and falls."""
     place = index / (num - 1) - 0.5
     aside, away = 2.9 * place + key.uniform(-0.06, 0.06), 3.75 - 1.2 * place**2 + key.uniform(-0.12, 0.12)
     height = 1.35 + 0.4 * math.sin(5.0 * place) + key.uniform(-0.1, 0.1)
@@ -307,7 +307,7 @@ def _place_camera(index: float, num: int, key: np.random.Generator) -> tuple[np.
 
 
 LAYOUT = Layout(
-    make_world=corner,
+    make_world=build_corner,
     place_camera=_place_camera,
     focal=0.9,
     aperture=0.25,

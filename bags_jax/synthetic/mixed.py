@@ -1,4 +1,4 @@
-"""Captures of mixed resolution: some photographs hold less detail than their pixels could."""
+"""Captures of mixed resolution: some photographs have less detail than their pixels could hold."""
 
 import dataclasses
 
@@ -12,17 +12,17 @@ from bags_jax.errors import UserError
 
 
 def coarsen(image: UInt8[np.ndarray, "_H _W 3"], factor: int) -> UInt8[np.ndarray, "_H _W 3"]:
-    """The image as a camera with 1 / factor of the resolution saw it: averaged down, then interpolated back up."""
+    """Returns the image of a camera with 1 / factor of the resolution: areas averaged, then enlarged again."""
     height, width = image.shape[:2]
     coarse = average_areas(image, max(1, round(height / factor)), max(1, round(width / factor)))
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def mix_resolutions(scene: Scene, factors: tuple[int, ...], *, seed: int) -> Scene:
-    """Coarsens the training views, each by one of the factors, as evenly as can be and in random order.
+    """Coarsens the training views: the mixed-resolution protocol of BAGS (Peng et al. 2024, section 4.3).
 
-    The held-out views stay sharp, and the sharp training views are kept as `sharp_images` (the mixed-resolution protocol of
-    BAGS, Peng et al. 2024, section 4.3).
+    Each factor is used for an equal share of the views, in random order. The held-out views stay sharp. `sharp_images`
+    of the result are the photographs before.
 
     Raises:
       UserError: a factor under 1.
@@ -30,9 +30,11 @@ def mix_resolutions(scene: Scene, factors: tuple[int, ...], *, seed: int) -> Sce
     if not factors:
         return scene
     if min(factors) < 1:
-        raise UserError(f"data.mixed_factors is {tuple(factors)}, expected downscale factors of at least 1")
-    order = np.random.default_rng(seed).permutation(scene.train_ids)
+        raise UserError(
+            f"data.mixed_factors is {tuple(factors)}: expected downscale factors of at least 1, such as (1, 2, 4, 8)"
+        )
+    views = np.random.default_rng(seed).permutation(scene.train_ids)
     images = list(scene.images)
-    for place, view in enumerate(order):
-        images[view] = coarsen(images[view], factors[place % len(factors)])
+    for i, view in enumerate(views):
+        images[view] = coarsen(images[view], factors[i % len(factors)])
     return dataclasses.replace(scene, images=tuple(images), sharp_images=scene.images)

@@ -1,4 +1,7 @@
-"""Brushes for the embedded scenes: colours, soft shapes, noise and letters as functions of a face's coordinates."""
+"""Brushes of the embedded worlds: colours, soft shapes, noise and letters as functions of a face's coordinates.
+
+Brushes and painters are named for the thing they paint.
+"""
 
 import functools
 import itertools
@@ -12,22 +15,23 @@ _SOFT = 0.008  # width of painted edges, scene units
 
 
 def rgb(code: str) -> np.ndarray:
-    """'#rrggbb' (sRGB) as linear light."""
+    """Converts '#rrggbb' (sRGB) to linear light."""
     value = np.array([int(code[i : i + 2], 16) for i in (1, 3, 5)], np.float32) / 255
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 def edge(distance: np.ndarray) -> np.ndarray:
-    """1 where a signed distance (scene units) is positive, with a soft edge."""
+    """Returns 1 where a signed distance (scene units) is positive, else 0, with a soft edge."""
     return np.clip(distance / _SOFT + 0.5, 0.0, 1.0)
 
 
 def mix(under: np.ndarray, over: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """Blends colours [h, w, 3]: `under` where cover [h, w] is 0, `over` where it is 1."""
     return under + (over - under) * cover[..., None]
 
 
 def noise(*coordinates: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Smooth value noise in [0, 1] on the unit lattice, in 2 or 3 dimensions."""
+    """Returns smooth value noise in [0, 1] on the unit lattice, in 2 or 3 dimensions."""
     table = np.random.default_rng(seed).random((64,) * len(coordinates), np.float32)
     cells = [np.floor(c).astype(int) for c in coordinates]
     ramps = [(c - cell) ** 2 * (3 - 2 * (c - cell)) for c, cell in zip(coordinates, cells, strict=True)]
@@ -41,24 +45,24 @@ def noise(*coordinates: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def fill(code: str, like: np.ndarray) -> np.ndarray:
-    """One colour [h, w, 3] for coordinates [h, w]."""
+    """Returns one colour [h, w, 3] for coordinates [h, w]."""
     return np.broadcast_to(rgb(code), (*like.shape, 3))
 
 
 def cells(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    """A random value in [0, 1] for each unit cell."""
+    """Returns a random value in [0, 1] for each unit cell."""
     table = np.random.default_rng(seed).random((64, 64), np.float32)
     return table[np.floor(x).astype(int) % 64, np.floor(y).astype(int) % 64]
 
 
 def stripe(position: np.ndarray, period: float, width: float) -> np.ndarray:
-    """1 within stripes of `width`, one every `period`; the first is centred at 0."""
+    """Returns 1 in stripes of `width`, one every `period`, of which one is centred at 0."""
     return edge(width / 2 - np.abs((position + period / 2) % period - period / 2))
 
 
 @functools.cache
 def _letters(text: str) -> np.ndarray:
-    """Coverage in [0, 1] of bold text, cropped to its ink; row 0 is the lowest."""
+    """Returns the coverage in [0, 1] of bold text, cropped to its ink; row 0 is the lowest."""
     canvas = Image.new("L", (160 * len(text) + 80, 260))
     font = ImageFont.load_default(size=160)
     ImageDraw.Draw(canvas).text((40, 30), text, fill=255, font=font, stroke_width=7, stroke_fill=255)
@@ -66,7 +70,7 @@ def _letters(text: str) -> np.ndarray:
 
 
 def text(text: str, x: np.ndarray, y: np.ndarray, height: float, limit: float) -> np.ndarray:
-    """Coverage of text centred at the origin: `height` scene units tall, squeezed to be at most `limit` wide."""
+    """Returns the coverage of text centred at the origin: `height` scene units tall, at most `limit` wide."""
     ink = _letters(text)
     width = min(limit, height * ink.shape[1] / ink.shape[0])
     column, row = (x / width + 0.5) * ink.shape[1], (y / height + 0.5) * ink.shape[0]
@@ -76,5 +80,5 @@ def text(text: str, x: np.ndarray, y: np.ndarray, height: float, limit: float) -
 
 
 def plain(code: str) -> Painter:
-    color = rgb(code)
-    return lambda face, x, y: np.broadcast_to(color, (*x.shape, 3))
+    """Returns a painter of one colour."""
+    return lambda face, x, y: fill(code, x)

@@ -1,8 +1,9 @@
-"""A small ray caster: boxes, spheres and cylinders whose radiance is baked once into an atlas of texels (numpy, float32).
+"""A ray caster for boxes, spheres and cylinders (NumPy, float32).
 
-Every surface is Lambertian, so its radiance does not depend on the view: light, shadows and one bounce are computed once
-for each texel (`bake.py`), and a frame is nothing but the nearest hits and a texture look-up (`render_frame`).
-Rays are kept as [3, n] arrays. World frame: right-handed, z up. A ray's direction has camera z = 1, so that the ray
+Every surface is Lambertian, so its radiance does not depend on the view. `bake.py` computes light, shadows and one
+bounce once for each texel. A frame is then the nearest hits and a texture look-up (`render_frame`).
+
+Rays are arrays [3, n]. World frame: right-handed, z up. The direction of a camera's ray has camera z = 1, so the ray
 parameter t is the camera depth.
 """
 
@@ -15,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 _MISS = np.float32(1e9)
-_OFFSET = 1e-3  # how far baked rays start above their surface, scene units
-# Box faces -x +x -y +y -z +z: the axis and the sign that point to the right and up for a viewer outside.
+_OFFSET = 1e-3  # height above the surface where baked rays start, scene units
+# Box faces -x +x -y +y -z +z: the axis and its sign that point right, and up, for a viewer outside.
 _RIGHT_AXIS, _RIGHT_SIGN = np.array([1, 1, 0, 0, 0, 0]), np.array([-1, 1, 1, -1, 1, 1], np.float32)
 _UP_AXIS, _UP_SIGN = np.array([2, 2, 2, 2, 1, 1]), np.array([1, 1, 1, 1, -1, 1], np.float32)
 NUM_FACES = {"box": 6, "sphere": 1, "cylinder": 3}  # a cylinder's faces: side, bottom, top
@@ -26,26 +27,26 @@ Painter = Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # (face, x, y) ->
 
 @dataclasses.dataclass(frozen=True)
 class Solid:
-    """One convex body. `paint` gets a face and its coordinates x (right) and y (up) as a viewer outside sees them.
+    """One convex body. Its painter receives a face and the coordinates x (right) and y (up) for a viewer outside.
 
     Box faces and cylinder caps: scene units from the face's centre. Sphere: longitude and latitude, rad. Cylinder side:
     longitude, rad, and height above the middle, scene units. Longitude 0 is local -y.
     """
 
-    kind: str  # "box", "sphere" (an ellipsoid where its extents differ) or "cylinder" (axis: local z)
+    kind: str  # "box", "sphere" (an ellipsoid if its half extents differ) or "cylinder" (axis: local z)
     center: Float[np.ndarray, "3"]  # world frame
     half: Float[np.ndarray, "3"]  # half extents along the local axes, scene units
     paint: Painter
-    rotation: Float[np.ndarray, "3 3"] | None = None  # world from local; None: the axes agree
+    rotation: Float[np.ndarray, "3 3"] | None = None  # world from local; None: identity
     texels: float = 140.0  # per scene unit
-    small: bool = False  # one of many: it gets a coarse light map and reflects no light on others
-    hollow: bool = False  # seen from inside: the room
-    unseen_faces: tuple[int, ...] = ()  # get a coarse texture
+    small: bool = False  # coarse light map, and no bounce of light off this solid
+    hollow: bool = False  # visible from inside: the room
+    hidden_faces: tuple[int, ...] = ()  # these have a coarse texture
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Solids and the atlas of their radiance. F faces of all solids, T texels."""
+    """Solids and the atlas of their radiance. S solids, F faces of all solids, T texels."""
 
     solids: tuple[Solid, ...]
     first_faces: Int[np.ndarray, "S"]  # index of each solid's first face
@@ -56,29 +57,29 @@ class World:
     atlas: Float[np.ndarray, "T 3"]  # linear light, in [0, 1]
 
 
-def to_local(solid: Solid, vectors: np.ndarray) -> np.ndarray:
-    """Turns world vectors [3, n] into the solid's axes."""
+def rotate_to_local(solid: Solid, vectors: np.ndarray) -> np.ndarray:
+    """Rotates world vectors [3, n] to the solid's axes."""
     return vectors if solid.rotation is None else solid.rotation.T @ vectors
 
 
-def _slab(origin: np.ndarray, direction: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of t within |coordinate| < half."""
+def _intersect_slab(origin: np.ndarray, direction: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the interval of t with |coordinate| < half."""
     inverse = 1.0 / np.where(np.abs(direction) < 1e-9, np.float32(1e-9), direction)
     middle, reach = -origin * inverse, np.abs(half * inverse)
     return middle - reach, middle + reach
 
 
-def products(origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """d.d, o.d and o.o of rays, over the rows given (2: across a cylinder, 3: a sphere)."""
+def dot_rays(origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns d.d, o.d and o.o of rays over their rows (2: across a cylinder, 3: a sphere)."""
     dd, od, oo = direction[0] * direction[0], origin[0] * direction[0], origin[0] * origin[0]
     for o, d in zip(origin[1:], direction[1:], strict=True):  # faster than einsum or sum(axis=0)
         dd, od, oo = dd + d * d, od + o * d, oo + o * o
     return dd, od, oo
 
 
-def _ball(origin: np.ndarray, direction: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of t within a ball (3 rows) or an endless cylinder (2 rows); none: it starts at a miss."""
-    a, b, c = products(origin, direction)
+def _intersect_ball(origin: np.ndarray, direction: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the interval of t in a ball (3 rows) or an endless cylinder (2 rows); a miss starts at _MISS."""
+    a, b, c = dot_rays(origin, direction)
     a = a + np.float32(1e-12)
     discriminant = b * b - a * (c - np.float32(radius * radius))
     root = np.sqrt(np.maximum(discriminant, 0.0))
@@ -86,25 +87,25 @@ def _ball(origin: np.ndarray, direction: np.ndarray, radius: float) -> tuple[np.
     return enter, (root - b) / a
 
 
-def interval(solid: Solid, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays [3, n] in the solid's axes (origin [3, n] or [3, 1]) enter and leave it: a hit if enter < leave."""
+def intersect(solid: Solid, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the interval of t of rays [3, n] in a solid (both in its axes); a hit if enter < leave."""
     half = solid.half.tolist()
     if solid.kind == "sphere":
         if half[0] == half[1] == half[2]:
-            return _ball(origin, direction, half[0])
-        return _ball(origin / solid.half[:, None], direction / solid.half[:, None], 1.0)
-    enter, leave = _slab(origin[2], direction[2], half[2])
+            return _intersect_ball(origin, direction, half[0])
+        return _intersect_ball(origin / solid.half[:, None], direction / solid.half[:, None], 1.0)
+    enter, leave = _intersect_slab(origin[2], direction[2], half[2])
     if solid.kind == "cylinder":
-        sides = [_ball(origin[:2], direction[:2], half[0])]
+        sides = [_intersect_ball(origin[:2], direction[:2], half[0])]
     else:
-        sides = [_slab(origin[0], direction[0], half[0]), _slab(origin[1], direction[1], half[1])]
+        sides = [_intersect_slab(origin[0], direction[0], half[0]), _intersect_slab(origin[1], direction[1], half[1])]
     for side_enter, side_leave in sides:
         enter, leave = np.maximum(enter, side_enter), np.minimum(leave, side_leave)
     return enter, leave
 
 
-def _surface_uv(solid: Solid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Face index and (u, v) in [0, 1] of points [3, n] on the solid's surface, in its axes."""
+def _find_uv(solid: Solid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns face index, u and v in [0, 1] of points [3, n] on the solid's surface, in its axes."""
     x, y, z = scaled = points / solid.half[:, None]
     if solid.kind == "box":
         size_x, size_y, size_z = np.abs(scaled)
@@ -112,7 +113,7 @@ def _surface_uv(solid: Solid, points: np.ndarray) -> tuple[np.ndarray, np.ndarra
         on_y = ~on_x & (size_y > size_z)
         positive = np.where(on_x, x, np.where(on_y, y, z)) > 0
         sign = np.where(positive, np.float32(1), np.float32(-1))
-        u = np.where(on_x, sign * y, np.where(on_y, -sign * x, x))  # as _RIGHT_* and _UP_* say
+        u = np.where(on_x, sign * y, np.where(on_y, -sign * x, x))  # by _RIGHT_* and _UP_*
         v = np.where(on_x | on_y, z, sign * y)
         return np.where(on_x, 0, np.where(on_y, 2, 4)) + positive, 0.5 + 0.5 * u, 0.5 + 0.5 * v
     u = 0.5 + np.arctan2(x, -y) / np.float32(2 * math.pi)
@@ -124,8 +125,8 @@ def _surface_uv(solid: Solid, points: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return face, np.where(cap, 0.5 + 0.5 * x, u), np.where(cap, 0.5 + 0.5 * y, 0.5 + 0.5 * z)
 
 
-def _face_size(solid: Solid, face: int) -> tuple[float, float]:
-    """Width and height of a face, scene units."""
+def _measure_face(solid: Solid, face: int) -> tuple[float, float]:
+    """Returns the width and height of a face, scene units."""
     half = solid.half.tolist()
     if solid.kind == "box":
         return 2 * half[_RIGHT_AXIS[face]], 2 * half[_UP_AXIS[face]]
@@ -134,17 +135,17 @@ def _face_size(solid: Solid, face: int) -> tuple[float, float]:
     return (2 * math.pi * half[0], 2 * half[2]) if face == 0 else (2 * half[0], 2 * half[0])
 
 
-def face_grid(solid: Solid, face: int, per_unit: float, smallest: int) -> tuple[np.ndarray, np.ndarray]:
-    """(u, v) of the texel centres of a face, [h, w] each."""
-    width, height = (max(smallest, round(size * per_unit)) for size in _face_size(solid, face))
+def make_face_grid(solid: Solid, face: int, per_unit: float, smallest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns u and v of the texel centres of a face, [h, w] each."""
+    width, height = (max(smallest, round(size * per_unit)) for size in _measure_face(solid, face))
     u, v = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     grid_u, grid_v = np.meshgrid(u.astype(np.float32), v.astype(np.float32))
     return grid_u, grid_v
 
 
-def paint_coordinates(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(u, v) in [0, 1] to the coordinates that a painter gets."""
-    width, height = _face_size(solid, face)
+def scale_to_face(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales u and v in [0, 1] to the coordinates of the face's painter."""
+    width, height = _measure_face(solid, face)
     if solid.kind == "sphere":
         width, height = 2 * math.pi, math.pi
     elif solid.kind == "cylinder" and face == 0:
@@ -152,9 +153,9 @@ def paint_coordinates(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> 
     return (u - 0.5) * np.float32(width), (v - 0.5) * np.float32(height)
 
 
-def surface_points(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World points [3, n] just off the surface at (u, v) [n], and the normals there that point to the viewer."""
-    x, y = paint_coordinates(solid, face, u, v)
+def place_on_surface(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns world points [3, n] just off the surface at (u, v) [n], and the normals there, towards the viewer."""
+    x, y = scale_to_face(solid, face, u, v)
     normals = np.zeros((3, u.size), np.float32)
     points = np.zeros((3, u.size), np.float32)
     if solid.kind == "box":
@@ -182,12 +183,16 @@ def surface_points(solid: Solid, face: int, u: np.ndarray, v: np.ndarray) -> tup
     return points + solid.center[:, None], normals
 
 
-def _nearest(solids: tuple[Solid, ...], origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ray parameter and solid index of the first hit of rays [3, n] (origins [3, n] or [3, 1])."""
+def _find_nearest(
+    solids: tuple[Solid, ...], origins: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ray parameter and solid index of the first hit of rays [3, n] (origins [3, n] or [3, 1])."""
     nearest = np.full(directions.shape[1], _MISS)
     owners = np.zeros(directions.shape[1], np.int32)
     for index, solid in enumerate(solids):
-        enter, leave = interval(solid, to_local(solid, origins - solid.center[:, None]), to_local(solid, directions))
+        enter, leave = intersect(
+            solid, rotate_to_local(solid, origins - solid.center[:, None]), rotate_to_local(solid, directions)
+        )
         t = leave if solid.hollow else enter
         closer = (enter < leave) & (t > 0.0) & (t < nearest)
         np.copyto(nearest, t, where=closer)
@@ -195,8 +200,8 @@ def _nearest(solids: tuple[Solid, ...], origins: np.ndarray, directions: np.ndar
     return nearest, owners
 
 
-def _look_up(world: World, faces: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Bilinear radiance [n, 3] at (u, v) of faces (indices into all faces). np.take: several times faster than [...]."""
+def _interpolate_texels(world: World, faces: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Returns the bilinear radiance [n, 3] at (u, v) of faces. np.take is several times faster than indexing."""
     width, height, start = (np.take(x, faces) for x in (world.face_widths, world.face_heights, world.face_starts))
     last_x, last_y = width.astype(np.float32) - 1, height.astype(np.float32) - 1
     x, y = np.clip(u * (last_x + 1) - 0.5, 0, last_x), np.clip(v * (last_y + 1) - 0.5, 0, last_y)
@@ -211,79 +216,79 @@ def _look_up(world: World, faces: np.ndarray, u: np.ndarray, v: np.ndarray) -> n
     return total
 
 
-def _radiance(world: World, points: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Radiance [n, 3] of world points [3, n] that lie on the surfaces of the solids `owners` [n]."""
-    order = np.argsort(owners.astype(np.uint8), kind="stable")  # so that each solid's points are one slice
+def _look_up_radiance(world: World, points: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Returns the radiance [n, 3] of world points [3, n] on the surfaces of the solids `owners` [n]."""
+    order = np.argsort(owners.astype(np.uint8), kind="stable")  # makes one slice of each solid's points
     points = np.take(points, order, axis=1)
     counts = np.bincount(owners, minlength=len(world.solids))
     faces = np.empty(owners.shape, np.int32)
     u, v = np.empty(owners.shape, np.float32), np.empty(owners.shape, np.float32)
     for index in np.flatnonzero(counts).tolist():
         solid, own = world.solids[index], slice(counts[:index].sum(), counts[: index + 1].sum())
-        face, u[own], v[own] = _surface_uv(solid, to_local(solid, points[:, own] - solid.center[:, None]))
+        face, u[own], v[own] = _find_uv(solid, rotate_to_local(solid, points[:, own] - solid.center[:, None]))
         faces[own] = world.first_faces[index] + face
     colors = np.empty((owners.size, 3), np.float32)
-    colors[order] = _look_up(world, faces, u, v)
+    colors[order] = _interpolate_texels(world, faces, u, v)
     return colors
 
 
-def camera_rays(
+def make_camera_rays(
     viewmat: Float[np.ndarray, "4 4"], K: Float[np.ndarray, "3 3"], pixels: Float[np.ndarray, "2 n"]
 ) -> tuple[Float[np.ndarray, "3 1"], Float[np.ndarray, "3 n"]]:
-    """World origin and directions (camera z = 1) of the rays through pixel positions (x, y), px."""
-    turn = viewmat[:3, :3].astype(np.float32)
+    """Returns the world origin and directions (camera z = 1) of the rays through pixel positions (x, y), px."""
+    rotation = viewmat[:3, :3].astype(np.float32)
     x, y = (pixels[0] - K[0, 2]) / K[0, 0], (pixels[1] - K[1, 2]) / K[1, 1]
-    directions = turn.T @ np.stack([x, y, np.ones_like(x)]).astype(np.float32)
-    return (-turn.T @ viewmat[:3, 3].astype(np.float32))[:, None], directions
+    directions = rotation.T @ np.stack([x, y, np.ones_like(x)]).astype(np.float32)
+    return (-rotation.T @ viewmat[:3, 3].astype(np.float32))[:, None], directions
 
 
 def cast(
     world: World, origins: Float[np.ndarray, "3 _m"], directions: Float[np.ndarray, "3 n"]
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n 3"]]:
-    """First hits of any rays (_m = n, or 1: all start together): ray parameters, and linear radiance."""
-    t, owners = _nearest(world.solids, origins, directions)
-    return t, _radiance(world, origins + t * directions, owners)
+    """Returns the ray parameters and linear radiance of the rays' first hits (_m = n, or 1: a common origin)."""
+    t, owners = _find_nearest(world.solids, origins, directions)
+    return t, _look_up_radiance(world, origins + t * directions, owners)
 
 
-def bounding_corners(solid: Solid) -> np.ndarray:
-    """The solid's bounding box: world points [3, 8]."""
+def find_bounding_corners(solid: Solid) -> np.ndarray:
+    """Returns the corners of the solid's bounding box: world points [3, 8]."""
     corners = solid.half[:, None] * np.array(list(itertools.product((-1, 1), repeat=3)), np.float32).T
     return solid.center[:, None] + (corners if solid.rotation is None else solid.rotation @ corners)
 
 
-def _screen_boxes(world: World, viewmat: np.ndarray, K: np.ndarray, height: int, width: int) -> np.ndarray:
-    """First row, end row, first column, end column [S, 4] of the pixels that can see each solid."""
+def _project_boxes(world: World, viewmat: np.ndarray, K: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns first row, end row, first column, end column [S, 4] of the pixels that each solid can cover."""
     corners = viewmat[:3, :3] @ world.corners + viewmat[:3, 3:]  # [S, 3, 8]
     depths = np.maximum(corners[:, 2], 0.05)
     x, y = (corners[:, i] / depths * K[i, i] + K[i, 2] for i in (0, 1))
     boxes = np.floor(np.stack([y.min(1) - 0.5, y.max(1) + 1.5, x.min(1) - 0.5, x.max(1) + 1.5], axis=1))
-    boxes[corners[:, 2].min(1) < 0.05] = 0, height, 0, width  # reaches behind the camera
+    boxes[corners[:, 2].min(1) < 0.05] = 0, height, 0, width  # the solid reaches behind the camera
     return np.clip(boxes, 0, [height, height, width, width]).astype(int)
 
 
 def render_frame(
     world: World, viewmat: Float[np.ndarray, "4 4"], K: Float[np.ndarray, "3 3"], *, height: int, width: int
 ) -> tuple[Float[np.ndarray, "height width 3"], Float[np.ndarray, "height width"]]:
-    """One ray through each pixel centre: linear radiance and camera depth (scene units).
+    """Casts one ray through each pixel centre. Returns linear radiance and camera depth (scene units).
 
-    Shift the principal point to move the samples within their pixels.
+    Shift the principal point to move the samples in their pixels.
     """
     rows, columns = np.mgrid[:height, :width].astype(np.float32) + 0.5
-    origin, flat = camera_rays(viewmat, K, np.stack([columns.ravel(), rows.ravel()]))
+    origin, flat = make_camera_rays(viewmat, K, np.stack([columns.ravel(), rows.ravel()]))
     directions = flat.reshape(3, height, width)
     nearest = np.full((height, width), _MISS)
     owners = np.zeros((height, width), np.int32)
-    boxes = _screen_boxes(world, viewmat, K, height, width).tolist()
+    boxes = _project_boxes(world, viewmat, K, height, width).tolist()
     for index, (solid, (top, bottom, left, right)) in enumerate(zip(world.solids, boxes, strict=True)):
         if top >= bottom or left >= right:
             continue
         box = slice(top, bottom), slice(left, right)
-        seen = directions[:, *box]
-        local = to_local(solid, origin - solid.center[:, None])
-        enter, leave = interval(solid, local, to_local(solid, seen.reshape(3, -1)))
-        t, leave = (x.reshape(seen.shape[1:]) for x in ((leave if solid.hollow else enter), leave))
+        rays = directions[:, *box]
+        local = rotate_to_local(solid, origin - solid.center[:, None])
+        enter, leave = intersect(solid, local, rotate_to_local(solid, rays.reshape(3, -1)))
+        t, leave = (x.reshape(rays.shape[1:]) for x in ((leave if solid.hollow else enter), leave))
         closer = (t < nearest[box]) & (t > 0.0) & (t <= leave)
         np.copyto(nearest[box], t, where=closer)
         np.copyto(owners[box], np.int32(index), where=closer)
-    colors = _radiance(world, origin + nearest.ravel() * flat, owners.ravel())
+    colors = _look_up_radiance(world, origin + nearest.ravel() * flat, owners.ravel())
     return colors.reshape(height, width, 3), nearest

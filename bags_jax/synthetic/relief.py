@@ -1,8 +1,8 @@
-"""A layout of the embedded scenes: an ivy-grown garden wall with a gate, seen from the front (own design, no files needed).
+"""A world of the embedded scenes: an ivy-grown garden wall with a gate, from the front (own design, no files needed).
 
-Units: the wall stands at y = 0; flowers before it begin at y = -1.7, the hills behind its gate are painted at y = 3.4.
-The finest painted details are about 0.1 in front and 0.15 on the wall, 4 px at width 128; twigs and stems are thinner,
-1 to 2 px. World frame: z up, the ground at z = 0, the cameras on a grid at y = -3.55 and all looking along +y.
+Scene units: the wall stands at y = 0. Flowers before it begin at y = -1.7; the hills behind its gate are painted at
+y = 3.4. The finest painted details are about 0.1 in front and 0.15 on the wall: 4 px at width 128. Twigs and stems are
+1 to 2 px wide. World frame: z up, the ground at z = 0, the cameras on a grid at y = -3.55, all facing +y.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from bags_jax.synthetic.paint import cells, edge, fill, mix, noise, plain, rgb, 
 from bags_jax.synthetic.raycast import Painter, Solid, World
 from bags_jax.synthetic.shapes import ball, box, leaf, rod
 
-_GRID_COLUMNS, _GRID_SIZE = 6, (1.5, 0.75)  # cameras side by side; width and height of their grid, scene units
+_GRID_COLUMNS, _GRID_SIZE = 6, (1.5, 0.75)  # cameras in a row; width and height of their grid, scene units
 _GREENS = ("#2f6b35", "#4d8f3c", "#6fae4a", "#3a7d5a", "#8abf5c", "#a8452f")  # the last: autumn
 
 
@@ -26,7 +26,7 @@ _GREENS = ("#2f6b35", "#4d8f3c", "#6fae4a", "#3a7d5a", "#8abf5c", "#a8452f")  # 
 
 
 def _outside(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Hills and sky all around, grass below: what the gate lets through."""
+    """Hills and sky all around, grass below: visible through the gate."""
     if face == 4:
         return mix(fill("#6f9c46", x), rgb("#a9c064"), np.round(noise(4 * x + 40, 4 * y + 40, seed=2)))
     if face == 5:
@@ -43,7 +43,7 @@ def _outside(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _stones(offset_x: float, offset_z: float) -> Painter:
-    """Rough ashlar in courses; the offsets are the solid's centre, so that courses run through."""
+    """Rough ashlar in courses. The offsets are the solid's centre, so that courses continue from solid to solid."""
 
     def paint(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         u, v = x + offset_x + 20, y + offset_z + 20
@@ -107,18 +107,18 @@ def _plaque(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _wall() -> list[Solid]:
-    """Two piers and a lintel around the gate, a coping of tiles, and what hangs there."""
+    """Two piers and a lintel around the gate, a coping of tiles, shutters and a plaque."""
     parts = (
         ((-1.95, 0.15, 1.2), (1.6, 0.15, 1.2)),
         ((2.05, 0.15, 1.2), (1.5, 0.15, 1.2)),
         ((0.1, 0.15, 2.1), (0.45, 0.15, 0.3)),
     )
     solids = [
-        box(center, half, _stones(center[0], center[2]), texels=100.0, unseen_faces=(3, 4, 5)) for center, half in parts
+        box(center, half, _stones(center[0], center[2]), texels=100.0, hidden_faces=(3, 4, 5)) for center, half in parts
     ]
     return [
         *solids,
-        box((0.0, 0.12, 2.46), (3.6, 0.26, 0.07), _tiles, texels=100.0, unseen_faces=(3, 5)),
+        box((0.0, 0.12, 2.46), (3.6, 0.26, 0.07), _tiles, texels=100.0, hidden_faces=(3, 5)),
         box((1.62, -0.03, 1.5), (0.26, 0.03, 0.42), _shutter),
         box((2.18, -0.03, 1.5), (0.26, 0.03, 0.42), _shutter),
         rod((-0.85, -0.05, 1.6), (-0.85, 0.0, 1.6), 0.38, _plaque),
@@ -211,11 +211,11 @@ def _pots(key: np.random.Generator) -> list[Solid]:
 
 
 @functools.cache
-def relief() -> World:
-    """The world, painted and lit; the same object at every call."""
+def build_relief() -> World:
+    """Paints and lights the world. Later calls return the same object."""
     key = np.random.default_rng(7)
     solids = [
-        box((0, -1.6, 2.0), (5.0, 5.0, 2.0), _outside, hollow=True, texels=60.0, unseen_faces=(0, 1, 2, 5)),
+        box((0, -1.6, 2.0), (5.0, 5.0, 2.0), _outside, hollow=True, texels=60.0, hidden_faces=(0, 1, 2, 5)),
         *_wall(),
         *_behind(),
         *_lattice(),
@@ -240,8 +240,8 @@ def relief() -> World:
 # --- cameras ---------------------------------------------------------------------------------------------------------
 
 
-def _grid_place(index: int, num: int) -> np.ndarray:
-    """Place (right, up) of a training camera on the grid, in [-0.5, 0.5]: row by row, to and fro."""
+def _find_grid_place(index: int, num: int) -> np.ndarray:
+    """Returns the place (right, up) of a training camera on the grid, in [-0.5, 0.5]: row by row, to and fro."""
     columns = min(_GRID_COLUMNS, num)
     rows = math.ceil(num / columns)
     row, column = divmod(index, columns)
@@ -250,8 +250,8 @@ def _grid_place(index: int, num: int) -> np.ndarray:
 
 
 def _place_camera(index: float, num: int, key: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
-    """On a grid before the wall, all facing it."""
-    corners = _grid_place(math.floor(index), num), _grid_place(math.ceil(index), num)
+    """Places a camera on a grid before the wall, facing the wall."""
+    corners = _find_grid_place(math.floor(index), num), _find_grid_place(math.ceil(index), num)
     right, up = (corners[0] + corners[1]) / 2 * _GRID_SIZE
     center = np.array([0.1 + right, -3.55, 1.2 + up]) + key.uniform(-0.06, 0.06, 3)
     target = np.array([0.1 + 0.55 * right, 0.0, 1.12 + 0.5 * up]) + key.uniform(-0.08, 0.08, 3)
@@ -259,7 +259,7 @@ def _place_camera(index: float, num: int, key: np.random.Generator) -> tuple[np.
 
 
 LAYOUT = Layout(
-    make_world=relief,
+    make_world=build_relief,
     place_camera=_place_camera,
     focal=0.9,
     aperture=0.18,

@@ -1,4 +1,4 @@
-"""Scenes on disk: one file each, written whole or not at all."""
+"""Cache of rendered scenes: one file a scene."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from bags_jax.errors import UserError
 
 
 def read_cache(path: pathlib.Path | None, num_views: int, shape: tuple[int, int, int]) -> Scene | None:
-    """The cached scene, or None where it is absent or cannot be read."""
+    """Reads a cached scene; None if the file is absent, cannot be read, or holds another number or shape of views."""
     if path is None:
         return None
     try:
@@ -30,10 +30,10 @@ def read_cache(path: pathlib.Path | None, num_views: int, shape: tuple[int, int,
 
 
 def write_cache(path: pathlib.Path | None, scene: Scene) -> None:
-    """Writes the whole file or nothing; a cache that cannot be written is done without."""
+    """Writes a scene to the cache, atomically. Does nothing if the file cannot be written."""
     if path is None:
         return
     arrays = {name: value for name, value in dataclasses.asdict(scene).items() if value is not None}
     del arrays["background"], arrays["notes"]
-    with contextlib.suppress(UserError), replace_atomic(path) as unfinished:
-        np.savez(unfinished, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})
+    with contextlib.suppress(UserError), replace_atomic(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})

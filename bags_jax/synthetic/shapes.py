@@ -1,4 +1,4 @@
-"""Solids of the embedded scenes, placed and turned."""
+"""Solids of the embedded worlds, by their place, size and rotation."""
 
 import math
 
@@ -7,26 +7,28 @@ import numpy as np
 from bags_jax.synthetic.raycast import Painter, Solid
 
 
-def turned(degrees: float) -> np.ndarray:
-    """Rotation about the vertical."""
+def rotate_about_z(degrees: float) -> np.ndarray:
+    """Returns the rotation about the vertical."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)
 
 
 def box(center: tuple, half: tuple, paint: Painter, degrees: float = 0.0, **options) -> Solid:
-    rotation = turned(degrees) if degrees else None
+    """Returns a box, rotated about the vertical."""
+    rotation = rotate_about_z(degrees) if degrees else None
     return Solid("box", np.array(center, np.float32), np.array(half, np.float32), paint, rotation, **options)
 
 
 def ball(center: tuple, radius: float, paint: Painter, degrees: float = 0.0) -> Solid:
-    rotation = turned(degrees) if degrees else None
+    """Returns a sphere, rotated about the vertical."""
+    rotation = rotate_about_z(degrees) if degrees else None
     return Solid("sphere", np.array(center, np.float32), np.full(3, radius, np.float32), paint, rotation)
 
 
 def leaf(center: tuple, half: tuple, tip: tuple, facing: tuple, paint: Painter, **options) -> Solid:
-    """A flat ellipsoid: half width, half thickness, half length; the tip points along `tip`, longitude 0 to `facing`.
+    """Returns a flat ellipsoid. Its tip points along `tip`; longitude 0 points to the part of `facing` across the tip.
 
-    Only the part of `facing` across the tip counts.
+    half: half width, half thickness, half length, scene units.
     """
     z = np.array(tip, float) / np.linalg.norm(tip)
     y = -np.array(facing, float)
@@ -37,7 +39,7 @@ def leaf(center: tuple, half: tuple, tip: tuple, facing: tuple, paint: Painter, 
 
 
 def rod(start: tuple, end: tuple, radius: float, paint: Painter) -> Solid:
-    """A cylinder between two points."""
+    """Returns a cylinder between two points."""
     along = np.subtract(end, start)
     length = float(np.linalg.norm(along))
     axis = along / length

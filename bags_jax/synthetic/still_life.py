@@ -1,6 +1,6 @@
-"""The embedded scene's world: a playroom of painted solids (own design, no files needed).
+"""A world of the embedded scenes: a playroom of painted solids (own design, no files needed).
 
-Units: the room is 6.8 wide; the finest painted details are about 0.12 near the cameras and 0.18 on the walls, which is
+Scene units: the room is 6.8 wide. The finest painted details are about 0.12 near the cameras and 0.18 on the walls:
 4 px at width 128. World frame: z up, the floor at z = 0, the back wall at y = 2.3, the cameras at negative y.
 """
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from bags_jax.synthetic.bake import Light, make_world
 from bags_jax.synthetic.layout import Layout
-from bags_jax.synthetic.paint import cells, edge, mix, noise, plain, rgb, stripe, text
+from bags_jax.synthetic.paint import cells, edge, fill, mix, noise, plain, rgb, stripe, text
 from bags_jax.synthetic.raycast import Painter, Solid, World
 from bags_jax.synthetic.shapes import ball, box, rod
 
-_TARGET = np.array([0.0, 0.1, 0.78])  # what the cameras look at, world frame
-_ARC_DEGREES = 64.0  # between the outermost training cameras
+_TARGET = np.array([0.0, 0.1, 0.78])  # of the cameras, world frame
+_ARC_DEGREES = 64.0  # angle between the outermost training cameras
 
 
 # --- painting --------------------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ def _room(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if face == 4:
         return _floor(x, -y)
     if face == 5 or face == 2:
-        return np.broadcast_to(rgb("#e9e4da"), (*x.shape, 3))
+        return fill("#e9e4da", x)
     z = y + 1.7
     if face == 0:
         return _bricks(x, z)
@@ -36,7 +36,7 @@ def _room(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     column = (x / 0.42 + 0.5 * row) % 1.0 - 0.5
     diamond = np.abs(column * 0.42) + np.abs((z / 0.36) % 1.0 - 0.5) * 0.36
     upper = mix(np.broadcast_to(paper, (*x.shape, 3)), ornament, edge(0.1 - diamond))
-    boards = mix(np.broadcast_to(rgb("#f1ead9"), (*x.shape, 3)), rgb("#b9ab90"), stripe(x, 0.4, 0.07))
+    boards = mix(fill("#f1ead9", x), rgb("#b9ab90"), stripe(x, 0.4, 0.07))
     wall = mix(upper, boards, edge(0.62 - z))
     wall = mix(wall, rgb("#8a4b2d"), edge(0.055 - np.abs(z - 0.64)))
     return mix(wall, rgb("#8a4b2d"), edge(0.14 - z))
@@ -46,7 +46,7 @@ def _bricks(x: np.ndarray, z: np.ndarray) -> np.ndarray:
     row = np.floor(z / 0.25)
     along = x / 0.56 + 0.5 * (row % 2)
     shade = cells(along, z / 0.25, 3)
-    brick = mix(np.broadcast_to(rgb("#8f3f2e"), (*x.shape, 3)), rgb("#d88a5f"), shade)
+    brick = mix(fill("#8f3f2e", x), rgb("#d88a5f"), shade)
     gap = np.minimum(0.28 - np.abs(along % 1.0 - 0.5) * 0.56, 0.125 - np.abs((z / 0.25) % 1.0 - 0.5) * 0.25)
     return mix(brick, rgb("#dccdb8"), edge(0.028 - gap))
 
@@ -55,10 +55,10 @@ def _floor(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Tiles in the room's coordinates, with a round rug below the globe."""
     tile = (np.floor(x / 0.5) + np.floor(y / 0.5)) % 2
     shade = (0.85 + 0.15 * cells(x / 0.5, y / 0.5, 5))[..., None]
-    floor = mix(np.broadcast_to(rgb("#efe3cb"), (*x.shape, 3)), rgb("#b8805a"), tile) * shade
+    floor = mix(fill("#efe3cb", x), rgb("#b8805a"), tile) * shade
     u, v = x + 0.05, y - 0.95  # the room's middle lies at y = -1.1 of the world
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
-    rug = np.broadcast_to(rgb("#24406e"), (*x.shape, 3))
+    rug = fill("#24406e", x)
     rug = mix(rug, rgb("#e8b04a"), edge(0.07 - np.abs(radius - 1.33)))
     wave = radius - 1.06 - 0.09 * np.sign(np.sin(14 * angle)) * np.abs(np.sin(14 * angle))
     rug = mix(rug, rgb("#f3e9d2"), edge(0.06 - np.abs(wave)))
@@ -69,7 +69,7 @@ def _floor(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _land(*coordinates: np.ndarray, seed: int) -> np.ndarray:
-    """A height field in about [-0.5, 0.5]."""
+    """Returns a height field in about [-0.5, 0.5]."""
     return (
         noise(*coordinates, seed=seed)
         + 0.5 * noise(*(2.1 * c for c in coordinates), seed=seed + 1)
@@ -78,8 +78,8 @@ def _land(*coordinates: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _atlas_colors(height: np.ndarray, scale: float) -> np.ndarray:
-    """Sea, coast, lowland and highland by height."""
-    color = mix(np.broadcast_to(rgb("#3f8fc4"), (*height.shape, 3)), rgb("#8cc7de"), edge(scale * (height + 0.06)))
+    """Colours sea, coast, lowland and highland by height."""
+    color = mix(fill("#3f8fc4", height), rgb("#8cc7de"), edge(scale * (height + 0.06)))
     color = mix(color, rgb("#8fb65a"), edge(scale * height))
     color = mix(color, rgb("#e3c878"), edge(scale * (height - 0.09)))
     return mix(color, rgb("#a9683c"), edge(scale * (height - 0.17)))
@@ -94,7 +94,7 @@ def _globe(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _poster(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """A framed map."""
     if face != 2:
-        return np.broadcast_to(rgb("#4a2c1d"), (*x.shape, 3))
+        return fill("#4a2c1d", x)
     color = _atlas_colors(_land(1.5 * x + 3, 1.5 * y + 9, seed=33), 0.7)
     color = mix(color, rgb("#f7f3e6"), 0.55 * np.maximum(stripe(x, 0.5, 0.035), stripe(y, 0.5, 0.035)))
     route = y - 0.25 * np.sin(2.6 * x) - 0.08
@@ -107,7 +107,7 @@ def _poster(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _sign(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    board = np.broadcast_to(rgb("#f4efe2"), (*x.shape, 3))
+    board = fill("#f4efe2", x)
     if face != 2:
         return board
     board = mix(board, rgb("#c8473a"), edge(0.09 - np.minimum(0.98 - np.abs(x), 0.37 - np.abs(y))))
@@ -119,7 +119,7 @@ def _toy_block(letter: str, code: str) -> Painter:
 
     def paint(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         half = 0.25
-        color = np.broadcast_to(rgb("#f7ecd0"), (*x.shape, 3))
+        color = fill("#f7ecd0", x)
         color = mix(color, rgb(code), edge(0.055 - (half - np.maximum(np.abs(x), np.abs(y)))))
         return mix(color, rgb(code), text(letter, x, y, 0.29, 0.3))
 
@@ -136,14 +136,14 @@ def _beach_ball(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _checked_ball(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     check = np.sin(4 * x) * np.sin(5 * y)
-    return mix(np.broadcast_to(rgb("#f6f1e4"), (*x.shape, 3)), rgb("#6a3d8f"), edge(0.06 * check))
+    return mix(fill("#f6f1e4", x), rgb("#6a3d8f"), edge(0.06 * check))
 
 
 def _crate(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Planks with a frame and a diagonal brace."""
     half = 0.45
     shade = (0.75 + 0.35 * cells(x * 0 + face, (y + half) / 0.18, 8))[..., None]
-    wood = np.broadcast_to(rgb("#b98a52"), (*x.shape, 3)) * shade
+    wood = fill("#b98a52", x) * shade
     wood = mix(wood, rgb("#6b4423"), stripe(y + half, 0.18, 0.03))
     frame = edge(0.11 - (half - np.maximum(np.abs(x), np.abs(y))))
     brace = edge(0.065 - np.abs(x - y) / math.sqrt(2))
@@ -152,12 +152,12 @@ def _crate(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _barber_pole(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     turn = y - 0.36 * x / (2 * math.pi)
-    color = mix(np.broadcast_to(rgb("#f8f4ea"), (*x.shape, 3)), rgb("#cf2f36"), stripe(turn, 0.36, 0.14))
-    return color if face == 0 else np.broadcast_to(rgb("#d9a441"), (*x.shape, 3))
+    color = mix(fill("#f8f4ea", x), rgb("#cf2f36"), stripe(turn, 0.36, 0.14))
+    return color if face == 0 else fill("#d9a441", x)
 
 
 def _plinth(face: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    base = np.broadcast_to(rgb("#f2ead8"), (*x.shape, 3))
+    base = fill("#f2ead8", x)
     if face != 0:
         return base
     return mix(base, rgb("#2f7fc1"), stripe(x * 0.42, 2 * math.pi * 0.42 / 16, 0.08))
@@ -200,10 +200,10 @@ def _mobile(x: float, y: float) -> list[Solid]:
 
 
 @functools.cache
-def still_life() -> World:
-    """The world, painted and lit; the same object at every call (the first takes 2 to 3 s)."""
+def build_still_life() -> World:
+    """Paints and lights the world (2 to 3 s). Later calls return the same object."""
     solids = [
-        box((0, -1.1, 1.7), (3.4, 3.4, 1.7), _room, hollow=True, texels=100.0, unseen_faces=(2, 5)),
+        box((0, -1.1, 1.7), (3.4, 3.4, 1.7), _room, hollow=True, texels=100.0, hidden_faces=(2, 5)),
         box((-1.3, 2.26, 1.5), (1.02, 0.04, 0.66), _poster),
         box((0.95, 2.26, 1.72), (0.98, 0.04, 0.37), _sign),
         rod((0, 0.55, 0), (0, 0.55, 0.38), 0.42, _plinth),
@@ -232,7 +232,7 @@ def still_life() -> World:
 
 
 def _place_camera(index: float, num: int, key: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
-    """On an arc around the globe."""
+    """Places a camera on an arc around the globe."""
     angle = math.radians(_ARC_DEGREES) * (index / (num - 1) - 0.5)
     distance, height = 3.7 + key.uniform(-0.15, 0.15), 1.45 + key.uniform(-0.25, 0.25)
     center = np.array([_TARGET[0] + distance * math.sin(angle), _TARGET[1] - distance * math.cos(angle), height])
@@ -241,7 +241,7 @@ def _place_camera(index: float, num: int, key: np.random.Generator) -> tuple[np.
 
 
 LAYOUT = Layout(
-    make_world=still_life,
+    make_world=build_still_life,
     place_camera=_place_camera,
     focal=0.94,
     aperture=0.18,
