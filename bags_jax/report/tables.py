@@ -49,13 +49,14 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(map(_latex_cell, cells)) + r" \\"
+    return " & ".join(map(latex_cell, cells)) + r" \\"
 
 
-def _latex_cell(text: str) -> str:
+def latex_cell(text: str) -> str:
+    """Escapes a text for LaTeX."""
     text = " ".join(str(text).split())
     if _NUMBER.fullmatch(text) and text.startswith("-") and text != "-":
-        return "$-$" + _latex_cell(text[1:])  # a minus sign, not a hyphen
+        return "$-$" + latex_cell(text[1:])  # a minus sign, not a hyphen
     return "".join(_LATEX.get(c, c) for c in text)
 
 

@@ -1,7 +1,7 @@
-"""A whole step of plain splatting by gsplat and torch, on the case that ours is timed with.
+"""A training step of plain splatting by gsplat and torch, on the same scene as ours. Used by training_step.py.
 
-Antialiased rendering of SH, L1 and SSIM, gradients, fused Adam on every group. SSIM by fused_ssim where it is installed, as in gsplat's own
-trainer, else by separable convolutions. They are there or not: torch, gsplat and fused_ssim are no requirement of this package.
+A step is antialiased rendering of SH, L1 and SSIM, gradients, and fused Adam on every group. SSIM uses fused_ssim if
+installed, as gsplat's own trainer does, else separable convolutions. torch, gsplat and fused_ssim are optional.
 """
 
 import importlib
@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 
 from bags_jax.errors import UserError
-from bags_jax.ops.ssim.xla import C1, C2
+from bags_jax.ops.ssim.window import C1, C2
 from bags_jax.step import Recipe
 from bags_jax.structs import Dataset, TrainState
 
 
 def check_gsplat() -> None:
-    """Raises UserError where torch or gsplat is missing."""
+    """Raises UserError if torch or gsplat is missing."""
     if missing := [name for name in ("torch", "gsplat") if not importlib.util.find_spec(name)]:
         raise UserError(f"--beside=gsplat needs {' and '.join(missing)}: install them, or leave the flag out")
 
@@ -25,7 +25,7 @@ def check_gsplat() -> None:
 def make_step(
     state: TrainState, dataset: Dataset, recipe: Recipe, *, rate: float, device: str = "cuda"
 ) -> Callable[[], None]:
-    """A function that takes one step of the scene of a state, at one rate for all, and returns before the device is done."""
+    """Returns a function that starts one training step and does not wait for the device. rate: of all parameters."""
     torch, gsplat = importlib.import_module("torch"), importlib.import_module("gsplat")
 
     def tensor(x, *, trained=False):
@@ -69,5 +69,5 @@ def make_step(
 
 
 def synchronize() -> None:
-    """Waits until the device is done."""
+    """Waits for the device."""
     importlib.import_module("torch").cuda.synchronize()

@@ -1,10 +1,10 @@
-"""Times of `rasterization`, forward and forward + backward, beside gsplat's where torch and gsplat are importable.
+"""Times `rasterization`, forward and forward + backward, optionally beside gsplat's.
 
   python -m experiments.benchmarks.rasterizer --scenes=1000000:1296x840,garden:648x420 --backends=auto --beside=gsplat
 
-One JSON row a scene and backend, written as soon as it is known. A scene is a number of invented Gaussians or `garden`, the
-points of a Mip-NeRF 360 scene with invented scales (--garden=.../test_garden.npz), and the size of the image. All means and
-colours have gradients, the pose too. Times are medians, from the call to the result on the device.
+Prints one JSON row per scene and backend. A scene is a number of random Gaussians, or `garden` (the points of a
+Mip-NeRF 360 scene with random scales, --garden=.../test_garden.npz), and an image size. The backward pass computes the
+gradients of all Gaussians and of the camera pose. Times are medians, from the call until the device has the result.
 """
 
 import functools
@@ -24,12 +24,11 @@ from scipy.spatial import KDTree
 from bags_jax.cli.launch import launch
 from bags_jax.errors import UserError
 from bags_jax.metrics import psnr_of_mse
-from bags_jax.ops.rasterize import choose_backend
+from bags_jax.ops.backends import choose
 from bags_jax.splatting import rasterization
-from experiments.benchmarks.arguments import row_writer
-from experiments.benchmarks.cloud import make_cloud
+from experiments.benchmarks.cases import make_cloud
 from experiments.benchmarks.gsplat_step import check_gsplat
-from experiments.benchmarks.provenance import provenance
+from experiments.benchmarks.rows import open_rows, provenance
 from experiments.benchmarks.timing import median_ms
 
 SYNTHETIC = "100000:1296x840,500000:1296x840,1000000:1296x840,3000000:1296x840"
@@ -37,14 +36,14 @@ _SCENES = flags.DEFINE_list("scenes", f"{SYNTHETIC},1000000:648x420,1000000:1920
 _BACKENDS = flags.DEFINE_list("backends", "auto", "Backends of `rasterize`; 'cuda!' has deterministic gradients.")
 _BESIDE = flags.DEFINE_enum("beside", "", ["", "gsplat"], "Another rasterizer to time on the same inputs.")
 _GARDEN = flags.DEFINE_string("garden", "../shared/data/test_garden.npz", "The points of `garden` scenes.")
-_TIMED = flags.DEFINE_integer("timed", 50, "Timed runs, of which the median is taken.", lower_bound=1)
-_WARM_UP = flags.DEFINE_integer("warm_up", 10, "Runs before them.", lower_bound=1)
-_ROWS = flags.DEFINE_string("rows", "", "File to which the JSON rows are appended; default: none.")
+_TIMED = flags.DEFINE_integer("timed", 50, "Number of timed runs; the median is reported.", lower_bound=1)
+_WARM_UP = flags.DEFINE_integer("warm_up", 10, "Untimed runs before them.", lower_bound=1)
+_ROWS = flags.DEFINE_string("rows", "", "File to which JSON rows are appended; empty: none.")
 Write = Callable[[dict], None]
 
 
 class Scene(NamedTuple):
-    """Inputs of one camera, in the order of `rasterization`."""
+    """The arrays that `rasterization` takes, in its order, for one camera."""
 
     arrays: tuple[np.ndarray, ...]
     width: int
@@ -52,16 +51,16 @@ class Scene(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one rasterizer did with a scene."""
+    """Image and times of one rasterizer."""
 
     image: np.ndarray
     forward_ms: float
     both_ms: float
-    pairs: int
+    intersections: int
 
 
 def make_scene(text: str) -> Scene:
-    """Reads NUMBER:WxH or garden:WxH."""
+    """Makes the scene NUMBER:WxH or garden:WxH."""
     name, _, size = text.partition(":")
     try:
         width, height = (int(x) for x in size.split("x"))
@@ -70,11 +69,11 @@ def make_scene(text: str) -> Scene:
         raise UserError(
             f"--scenes has {text!r}, expected a number of Gaussians or garden, then :WIDTHxHEIGHT"
         ) from error
-    return invent(num, width, height) if num else garden(width, height)
+    return make_random_scene(num, width, height) if num else load_garden(width, height)
 
 
-def invent(num: int, width: int, height: int) -> Scene:
-    """A random cloud."""
+def make_random_scene(num: int, width: int, height: int) -> Scene:
+    """A random cloud of Gaussians."""
     rng = np.random.default_rng(0)
     means, sigmas, K = make_cloud(rng, num, width, height)
     scales = sigmas[:, None] * np.exp(rng.normal(0.0, 0.3, (num, 3)))
@@ -82,13 +81,11 @@ def invent(num: int, width: int, height: int) -> Scene:
     return Scene(tuple(x.astype(np.float32) for x in (*arrays, np.eye(4)[None], K[None])), width, height)
 
 
-def garden(width: int, height: int) -> Scene:
-    """The points of the garden, each with the distance to its neighbours as scale, and the first of its cameras."""
+def load_garden(width: int, height: int) -> Scene:
+    """The garden's points and first camera. A point's scale is the mean distance to its three nearest neighbours."""
     path = pathlib.Path(_GARDEN.value)
     if not path.is_file():
-        raise UserError(
-            f"no {path}: give the file of the garden's points with --garden, or leave garden out of --scenes"
-        )
+        raise UserError(f"no {path}: set --garden to the file of the garden's points, or remove garden from --scenes")
     data = np.load(path)
     points, rng = data["means3d"], np.random.default_rng(0)
     apart = KDTree(points).query(points, k=4)[0][:, 1:].mean(axis=1)
@@ -99,33 +96,33 @@ def garden(width: int, height: int) -> Scene:
     return Scene(tuple(x.astype(np.float32) for x in (*arrays, data["Ks"][:1] * zoom[None, :, None])), width, height)
 
 
-def milliseconds(run: Callable[[], None]) -> float:
-    """Median time of a call that returns when its result is there."""
+def measure_ms(run: Callable[[], None]) -> float:
+    """Median time of one call, ms."""
     return median_ms(run, warm_up=_WARM_UP.value, timed=_TIMED.value)
 
 
 def measure_ours(scene: Scene, backend: str) -> Result:
-    """`rasterization` under jit, with room for exactly the pairs that there are."""
+    """Times `rasterization` under jit, with a buffer just large enough for the intersections (a multiple of 1024)."""
     options = {"backend": backend.rstrip("!"), "deterministic": backend.endswith("!")}
     arrays = tuple(jnp.asarray(x) for x in scene.arrays)
 
-    def draw(*arrays, room=None):
+    def draw(*arrays, max_intersections=None):
         inputs: tuple[Any, ...] = (*arrays, scene.width, scene.height)
-        return rasterization(*inputs, max_intersections=room, **options)
+        return rasterization(*inputs, max_intersections=max_intersections, **options)
 
-    pairs = int(draw(*arrays)[2]["num_intersections"].max())
-    draw = functools.partial(draw, room=-(-pairs // 1024) * 1024)
+    intersections = int(draw(*arrays)[2]["num_intersections"].max())
+    draw = functools.partial(draw, max_intersections=-(-intersections // 1024) * 1024)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(1, scene.height, scene.width, 3)), jnp.float32)
     forward = jax.jit(lambda *x: draw(*x)[0])
     both = jax.jit(jax.grad(lambda *x: jnp.sum(draw(*x)[0] * weights), argnums=tuple(range(6))))
     image = np.asarray(forward(*arrays))
-    forward_ms, both_ms = (milliseconds(lambda run=run: jax.block_until_ready(run(*arrays))) for run in (forward, both))
-    return Result(image, forward_ms, both_ms, pairs)
+    forward_ms, both_ms = (measure_ms(lambda run=run: jax.block_until_ready(run(*arrays))) for run in (forward, both))
+    return Result(image, forward_ms, both_ms, intersections)
 
 
 def measure_gsplat(scene: Scene) -> Result:
-    """gsplat's `rasterization` on the same inputs."""
-    # By name: they are there or not, and no requirement of this package.
+    """Times gsplat's `rasterization` on the same inputs."""
+    # Imported by name: gsplat and torch are optional.
     gsplat, torch = importlib.import_module("gsplat"), importlib.import_module("torch")
     tensors = [torch.tensor(x, device="cuda", requires_grad=i < 6) for i, x in enumerate(scene.arrays)]
     random = np.random.default_rng(1).normal(size=(1, scene.height, scene.width, 3))
@@ -146,13 +143,13 @@ def measure_gsplat(scene: Scene) -> Result:
         torch.cuda.synchronize()
 
     image, _, meta = draw()
-    pairs = int(meta["flatten_ids"].numel())
-    return Result(image.detach().cpu().numpy(), milliseconds(forward), milliseconds(both), pairs)
+    intersections = int(meta["flatten_ids"].numel())
+    return Result(image.detach().cpu().numpy(), measure_ms(forward), measure_ms(both), intersections)
 
 
 def report(text: str, scene: Scene, name: str, result: Result, other: Result | None, write: Write) -> None:
     """Prints a row and appends it to the file of rows."""
-    row = {"scene": text, "gaussians": len(scene.arrays[0]), "backend": name, "pairs": result.pairs}
+    row = {"scene": text, "gaussians": len(scene.arrays[0]), "backend": name, "intersections": result.intersections}
     row |= {"forward_ms": round(result.forward_ms, 3), "both_ms": round(result.both_ms, 3)}
     if other:
         row |= {
@@ -167,11 +164,11 @@ def report(text: str, scene: Scene, name: str, result: Result, other: Result | N
 
 def main() -> None:
     """Measures every scene with every rasterizer."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX looks: torch wants memory too
-    backends = [(choose_backend(name.rstrip("!")) + "!" * name.endswith("!")) for name in _BACKENDS.value]
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # set before JAX starts: torch needs memory too
+    backends = [(choose("rasterize", name.rstrip("!")) + "!" * name.endswith("!")) for name in _BACKENDS.value]
     if _BESIDE.value:
         check_gsplat()
-    write = row_writer(_ROWS)
+    write = open_rows(_ROWS)
     for text in _SCENES.value:
         scene = make_scene(text)
         other = measure_gsplat(scene) if _BESIDE.value else None

@@ -1,4 +1,4 @@
-"""Median times of calls that return when their result is there."""
+"""Median times of functions that return when their result is ready."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 
-def times_in_turn(runs: Mapping[str, Callable], *, warm_up: int, timed: int) -> dict[str, tuple[float, float]]:
-    """Wall and CPU seconds (all threads) by name; calls take turns, so that what else the machine does is shared."""
+def time_in_turn(runs: Mapping[str, Callable], *, warm_up: int, timed: int) -> dict[str, tuple[float, float]]:
+    """Median wall and CPU seconds (all threads) by name. Calls alternate, so other load on the machine affects all."""
     times = {name: [] for name in runs}
     for _ in range(warm_up + timed):
         for name, run in runs.items():
@@ -19,5 +19,5 @@ def times_in_turn(runs: Mapping[str, Callable], *, warm_up: int, timed: int) -> 
 
 
 def median_ms(run: Callable, *, warm_up: int, timed: int) -> float:
-    """Wall time of one call."""
-    return 1e3 * times_in_turn({"": run}, warm_up=warm_up, timed=timed)[""][0]
+    """Median wall time of one call, ms."""
+    return 1e3 * time_in_turn({"": run}, warm_up=warm_up, timed=timed)[""][0]

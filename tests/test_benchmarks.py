@@ -1,4 +1,4 @@
-"""The benchmarks of the rasterizer: that they run, on the CPU and small, and that the checks on a GPU fit their time."""
+"""The benchmark of the rasterizer runs on a small scene; the checks for a GPU fit into their time and stop in time."""
 
 import json
 import os
@@ -26,20 +26,20 @@ def test_rows_of_the_rasterizer(tmp_path):
     done = call("--scenes=200:64x48", "--backends=xla", "--timed=15", "--warm_up=2", f"--rows={rows}")
     assert done.returncode == 0, done.stderr
     (row,) = map(json.loads, rows.read_text().splitlines())
-    assert row["backend"] == "xla" and row["gaussians"] == 200 and row["pairs"] > 200
+    assert row["backend"] == "xla" and row["gaussians"] == 200 and row["intersections"] > 200
     assert row["forward_ms"] > 0 and row["both_ms"] > 0
 
 
 @pytest.mark.parametrize(
     "scenes, said", [("many:64x48", "'many:64x48'"), ("200", "WIDTHxHEIGHT"), ("garden:9x9", "no no/x.npz")]
 )
-def test_mistaken_scenes(scenes, said):
+def test_invalid_scenes_raise_errors(scenes, said):
     done = call(f"--scenes={scenes}", "--garden=no/x.npz", "--backends=xla")
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_checks_fit_into_their_time():
-    """For whoever adds a part: README promises 13 minutes, and what does not fit in is left out."""
+    """The documented limit is 13 minutes; parts that do not fit are left out."""
     groups = groupby(PARTS, key=lambda part: part.name if part.alone else "")  # as main() runs them
     seconds = sum(max(part.seconds for part in group) for _, group in groups)
     assert seconds + gpu_checks.GSPLAT_SECONDS <= gpu_checks._SECONDS.default <= 13 * 60
@@ -49,7 +49,7 @@ def test_every_check_can_be_chosen():
     assert {part.check for part in PARTS} == set(gpu_checks._ONLY.default)
 
 
-# One after the other in one process; the flags of some have the same names.
+# Imports all modules in one process. Removes the flags of each: some flags have the same name in several modules.
 IMPORT = """
 import importlib, sys
 from absl import flags
@@ -61,7 +61,7 @@ for module in sys.argv[1:]:
 """
 
 
-def test_what_the_checks_call_is_there():
+def test_files_and_modules_of_the_checks_exist():
     words = {word for part in PARTS for word in part.command.split()}
     files = [word for word in words if word.startswith("tests/")]
     assert files and all((ROOT / file).is_file() for file in files)
@@ -94,7 +94,7 @@ def test_parts_of_the_checks(tmp_path):
 @pytest.mark.parametrize(
     "argument, said", [("--only=6", "one of <1|2|3|4|5>"), ("--seconds=5", "JAX sees no GPU here")]
 )
-def test_checks_that_cannot_begin(tmp_path, argument, said):
+def test_checks_that_cannot_start(tmp_path, argument, said):
     command = [sys.executable, "-m", "experiments.benchmarks.gpu_checks", f"--folder={tmp_path}/new", argument]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The runs of the quality benchmark: what there is to do, what is done, and the processes that do it."""
+"""The runs of the quality benchmark: their folders and status, and the processes that train and score them."""
 
 import collections
 import contextlib
@@ -14,17 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from bags_jax.config import read_config
 from bags_jax.errors import UserError
 from bags_jax.workdir import CONFIG_FILE, holds_run
-from experiments.benchmarks.suites import Case, make_config, source
+from experiments.benchmarks.quality.suites import Case, make_config, trained_as
 
-ROW_FILE = "row.json"  # written last: a run that has it is done
+ROW_FILE = "row.json"  # written last: marks a finished run
 POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training with its evaluation."""
+    """One training and its evaluation."""
 
     case: Case
     method: str
@@ -37,7 +38,7 @@ class Run:
         return f"{self.case.name}/{self.method}/{self.seed}"
 
     def row(self) -> dict | None:
-        """What the run found; None: it is not done.
+        """The row of a finished run; None: not finished.
 
         Raises:
           UserError: the file is damaged.
@@ -46,21 +47,24 @@ class Run:
         try:
             return json.loads(path.read_text()) if path.exists() else None
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): remove it, and the run is scored again") from error
+            raise UserError(f"{path} cannot be read ({error}): remove it to score the run again") from error
 
     def status(self) -> str:
-        """done, begun, or to do.
+        """Returns "done", "begun" or "to do".
 
         Raises:
-          UserError: the folder holds a run of another configuration: figures of two must not share a table.
+          UserError: the folder holds a run of another configuration; one table must not mix configurations.
         """
-        begun = holds_run(self.folder, self.config)
+        begun = holds_run(self.folder, read_config(self.config))
         return ("done" if (self.folder / ROW_FILE).exists() else "begun") if begun else "to do"
 
 
 def make_run(workdir: pathlib.Path, case: Case, method: str, seed: int, **settings) -> Run:
-    """The run that gives one figure of the table; settings as in suites.make_config. Oracles are shared: suites.source."""
-    case, method = source(case, method)
+    """Makes the run that one figure of the table comes from. Several cases share one oracle run: suites.trained_as.
+
+    settings: see suites.make_config.
+    """
+    case, method = trained_as(case, method)
     config = make_config(case, method, seed, **settings)
     return Run(case, method, seed, workdir / "runs" / case.name / method / str(seed), config)
 
@@ -68,7 +72,7 @@ def make_run(workdir: pathlib.Path, case: Case, method: str, seed: int, **settin
 def list_runs(
     workdir: pathlib.Path, cases: Sequence[Case], methods: Sequence[str], seeds: Sequence[int], **settings
 ) -> dict[tuple[str, str, int], Run]:
-    """The run of every case, method and seed; one seed after the other, so that a whole table is there early."""
+    """Makes the run of every case, method and seed. Seed by seed: the table of the first seed is complete early."""
     return {
         (case.name, method, seed): make_run(workdir, case, method, seed, **settings)
         for seed in seeds
@@ -78,12 +82,12 @@ def list_runs(
 
 
 def distinct(runs: dict[tuple[str, str, int], Run]) -> list[Run]:
-    """Each run once, though an oracle serves several cases."""
+    """Removes duplicates: several cases share one oracle run."""
     return list({run.folder: run for run in runs.values()}.values())
 
 
-def core_groups(jobs: int) -> list[list[int]]:
-    """The cores of each of so many processes at once; more processes than cores share them; []: no pinning here."""
+def split_cores(jobs: int) -> list[list[int]]:
+    """Splits the cores between `jobs` processes. More jobs than cores share cores. []: this system cannot pin."""
     if not hasattr(os, "sched_getaffinity"):
         return [[]] * jobs
     cores = sorted(os.sched_getaffinity(0))
@@ -91,8 +95,8 @@ def core_groups(jobs: int) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def _pinned(cores: list[int]) -> Iterator[None]:
-    """Processes that are started in the block inherit these cores."""
+def _pin(cores: list[int]) -> Iterator[None]:
+    """Pins processes that start in the block to these cores."""
     if not cores:
         yield
         return
@@ -105,8 +109,8 @@ def _pinned(cores: list[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that no process of ours is left behind."""
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does, so that all child processes are stopped."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -125,32 +129,32 @@ class _Worker:
     started: float
 
 
-def work_off(
+def run_all(
     runs: Sequence[Run],
     *,
-    arguments: Callable[[Run], list[str]],
+    make_command: Callable[[Run], list[str]],
     jobs: int,
     finished: Callable[[Run, float, bool], None],
 ) -> list[Run]:
-    """Does runs, each in a process of its own that frees all its memory and compiled programs, `jobs` at a time.
+    """Runs `jobs` processes at a time, one process per run: its end frees all memory and compiled programs.
 
     Args:
-      runs: those to do or to go on with.
-      arguments: the command line of a run.
-      jobs: processes at once, each pinned to its share of the cores where the system can.
-      finished: is told of each run that ended, its seconds, and whether it is done.
+      runs: unfinished runs.
+      make_command: returns the arguments of Python for a run.
+      jobs: number of processes, each pinned to its share of the cores if the system supports this.
+      finished: called with (run, seconds, True if the run is done) at the end of each process.
     Returns:
-      The runs that failed; each has its whole output in log.txt.
+      The failed runs; log.txt in a run's folder has its output.
     """
-    waiting, groups = collections.deque(runs), core_groups(jobs)
+    waiting, groups = collections.deque(runs), split_cores(jobs)
     workers: dict[int, _Worker] = {}
     failed = []
-    with _orderly_end():
+    with _interrupt_on_sigterm():
         try:
             while waiting or workers:
                 for slot in [s for s in range(jobs) if s not in workers][: len(waiting)]:
                     run = waiting.popleft()
-                    workers[slot] = _Worker(run, _start(run, arguments(run), groups[slot], jobs), time.monotonic())
+                    workers[slot] = _Worker(run, _start(run, make_command(run), groups[slot], jobs), time.monotonic())
                 time.sleep(POLL_SECONDS)
                 for slot in [s for s, w in workers.items() if w.process.poll() is not None]:
                     worker = workers.pop(slot)
@@ -167,35 +171,34 @@ def work_off(
 
 def _start(run: Run, command: list[str], cores: list[int], jobs: int) -> subprocess.Popen:
     environment = dict(os.environ)
-    if jobs > 1:  # else the first process takes three quarters of a GPU's memory for itself
+    if jobs > 1:  # by default the first JAX process reserves three quarters of a GPU's memory
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        with (run.folder / "log.txt").open("ab") as log, _pinned(cores):
+        with (run.folder / "log.txt").open("ab") as log, _pin(cores):
             return subprocess.Popen(
                 [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
     except OSError as error:
-        raise UserError(f"--workdir: {run.folder} cannot be written ({error}): choose a folder that can") from error
+        raise UserError(f"--workdir: {run.folder} cannot be written ({error}): choose another folder") from error
 
 
 def last_line(run: Run) -> str:
-    """The end of what a run said."""
+    """Last line that a run printed."""
     try:
-        lines = [
-            line.split("\r")[-1].strip() for line in (run.folder / "log.txt").read_text(errors="replace").split("\n")
-        ]
+        text = (run.folder / "log.txt").read_text(errors="replace")
     except OSError:
         return ""
+    lines = [line.split("\r")[-1].strip() for line in text.split("\n")]
     return next((line for line in reversed(lines) if line), "")
 
 
 def past_seconds(folder: pathlib.Path, starts: Sequence[float]) -> float:
-    """Time of earlier sessions of a run that was cut off: from each start to its last checkpoint, from where it went on.
+    """Training time of the earlier, interrupted sessions of a run, each from its start to its last checkpoint.
 
     Args:
       folder: of the run.
-      starts: when each session began, s since the epoch; the last is the one that is on now.
+      starts: start of each session, s since the epoch; the last one is the current session.
     """
     saves = sorted(p.stat().st_mtime for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
     total = 0.0
@@ -205,5 +208,5 @@ def past_seconds(folder: pathlib.Path, starts: Sequence[float]) -> float:
 
 
 def is_begun(folder: pathlib.Path) -> bool:
-    """Whether a training was begun here."""
+    """True if a training has started in this folder."""
     return (folder / CONFIG_FILE).exists()
