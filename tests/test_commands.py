@@ -275,7 +275,7 @@ def test_mistaken_benchmark(call, tmp_path, arguments, said):
         ("memory", "--kernel=4", "--kernel is 4, expected an odd number"),
         ("memory", "--strides=1,-2", "--strides has '-2', expected whole numbers"),
         ("cost", "--sizes=0x3", "--sizes has '0x3', expected WIDTHxHEIGHT"),
-        ("cost", "--output=/proc/none/rows", "--output=/proc/none/rows cannot be written"),
+        ("cost", "--rows=/proc/none/rows", "--rows=/proc/none/rows cannot be written"),
         ("training_step", "--rows=/proc/none/rows", "--rows=/proc/none/rows cannot be written"),
     ],
 )
