@@ -1,4 +1,4 @@
-"""One synthetic rig of cameras, written in every format that the loaders know."""
+"""One synthetic rig of cameras, written in every scene format."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [51, 102, 153]])
 
 
 def make_rig():
-    """Camera centres and their right, down, forward axes [V, 3]: plain vectors, no convention of any format in them."""
+    """Returns the camera centres and their right, down, forward axes [V, 3], free of any format's conventions."""
     angles = np.linspace(-0.5, 0.5, len(NAMES))
     centers = np.stack([3 * np.sin(angles), 0.4 * np.cos(3 * angles), -3 * np.cos(angles)], axis=-1)
     forward = np.array([0.1, 0.05, 0.0]) - centers
@@ -36,21 +36,22 @@ def make_rig():
 CENTERS, RIGHT, DOWN, FORWARD = make_rig()
 
 
-def known_pixels(*, f=(FOCAL, FOCAL), c=(W / 2, H / 2), distort=lambda xy: xy):
-    """Pixel positions [V, P, 2] of POINTS from dot products with the rig's axes."""
+def expect_pixels(*, f=(FOCAL, FOCAL), c=(W / 2, H / 2), distort=lambda xy: xy):
+    """Returns the pixel positions [V, P, 2] of POINTS, by dot products with the rig's axes."""
     offsets = POINTS[None] - CENTERS[:, None]
     x, y, z = (np.einsum("vpi,vi->vp", offsets, axis) for axis in (RIGHT, DOWN, FORWARD))
     return distort(np.stack([x / z, y / z], axis=-1)) * np.array(f) + np.array(c)
 
 
 def project(scene, points=POINTS):
+    """Returns the pixel positions [V, P, 2] of points, by the scene's matrices."""
     camera = points @ scene.viewmats[:, :3, :3].transpose(0, 2, 1) + scene.viewmats[:, None, :3, 3]
     pixels = camera @ scene.Ks.transpose(0, 2, 1)
     return pixels[..., :2] / pixels[..., 2:]
 
 
 def draw(pixels, *, width=W, height=H, sigma=2.0):
-    """A dark picture with a soft spot at each position; its channels tell the spots apart."""
+    """Returns a dark picture with a soft spot at each of the first 3 positions, one in each channel."""
     y, x = np.mgrid[:height, :width] + 0.5
     picture = np.zeros((height, width, 3))
     for index, (u, v) in enumerate(pixels[:3]):
@@ -58,8 +59,8 @@ def draw(pixels, *, width=W, height=H, sigma=2.0):
     return np.rint(picture).astype(np.uint8)
 
 
-def spots(image):
-    """Centre [3, 2] of the spot in each channel."""
+def find_spots(image):
+    """Returns the centre [3, 2] of the spot in each channel, px."""
     weights = image.astype(float)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
     return np.stack([np.einsum("hwc,hw->c", weights, axis) for axis in (x, y)], -1) / weights.sum((0, 1))[:, None]
@@ -67,7 +68,7 @@ def spots(image):
 
 def write_photos(folder, pixels=None, *, width=W, height=H, names=NAMES):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, view in zip(names, known_pixels() if pixels is None else pixels):
+    for name, view in zip(names, expect_pixels() if pixels is None else pixels):
         Image.fromarray(draw(view, width=width, height=height)).save(folder / name)
 
 
@@ -88,7 +89,7 @@ def write_colmap(root, *, names=NAMES, camera=f"SIMPLE_PINHOLE {W} {H} {FOCAL} {
 
 
 def run_pycolmap(code, *arguments):
-    """Runs a script that uses pycolmap in a process of its own: no process with JAX in it may load that."""
+    """Runs a script in a process of its own, because pycolmap clashes with JAX in one process."""
     subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
@@ -127,9 +128,9 @@ def write_llff(root):
     np.save(root / "poses_bounds.npy", np.stack(rows))
 
 
-def frame(i, file_path):
+def make_frame(i, file_path):
     matrix = np.eye(4)
-    matrix[:3] = np.stack([RIGHT[i], -DOWN[i], -FORWARD[i], CENTERS[i]], axis=1)  # OpenGL: +y up, looks along -z
+    matrix[:3] = np.stack([RIGHT[i], -DOWN[i], -FORWARD[i], CENTERS[i]], axis=1)  # OpenGL: +y up, view along -z
     return {"file_path": file_path, "transform_matrix": matrix.tolist()}
 
 
@@ -140,12 +141,12 @@ def write_json(path, values):
 def write_blender(root, *, test=(0,), suffix="", **lens):
     lens = lens or {"camera_angle_x": 2 * math.atan(0.5 * W / FOCAL)}
     for name, ids in (("train", [i for i in range(len(NAMES)) if i not in test]), ("test", test)):
-        frames = [frame(i, f"./images/v{i}{suffix}") for i in ids]
+        frames = [make_frame(i, f"./images/v{i}{suffix}") for i in ids]
         write_json(root / f"transforms_{name}.json", {**lens, "frames": frames})
 
 
 def write_nerfstudio(root, names=NAMES, **changes):
-    frames = [frame(i, f"images/{name}") for i, name in enumerate(names)]
+    frames = [make_frame(i, f"images/{name}") for i, name in enumerate(names)]
     values = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": W / 2, "cy": H / 2, "w": W, "h": H, "frames": frames}
     write_json(root / "transforms.json", {**values, **changes})
 
@@ -163,7 +164,8 @@ WRITERS = {
 }
 
 
-def refused(root, match, **options):
+def assert_refused(root, match, **options):
+    """Asserts that load_scene raises a UserError of one line. Returns the message."""
     with pytest.raises(UserError, match=match) as caught:
         load_scene(str(root), **options)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Area averaging, alone and in the three places that make pictures smaller."""
+"""Area averaging, alone and in the three functions that make pictures smaller."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ from bags_jax.data.images import read_photos
 from bags_jax.data.pyramid import resize
 from bags_jax.synthetic.mixed import coarsen
 
-PERIOD = 40.0  # px of the wave that shows where a pixel's content comes from
+PERIOD = 40.0  # px; the phase of a wave tells which place a pixel's content comes from
 
 
 def average_exactly(image, height, width):
-    """The integral up to each edge, interpolated, and its differences; float64."""
+    """Averages areas in float64: interpolates the integral at each edge, and takes differences."""
     for axis, num in ((0, height), (1, width)):
         full = image.shape[axis]
         integral = np.insert(np.cumsum(np.asarray(image, float), axis=axis), 0, 0.0, axis=axis)
@@ -28,10 +28,10 @@ def average_exactly(image, height, width):
 @pytest.mark.parametrize("size", [(12, 17), (9, 20), (24, 34), (1, 1), (25, 35), (7, 35), (8, 5)])
 def test_every_pixel_is_the_mean_of_its_area(size):
     image = np.random.default_rng(0).integers(0, 256, (25, 35, 3), dtype=np.uint8)
-    found = average_areas(image, *size)
-    assert found.shape == (*size, 3) and found.dtype == np.uint8
-    # Pillow, where the size divides, rounds to 8 bits twice.
-    assert np.abs(found - average_exactly(image, *size)).max() <= (1.0 if size in ((1, 1), (25, 35)) else 0.51)
+    averaged = average_areas(image, *size)
+    assert averaged.shape == (*size, 3) and averaged.dtype == np.uint8
+    # 1.0 where the size divides: Pillow rounds to 8 bits once per direction.
+    assert np.abs(averaged - average_exactly(image, *size)).max() <= (1.0 if size in ((1, 1), (25, 35)) else 0.51)
 
 
 def test_sizes_that_divide_come_from_pillow():
@@ -40,7 +40,7 @@ def test_sizes_that_divide_come_from_pillow():
     np.testing.assert_array_equal(average_areas(image, 12, 9), expected)
 
 
-def photo_at_half(image, folder):
+def read_photo_at_half(image, folder):
     path = folder / "images" / "a.png"
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(image).save(path)
@@ -50,24 +50,24 @@ def photo_at_half(image, folder):
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
-    "side, made",
+    "side, shrink",
     [
         (601, lambda image, _: resize(image, 0.5)),
-        (601, photo_at_half),
+        (601, read_photo_at_half),
         (601, lambda image, _: coarsen(image, 2)),
         (1237, lambda image, _: coarsen(image, 4)),
     ],
     ids=["pyramid", "photo", "coarse", "coarser"],
 )
-def test_content_stays_in_place(tmp_path, side, made, axis):
-    """Where intrinsics that scale with the image say it is, to 0.05 px of the picture that came."""
+def test_content_stays_in_place(tmp_path, side, shrink, axis):
+    """The content lies where intrinsics that scale with the image expect it, to 0.05 px of the large picture."""
     phases = 2 * np.pi * (np.arange(side) + 0.5) / PERIOD
     wave = np.stack([np.cos(phases), np.sin(phases), 0 * phases], axis=-1)
     image = np.rint(127.5 + 120 * wave).astype(np.uint8)[:, None].repeat(43, axis=1)
-    small = made(image if axis == 0 else image.swapaxes(0, 1), tmp_path)
+    small = shrink(image if axis == 0 else image.swapaxes(0, 1), tmp_path)
     x, y, _ = np.moveaxis((small if axis == 0 else small.swapaxes(0, 1))[:, 0] - 127.5, -1, 0)
     expected = (np.arange(len(x)) + 0.5) * side / len(x)
     error = (np.arctan2(y, x) / (2 * np.pi) * PERIOD - expected + PERIOD / 2) % PERIOD - PERIOD / 2
-    # The mean over 20 px: the wave is rounded to 8 bits, and interpolated from few pixels.
+    # The mean over 20 px, because the wave is rounded to 8 bits and interpolated from few pixels.
     drift = np.convolve(error, np.full(20, 1 / 20), mode="valid")
     assert np.abs(drift).max() < 0.05

@@ -1,4 +1,4 @@
-"""The scene loaders: one synthetic rig in every format must come back as the same cameras and pixels."""
+"""load_scene: one synthetic rig, written in every format, is read as the same cameras and pixels."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from captures import (
     WRITERS,
     H,
     W,
+    assert_refused,
     draw,
-    frame,
-    known_pixels,
+    expect_pixels,
+    find_spots,
+    make_frame,
     project,
-    refused,
     run_pycolmap,
-    spots,
     to_binary,
     write_blender,
     write_colmap,
@@ -48,10 +48,10 @@ def test_same_rig_in_every_format(tmp_path, writer, factor):
     scene = load_scene(str(tmp_path), factor=factor)
     assert scene.names == NAMES and scene.notes == ()
     assert {image.shape for image in scene.images} == {(H // factor, W // factor, 3)}
-    expected = known_pixels() / factor
+    expected = expect_pixels() / factor
     np.testing.assert_allclose(project(scene), expected, atol=1e-3)  # float32 poses, 96 px
     for image, pixels in zip(scene.images, expected):  # photographs and cameras agree, half pixels included
-        np.testing.assert_allclose(spots(image), pixels[:3], atol=0.05)
+        np.testing.assert_allclose(find_spots(image), pixels[:3], atol=0.05)
     np.testing.assert_array_equal(scene.test_ids, [0])
     np.testing.assert_array_equal(scene.train_ids, [1, 2, 3, 4, 5])
     if writer.startswith("colmap"):
@@ -62,13 +62,13 @@ def test_same_rig_in_every_format(tmp_path, writer, factor):
 
 
 @pytest.mark.parametrize("model", ["sparse", "colmap/sparse/0"])
-def test_other_places_of_the_colmap_model(tmp_path, model):
+def test_colmap_model_in_other_folders(tmp_path, model):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path, model=model)
     assert len(load_scene(str(tmp_path)).points) == len(POINTS)
 
 
-def test_model_that_is_not_number_0(tmp_path):
+def test_colmap_model_with_another_number(tmp_path):
     write_photos(tmp_path / "images")
     for number, names in ((10, NAMES[:3]), (2, NAMES)):
         write_colmap(tmp_path, model=f"sparse/{number}", names=names)
@@ -78,7 +78,7 @@ def test_model_that_is_not_number_0(tmp_path):
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_a_larger_model_is_told_of(tmp_path, binary):
+def test_note_names_a_larger_model(tmp_path, binary):
     write_photos(tmp_path / "images")
     for number, names in ((0, NAMES[:3]), (1, NAMES)):
         folder = write_colmap(tmp_path, model=f"sparse/{number}", names=names)
@@ -90,7 +90,7 @@ def test_a_larger_model_is_told_of(tmp_path, binary):
     )
 
 
-def test_auto_prefers_colmap_and_format_overrides_it(tmp_path):
+def test_auto_prefers_colmap_and_format_overrides_auto(tmp_path):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path)
     write_llff(tmp_path)
@@ -99,7 +99,7 @@ def test_auto_prefers_colmap_and_format_overrides_it(tmp_path):
 
 
 @pytest.mark.parametrize("bounds", [[2.0, 7.0], [0.0, 7.0], [3.0, 3.0], [2.0, np.inf]])
-def test_llff_depths_are_kept_where_they_are_depths(tmp_path, bounds):
+def test_llff_bounds_are_read_only_if_they_are_depths(tmp_path, bounds):
     write_photos(tmp_path / "images")
     write_llff(tmp_path)
     rows = np.load(tmp_path / "poses_bounds.npy")
@@ -131,35 +131,35 @@ def test_relative_root_and_home(tmp_path, monkeypatch):
 @pytest.mark.parametrize("writer", ["colmap", "nerfstudio", "blender"])
 def test_principal_point_and_two_focal_lengths(tmp_path, writer):
     f, c = (80.0, 70.0), (40.0, 36.0)
-    write_photos(tmp_path / "images", known_pixels(f=f, c=c))
+    write_photos(tmp_path / "images", expect_pixels(f=f, c=c))
     if writer == "colmap":
         write_colmap(tmp_path, camera=f"PINHOLE {W} {H} {f[0]} {f[1]} {c[0]} {c[1]}")
     elif writer == "nerfstudio":
         write_nerfstudio(tmp_path, fl_x=f[0], fl_y=f[1], cx=c[0], cy=c[1])
-    else:  # for a picture of twice the size
+    else:  # intrinsics of a picture of twice the size
         write_blender(tmp_path, fl_x=2 * f[0], fl_y=2 * f[1], cx=2 * c[0], cy=2 * c[1], w=2 * W, h=2 * H)
     scene = load_scene(str(tmp_path))
-    np.testing.assert_allclose(project(scene), known_pixels(f=f, c=c), atol=1e-3)
-    np.testing.assert_allclose(spots(scene.images[2]), known_pixels(f=f, c=c)[2, :3], atol=0.05)
+    np.testing.assert_allclose(project(scene), expect_pixels(f=f, c=c), atol=1e-3)
+    np.testing.assert_allclose(find_spots(scene.images[2]), expect_pixels(f=f, c=c)[2, :3], atol=0.05)
 
 
 @pytest.mark.parametrize("file_name", ["transforms.json", "transforms_train.json"])
 def test_two_camera_angles(tmp_path, file_name):
     f = (80.0, 75.0)
-    write_photos(tmp_path / "images", known_pixels(f=f))
+    write_photos(tmp_path / "images", expect_pixels(f=f))
     angles = {"camera_angle_x": 2 * math.atan(0.5 * W / f[0]), "camera_angle_y": 2 * math.atan(0.5 * H / f[1])}
-    frames = [frame(i, f"images/{name}") for i, name in enumerate(NAMES)]
+    frames = [make_frame(i, f"images/{name}") for i, name in enumerate(NAMES)]
     write_json(tmp_path / file_name, {**angles, "frames": frames})
-    np.testing.assert_allclose(project(load_scene(str(tmp_path))), known_pixels(f=f), atol=1e-3)
+    np.testing.assert_allclose(project(load_scene(str(tmp_path))), expect_pixels(f=f), atol=1e-3)
     write_json(tmp_path / file_name, {**angles, "camera_angle_y": 4.0, "frames": frames})
-    refused(tmp_path, "camera_angle_y is 4.0")
+    assert_refused(tmp_path, "camera_angle_y is 4.0")
     write_json(tmp_path / file_name, {**angles, "camera_angle_y": 2 * math.atan(0.5 * H / 53.0), "frames": frames})
-    refused(tmp_path, "pixels 1.51 times as high as wide .*remove camera_angle_y")
+    assert_refused(tmp_path, "pixels 1.51 times as high as wide .*remove camera_angle_y")
 
 
 @pytest.mark.parametrize("writer", ["colmap text", "llff", "blender", "nerfstudio"])
 def test_map_coordinates_survive_32_bits(tmp_path, writer, monkeypatch):
-    expected, place = known_pixels(), np.array([500_000.25, -4_000_000.5, 200.0])
+    expected, place = expect_pixels(), np.array([500_000.25, -4_000_000.5, 200.0])
     write_photos(tmp_path / "images")
     monkeypatch.setattr(captures, "CENTERS", CENTERS + place)
     monkeypatch.setattr(captures, "POINTS", POINTS + place)
@@ -177,33 +177,32 @@ def test_map_coordinates_survive_32_bits(tmp_path, writer, monkeypatch):
 def test_scene_or_tripod_near_the_origin_stays(tmp_path, centers, monkeypatch):
     write_photos(tmp_path / "images")
     monkeypatch.setattr(captures, "CENTERS", centers)
-    frames = [frame(i, f"images/{name}") for i, name in enumerate(NAMES)]
+    frames = [make_frame(i, f"images/{name}") for i, name in enumerate(NAMES)]
     for each in frames:
-        each["transform_matrix"] = np.round(
-            each["transform_matrix"], 6
-        ).tolist()  # what is left of a tripod's one place
+        # With 6 digits the centres of a tripod's cameras differ by rounding.
+        each["transform_matrix"] = np.round(each["transform_matrix"], 6).tolist()
     write_nerfstudio(tmp_path, frames=frames)
     assert load_scene(str(tmp_path)).notes == ()
 
 
 def test_photographs_larger_than_the_model_with_another_suffix(tmp_path):
-    big = known_pixels() * 3
+    big = expect_pixels() * 3
     names = [name.replace(".png", ".bmp") for name in NAMES]
     write_photos(tmp_path / "images", big, width=3 * W, height=3 * H, names=names)
     write_colmap(tmp_path)
     scene = load_scene(str(tmp_path))
     np.testing.assert_allclose(scene.Ks[0], [[240, 0, 144], [0, 240, 96], [0, 0, 1]])
-    np.testing.assert_allclose(spots(scene.images[3]), big[3, :3], atol=0.05)
+    np.testing.assert_allclose(find_spots(scene.images[3]), big[3, :3], atol=0.05)
     assert scene.names == tuple(names)
 
 
 def test_views_of_different_sizes(tmp_path):
     write_photos(tmp_path / "images")
-    Image.fromarray(draw(known_pixels()[1] * 2, width=2 * W, height=2 * H)).save(tmp_path / "images" / NAMES[1])
+    Image.fromarray(draw(expect_pixels()[1] * 2, width=2 * W, height=2 * H)).save(tmp_path / "images" / NAMES[1])
     write_colmap(tmp_path)
     scene = load_scene(str(tmp_path))
     assert [image.shape[1] for image in scene.images] == [W, 2 * W, W, W, W, W]
-    np.testing.assert_allclose(project(scene)[1], known_pixels()[1] * 2, atol=2e-3)
+    np.testing.assert_allclose(project(scene)[1], expect_pixels()[1] * 2, atol=2e-3)
 
 
 # --- lenses
@@ -245,23 +244,23 @@ LENSES = {
 @pytest.mark.parametrize("lens", LENSES)
 def test_distorting_lens_is_undistorted(tmp_path, lens, factor):
     camera, distort = LENSES[lens]
-    write_photos(tmp_path / "images", known_pixels(distort=distort))
+    write_photos(tmp_path / "images", expect_pixels(distort=distort))
     write_colmap(tmp_path, camera=camera)
     scene = load_scene(str(tmp_path), factor=factor)
     assert any("6 photographs were undistorted" in note for note in scene.notes)
-    straight = known_pixels()
-    moved = np.abs(known_pixels(distort=distort) - straight).max()
-    assert moved > 0.3  # the test would see a lens that is silently dropped
+    straight = expect_pixels()
+    moved = np.abs(expect_pixels(distort=distort) - straight).max()
+    assert moved > 0.3  # large enough for this test to fail if the lens is ignored
     for image, pixels in zip(scene.images, project(scene)):
-        # The stretched spot's centre of mass is not quite its centre.
-        np.testing.assert_allclose(spots(image), pixels[:3], atol=0.1)
+        # 0.1: distortion stretches the spots, which moves their centres of mass.
+        np.testing.assert_allclose(find_spots(image), pixels[:3], atol=0.1)
 
 
 @pytest.mark.parametrize("writer", [write_nerfstudio, write_blender])
-def test_lens_of_transforms_equals_colmaps(tmp_path, writer):
+def test_lens_of_transforms_equals_lens_of_colmap(tmp_path, writer):
     camera, distort = LENSES["OPENCV"]
     for name in ("a", "b"):
-        write_photos(tmp_path / name / "images", known_pixels(distort=distort))
+        write_photos(tmp_path / name / "images", expect_pixels(distort=distort))
     write_colmap(tmp_path / "a", camera=camera)
     lens = {"camera_model": "OPENCV", "fl_x": FOCAL, "k1": 0.2, "k2": -0.02, "p1": 0.01, "p2": 0.02}
     writer(tmp_path / "b", **lens)
@@ -276,8 +275,8 @@ def test_zero_coefficients_are_a_pinhole(tmp_path, camera):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path, camera=camera)
     scene = load_scene(str(tmp_path))
-    assert scene.notes == () and scene.images[0].shape == (H, W, 3)  # undistorting would have trimmed the border
-    np.testing.assert_array_equal(scene.images[0], draw(known_pixels()[0]))
+    assert scene.notes == () and scene.images[0].shape == (H, W, 3)  # undistortion trims the border
+    np.testing.assert_array_equal(scene.images[0], draw(expect_pixels()[0]))
 
 
 @pytest.mark.parametrize(
@@ -290,15 +289,15 @@ def test_zero_coefficients_are_a_pinhole(tmp_path, camera):
 def test_lens_that_cannot_be_undistorted(tmp_path, camera):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path, camera=camera)
-    refused(tmp_path, "cannot undistort the lens")
+    assert_refused(tmp_path, "cannot undistort the lens")
 
 
 @pytest.mark.parametrize("size", [(H, W), (W, W)])
-def test_turned_or_cropped_photograph(tmp_path, size):
+def test_rotated_or_cropped_photograph(tmp_path, size):
     write_photos(tmp_path / "images")
     Image.new("RGB", size).save(tmp_path / "images" / NAMES[1])
     write_colmap(tmp_path)
-    refused(tmp_path, f"{NAMES[1]} is {size[0]} x {size[1]} but its camera {W} x {H}")
+    assert_refused(tmp_path, f"{NAMES[1]} is {size[0]} x {size[1]} but its camera {W} x {H}")
 
 
 # --- pictures
@@ -329,28 +328,28 @@ def test_images_factor_folder_of_another_size_is_not_used(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "images_2" / NAMES[3])
     scene = load_scene(str(tmp_path), factor=2)
     assert "1 pictures of images_2/ are not 2 times smaller than those of images/: v3.png" in scene.notes[0]
-    np.testing.assert_allclose(spots(scene.images[3]), known_pixels()[3, :3] / 2, atol=0.05)
+    np.testing.assert_allclose(find_spots(scene.images[3]), expect_pixels()[3, :3] / 2, atol=0.05)
 
 
-def test_images_factor_folder_may_fit_the_cameras_alone(tmp_path):
-    for folder in ("images", "images_2"):  # the large ones were thrown away
-        write_photos(tmp_path / folder, known_pixels() / 2, width=W // 2, height=H // 2)
+def test_images_factor_folder_may_fit_the_cameras_only(tmp_path):
+    for folder in ("images", "images_2"):  # the photographs in images/ are small, too
+        write_photos(tmp_path / folder, expect_pixels() / 2, width=W // 2, height=H // 2)
     write_colmap(tmp_path)
     scene = load_scene(str(tmp_path), factor=2)
     assert scene.notes == () and scene.images[0].shape == (H // 2, W // 2, 3)
 
 
 def test_only_the_small_folder_exists(tmp_path):
-    write_photos(tmp_path / "images_2", known_pixels() / 2, width=W // 2, height=H // 2)
+    write_photos(tmp_path / "images_2", expect_pixels() / 2, width=W // 2, height=H // 2)
     write_colmap(tmp_path)
     scene = load_scene(str(tmp_path), factor=2)
-    np.testing.assert_allclose(spots(scene.images[0]), project(scene)[0, :3], atol=0.05)
+    np.testing.assert_allclose(find_spots(scene.images[0]), project(scene)[0, :3], atol=0.05)
     assert scene.notes == ()
-    refused(tmp_path, "images/ is missing", factor=1)
+    assert_refused(tmp_path, "images/ is missing", factor=1)
     (tmp_path / "images_2").rename(tmp_path / "images_4")
     scene = load_scene(str(tmp_path), factor=4)
     assert scene.notes[0].startswith("6 pictures of images_4/ are not 4 times smaller than their cameras")
-    np.testing.assert_allclose(spots(scene.images[0]), project(scene)[0, :3], atol=0.05)
+    np.testing.assert_allclose(find_spots(scene.images[0]), project(scene)[0, :3], atol=0.05)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 5])
@@ -377,7 +376,7 @@ def first_image(tmp_path, picture, **options):
     return load_scene(str(tmp_path), **options)
 
 
-def test_alpha_is_put_on_the_background(tmp_path):
+def test_transparent_pixels_show_the_background(tmp_path):
     rgba = np.zeros((H, W, 4), np.uint8)
     rgba[..., 0] = 200
     rgba[:, : W // 3, 3], rgba[:, W // 3 : 2 * W // 3, 3] = 255, 51
@@ -400,29 +399,29 @@ def test_other_modes_convert(tmp_path, mode):
     assert image.dtype == np.uint8 and (image == 255).all()
 
 
-def test_picture_above_pillows_limit(tmp_path, monkeypatch, recwarn):
-    for limit in (100, H * W - 1):  # an error above twice the limit, a warning above it
+def test_picture_above_the_limit_of_pillow(tmp_path, monkeypatch, recwarn):
+    for limit in (100, H * W - 1):  # Pillow raises above twice the limit and warns above the limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert first_image(tmp_path, Image.new("RGB", (W, H), (9, 9, 9))).images[0].max() == 9
         assert limit == Image.MAX_IMAGE_PIXELS and not len(recwarn)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_exif_orientation_is_noted_not_applied(tmp_path, suffix):
+def test_exif_orientation_is_reported_not_applied(tmp_path, suffix):
     write_photos(tmp_path / "images")
     (tmp_path / "images" / NAMES[0]).unlink()
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = draw(known_pixels()[0])
+    picture = draw(expect_pixels()[0])
     Image.fromarray(picture).save(tmp_path / "images" / f"v0.{suffix}", exif=exif)
     write_nerfstudio(tmp_path, names=(f"v0.{suffix}",) + NAMES[1:])
     values = json.loads((tmp_path / "transforms.json").read_text())
-    del values["w"], values["h"]  # then the size comes from the file's header
+    del values["w"], values["h"]  # the reader then takes the size from the file's header
     write_json(tmp_path / "transforms.json", values)
     scene = load_scene(str(tmp_path))
     np.testing.assert_array_equal(scene.images[0], picture)
     assert len(scene.notes) == 1 and "EXIF orientation is ignored" in scene.notes[0] and "v0" in scene.notes[0]
-    np.testing.assert_allclose(project(scene)[0], known_pixels()[0], atol=1e-3)
+    np.testing.assert_allclose(project(scene)[0], expect_pixels()[0], atol=1e-3)
 
 
 # --- the real scene
@@ -436,18 +435,18 @@ def blurball():
     return folder
 
 
-# For each image of a model: its name, and the points seen in it (xyz, then their pixel).
+# Writes for each image of a model its name and its points: xyz, then their pixel.
 OBSERVATIONS = """
 import pathlib, pickle, pycolmap, sys
 model = pycolmap.Reconstruction(sys.argv[1])
-seen = {
+observations = {
     image.name: [
         (*model.points3D[point.point3D_id].xyz.tolist(), *point.xy.tolist())
         for point in image.points2D if point.has_point3D()
     ]
     for image in model.images.values()
 }
-pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(seen))
+pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(observations))
 """
 
 
@@ -457,14 +456,14 @@ def test_blurball(blurball, tmp_path):
     assert scene.test_ids.tolist() == [0, 7, 14, 21] and len(scene.train_ids) == 23
     assert scene.points.shape == (1867, 3) and 0 <= scene.point_colors.min() < scene.point_colors.max() <= 1
     assert {image.shape for image in scene.images} == {(400, 600, 3)}
-    # images_4 itself, not a reduction of images.
+    # The pictures of images_4/, not a reduction of those of images/.
     np.testing.assert_array_equal(scene.images[5], np.asarray(Image.open(blurball / "images_4" / "005.png")))
-    run_pycolmap(OBSERVATIONS, blurball / "sparse" / "0", tmp_path / "seen")
+    run_pycolmap(OBSERVATIONS, blurball / "sparse" / "0", tmp_path / "observations")
     errors = []
-    for name, rows in pickle.loads((tmp_path / "seen").read_bytes()).items():
+    for name, rows in pickle.loads((tmp_path / "observations").read_bytes()).items():
         view = scene.names.index(name.replace("png", "jpg"))
-        seen = np.array(rows)
-        errors.append(np.linalg.norm(project(scene, seen[:, :3])[view] - seen[:, 3:], axis=1))
+        rows = np.array(rows)
+        errors.append(np.linalg.norm(project(scene, rows[:, :3])[view] - rows[:, 3:], axis=1))
     assert len(errors) == 27
     assert np.median(np.concatenate(errors)) < 2.0
 
@@ -473,7 +472,7 @@ def test_blurball_factor_8_in_both_formats(blurball):
     scene = load_scene(str(blurball), factor=8)
     assert {image.shape for image in scene.images} == {(200, 300, 3)}
     np.testing.assert_allclose(scene.Ks[0], [[210.55, 0, 150], [0, 210.55, 100], [0, 0, 1]], atol=0.01)
-    # Its poses_bounds.npy was made from its COLMAP model: an independent check of LLFF's axes.
+    # The scene's poses_bounds.npy was made from its COLMAP model: an independent check of LLFF's axes.
     llff = load_scene(str(blurball), factor=8, format="llff")
     np.testing.assert_allclose(llff.viewmats, scene.viewmats, atol=1e-5)
     np.testing.assert_allclose(llff.Ks, scene.Ks, rtol=1e-5)

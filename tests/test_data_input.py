@@ -1,4 +1,4 @@
-"""The scene loaders: points, and all that a user can get wrong."""
+"""load_scene: the points of PLY files, and bad input."""
 
 import builtins
 import errno
@@ -20,10 +20,10 @@ from captures import (
     WRITERS,
     H,
     W,
-    frame,
-    known_pixels,
+    assert_refused,
+    expect_pixels,
+    make_frame,
     project,
-    refused,
     to_binary,
     write_blender,
     write_colmap,
@@ -40,13 +40,13 @@ from bags_jax.errors import UserError
 
 def test_masks_are_not_used(tmp_path):
     write_photos(tmp_path / "images")
-    write_nerfstudio(tmp_path, frames=[{**frame(i, f"images/v{i}.png"), "mask_path": "m.png"} for i in range(6)])
+    write_nerfstudio(tmp_path, frames=[{**make_frame(i, f"images/v{i}.png"), "mask_path": "m.png"} for i in range(6)])
     assert "6 frames have a mask_path: masks are not used" in load_scene(str(tmp_path)).notes[0]
 
 
 def test_nerfstudio_lens_of_each_frame(tmp_path):
     write_photos(tmp_path / "images")
-    frames = [{**frame(i, f"images/{name}"), "fl_x": 70.0 + i} for i, name in enumerate(NAMES)]
+    frames = [{**make_frame(i, f"images/{name}"), "fl_x": 70.0 + i} for i, name in enumerate(NAMES)]
     write_json(tmp_path / "transforms.json", {"fl_x": 1.0, "frames": frames})
     scene = load_scene(str(tmp_path))
     np.testing.assert_allclose(scene.Ks[:, 0, 0], 70.0 + np.arange(6))
@@ -77,7 +77,7 @@ def test_ply_points(tmp_path, encoding):
     scene = load_scene(str(tmp_path))
     np.testing.assert_allclose(scene.points, POINTS, atol=1e-6)
     np.testing.assert_allclose(scene.point_colors, COLORS / 255, atol=1e-6)
-    np.testing.assert_allclose(project(scene), known_pixels(), atol=1e-3)
+    np.testing.assert_allclose(project(scene), expect_pixels(), atol=1e-3)
     (tmp_path / "sparse.ply").unlink()
     assert any("sparse.ply, which is missing" in note for note in load_scene(str(tmp_path)).notes)
 
@@ -102,51 +102,51 @@ def test_damaged_ply(tmp_path, data):
         read_ply_points(tmp_path / "points.ply")
 
 
-# --- what a user can get wrong
+# --- bad input
 
 
 def test_bad_folders(tmp_path):
-    refused(tmp_path / "nowhere", "does not exist")
-    refused(tmp_path, "is empty")
+    assert_refused(tmp_path / "nowhere", "does not exist")
+    assert_refused(tmp_path, "is empty")
     (tmp_path / "file").touch()
-    refused(tmp_path / "file", "is a file")
+    assert_refused(tmp_path / "file", "is a file")
 
 
 def test_bad_options(tmp_path):
     write_photos(tmp_path / "images")
-    refused(tmp_path, "holds 6 photographs but no camera poses")
-    refused(tmp_path, "format 'splat' is unknown", format="splat")
-    refused(tmp_path, "has no COLMAP model", format="colmap")
-    refused(tmp_path, "transforms_train.json is missing", format="blender")
-    refused(tmp_path, "transforms.json is missing", format="nerfstudio")
-    refused(tmp_path, "poses_bounds.npy is missing", format="llff")
-    refused(tmp_path, "factor is 0", factor=0)
-    refused(tmp_path, "background is", background=(0.0, 0.0, 255.0))
+    assert_refused(tmp_path, "holds 6 photographs but no camera poses")
+    assert_refused(tmp_path, "format 'splat' is unknown", format="splat")
+    assert_refused(tmp_path, "has no COLMAP model", format="colmap")
+    assert_refused(tmp_path, "transforms_train.json is missing", format="blender")
+    assert_refused(tmp_path, "transforms.json is missing", format="nerfstudio")
+    assert_refused(tmp_path, "poses_bounds.npy is missing", format="llff")
+    assert_refused(tmp_path, "factor is 0", factor=0)
+    assert_refused(tmp_path, "background is", background=(0.0, 0.0, 255.0))
     write_nerfstudio(tmp_path)
-    refused(tmp_path, "leaves no pixel", factor=1000)
+    assert_refused(tmp_path, "leaves no pixel", factor=1000)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_poses_without_photographs(tmp_path, writer):
     WRITERS[writer](tmp_path)
-    refused(tmp_path, "has camera poses but no")
+    assert_refused(tmp_path, "has camera poses but no")
     (tmp_path / "images").mkdir()
-    refused(tmp_path, "has camera poses but no")
+    assert_refused(tmp_path, "has camera poses but no")
 
 
 def test_photographs_of_another_scene(tmp_path):
     write_photos(tmp_path / "images", names=[f"other{i}.png" for i in range(6)])
     write_colmap(tmp_path)
-    refused(tmp_path, "none of the 6 images of")
+    assert_refused(tmp_path, "none of the 6 images of")
 
 
 @pytest.mark.parametrize("data", [b"", b"this is no picture", b"\x89PNG\r\n\x1a\n" + bytes(50), "half"])
-def test_picture_that_is_none(tmp_path, data):
+def test_file_that_is_no_picture(tmp_path, data):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path)
     path = tmp_path / "images" / NAMES[2]
     path.write_bytes(path.read_bytes()[:300] if data == "half" else data)
-    refused(tmp_path, f"cannot read .*{NAMES[2]} as a picture")
+    assert_refused(tmp_path, f"cannot read .*{NAMES[2]} as a picture")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 2.0])
@@ -175,7 +175,7 @@ def test_impossible_pose_names_the_view(tmp_path, writer, value):
                 if "v2" in entry["file_path"]:
                     entry["transform_matrix"][0][0] = value
             write_json(path, values)
-    refused(tmp_path, "the pose of view v2.png is no")
+    assert_refused(tmp_path, "the pose of view v2.png is no")
 
 
 def truncated(fraction):
@@ -205,7 +205,7 @@ def test_damaged_binary_model(tmp_path, file_name, damage):
     write_photos(tmp_path / "images")
     path = to_binary(write_colmap(tmp_path)) / file_name
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    refused(tmp_path, "is damaged")
+    assert_refused(tmp_path, "is damaged")
 
 
 @pytest.mark.parametrize("file_name", ["cameras.txt", "images.txt", "points3D.txt"])
@@ -215,14 +215,14 @@ def test_damaged_text_model(tmp_path, file_name):
     good = path.read_text()
     for damaged in ("@#$ nonsense\n", good.replace("1 ", "one ", 1), good[: good.rindex(" ") - 8] + "x"):
         path.write_text(damaged)
-        refused(tmp_path, "is damaged")
+        assert_refused(tmp_path, "is damaged")
     path.unlink()
     if file_name != "points3D.txt":
-        refused(tmp_path, f"{file_name} is missing")
+        assert_refused(tmp_path, f"{file_name} is missing")
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_model_without_a_file_of_points(tmp_path, binary):
+def test_model_without_points_file(tmp_path, binary):
     write_photos(tmp_path / "images")
     folder = write_colmap(tmp_path)
     path = to_binary(folder) / "points3D.bin" if binary else folder / "points3D.txt"
@@ -233,7 +233,7 @@ def test_model_without_a_file_of_points(tmp_path, binary):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_rotation_of_length_0(tmp_path, binary):
+def test_quaternion_of_length_0(tmp_path, binary):
     write_photos(tmp_path / "images")
     folder = write_colmap(tmp_path)
     lines = (folder / "images.txt").read_text().splitlines()
@@ -241,33 +241,33 @@ def test_rotation_of_length_0(tmp_path, binary):
     (folder / "images.txt").write_text("\n".join(lines) + "\n")
     if binary:
         to_binary(folder)
-    refused(tmp_path, r"quaternion 0 0 0 0 \(v2.png\)")
+    assert_refused(tmp_path, r"quaternion 0 0 0 0 \(v2.png\)")
 
 
 def test_two_images_of_one_name(tmp_path):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path, names=("v0.png", "v1.png", "v2.png", "v1.png", "v4.png", "v5.png"))
-    refused(tmp_path, r"several images of one name \(v1.png\)")
+    assert_refused(tmp_path, r"several images of one name \(v1.png\)")
 
 
 def test_text_model_with_spaces_in_names(tmp_path):
     names = [f"v ({i}).png" for i in range(6)]
     write_photos(tmp_path / "images", names=names)
     write_colmap(tmp_path, names=["v0.png", *names[1:]])
-    refused(tmp_path, r"images.txt has the image name 'v \(1\).png'.*binary files \(.bin\) instead, or rename")
+    assert_refused(tmp_path, r"images.txt has the image name 'v \(1\).png'.*binary files \(.bin\) instead, or rename")
 
 
 def test_registered_images_are_needed(tmp_path):
     write_photos(tmp_path / "images")
     (write_colmap(tmp_path) / "images.txt").write_text("# none\n")
-    refused(tmp_path, "has no image with a pose")
+    assert_refused(tmp_path, "has no image with a pose")
 
 
 def test_impossible_cameras(tmp_path):
     write_photos(tmp_path / "images")
     for camera in (f"SIMPLE_PINHOLE {W} {H} 0 48 32", f"SIMPLE_PINHOLE {W} {H} -80 48 32", "SIMPLE_PINHOLE 0 0 80 0 0"):
         write_colmap(tmp_path, camera=camera)
-        refused(tmp_path, "is impossible")
+        assert_refused(tmp_path, "is impossible")
 
 
 @pytest.mark.parametrize(
@@ -284,14 +284,14 @@ def test_impossible_cameras(tmp_path):
 def test_bad_poses_bounds(tmp_path, rows):
     write_photos(tmp_path / "images")
     np.save(tmp_path / "poses_bounds.npy", rows)
-    refused(tmp_path, "poses_bounds.npy")
+    assert_refused(tmp_path, "poses_bounds.npy")
 
 
 @pytest.mark.parametrize("data", [b"", b"not numpy", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x01\x00v\x00{'descr': (((("])
 def test_unreadable_poses_bounds(tmp_path, data):
     write_photos(tmp_path / "images")
     (tmp_path / "poses_bounds.npy").write_bytes(data)
-    refused(tmp_path, "cannot read .*poses_bounds.npy")
+    assert_refused(tmp_path, "cannot read .*poses_bounds.npy")
 
 
 @pytest.mark.parametrize("file_name", ["transforms.json", "transforms_train.json"])
@@ -301,10 +301,10 @@ def test_unreadable_poses_bounds(tmp_path, data):
 def test_unreadable_json(tmp_path, file_name, text):
     write_photos(tmp_path / "images")
     (tmp_path / file_name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(tmp_path, f"{file_name} (is not readable json|has no poses)")
+    assert_refused(tmp_path, f"{file_name} (is not readable json|has no poses)")
 
 
-TRANSPOSED = np.transpose(frame(0, "")["transform_matrix"]).tolist()
+TRANSPOSED = np.transpose(make_frame(0, "")["transform_matrix"]).tolist()
 
 
 def test_json_with_a_byte_order_mark(tmp_path):
@@ -332,32 +332,35 @@ def test_json_with_a_byte_order_mark(tmp_path):
         ({"frames": [{"transform_matrix": np.eye(4).tolist()}]}, "file_path is None"),
         ({"frames": [{"file_path": "images/v0.png"}]}, "transform_matrix is no 4 x 4"),
         ({"frames": [{"file_path": "images/v0.png", "transform_matrix": [[1, 2], [3]]}]}, "transform_matrix is no"),
-        ({"frames": [{**frame(0, "images/v0.png"), "transform_matrix": TRANSPOSED}]}, "has the last row"),
-        ({"frames": [frame(0, "images/v0.png"), frame(1, "./images/v0.png")]}, "several frames have the same picture"),
+        ({"frames": [{**make_frame(0, "images/v0.png"), "transform_matrix": TRANSPOSED}]}, "has the last row"),
+        (
+            {"frames": [make_frame(0, "images/v0.png"), make_frame(1, "./images/v0.png")]},
+            "several frames have the same picture",
+        ),
     ],
 )
 def test_bad_nerfstudio_values(tmp_path, changes, match):
     write_photos(tmp_path / "images")
     write_nerfstudio(tmp_path, **changes)
-    refused(tmp_path, match)
+    assert_refused(tmp_path, match)
 
 
 @pytest.mark.parametrize("angle", [0.0, 4.0, "wide", None, True])
 def test_bad_camera_angle(tmp_path, angle):
     write_photos(tmp_path / "images")
-    write_json(tmp_path / "transforms_train.json", {"camera_angle_x": angle, "frames": [frame(0, "images/v0")]})
-    refused(tmp_path, "camera_angle_x is")
+    write_json(tmp_path / "transforms_train.json", {"camera_angle_x": angle, "frames": [make_frame(0, "images/v0")]})
+    assert_refused(tmp_path, "camera_angle_x is")
 
 
 def test_no_focal_length(tmp_path):
     write_photos(tmp_path / "images")
     write_blender(tmp_path, w=W, h=H)
-    refused(tmp_path, "fl_x is missing; expected fl_x .px. or camera_angle_x")
+    assert_refused(tmp_path, "fl_x is missing; expected fl_x .px. or camera_angle_x")
 
 
 @pytest.fixture
 def forbid(monkeypatch):
-    """Lets a file or folder look as if this user may not read it: permissions do not stop root."""
+    """Makes a file or folder unreadable by patching the file functions, because permissions do not stop root."""
 
     stat = os.stat
 
@@ -395,7 +398,7 @@ def forbid(monkeypatch):
         ("nerfstudio", "points.ply"),
     ],
 )
-def test_what_may_not_be_read(tmp_path, writer, path, forbid):
+def test_unreadable_file_or_folder(tmp_path, writer, path, forbid):
     root = tmp_path / "scene"
     write_photos(root / "images")
     WRITERS[writer](root)
@@ -403,7 +406,7 @@ def test_what_may_not_be_read(tmp_path, writer, path, forbid):
         write_nerfstudio(root, ply_file_path=path)
         (root / path).touch()
     forbid(root / path)
-    refused(root, rf"cannot read {root / path}\S* \(Permission denied\): expected a scene whose files")
+    assert_refused(root, rf"cannot read {root / path}\S* \(Permission denied\): expected a scene whose files")
 
 
 def test_pycolmap_stays_out_of_the_process_and_png_can_be_saved(tmp_path):
@@ -420,6 +423,6 @@ Image.fromarray(scene.images[0]).save(sys.argv[1] + "/saved.png")
 """
     root = pathlib.Path(__file__).parents[1]
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert (tmp_path / "saved.png").is_file()

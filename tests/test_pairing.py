@@ -1,4 +1,4 @@
-"""Which photograph belongs to which pose; what is left over is named, not fatal."""
+"""Pairing of photographs and poses. Unpaired ones are named in a note, not fatal."""
 
 import math
 import struct
@@ -10,10 +10,10 @@ from captures import (
     FOCAL,
     NAMES,
     WRITERS,
-    frame,
-    known_pixels,
+    assert_refused,
+    expect_pixels,
+    make_frame,
     project,
-    refused,
     to_binary,
     write_colmap,
     write_json,
@@ -27,7 +27,7 @@ from bags_jax.data.pairing import match_photos
 from bags_jax.errors import UserError
 
 
-def test_leftovers_are_counted_and_named(tmp_path):
+def test_unpaired_are_counted_and_named(tmp_path):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path)
     (tmp_path / "images" / NAMES[4]).unlink()
@@ -78,7 +78,7 @@ def test_match_photos():
         match_photos(["a/0.png", "b/0.png"], ["0.png"])
 
 
-def test_match_photos_of_another_folder_only_where_folders_say_nothing():
+def test_match_photos_ignores_folders_only_if_no_folder_matches():
     here = {"cam0/0.png": "cam0/0.png"}
     assert match_photos(["cam0/0.png", "cam0/1.png"], ["cam0/0.png", "cam1/1.png"]) == here
     assert match_photos(["cam0/0.png", "cam0/1.png", "cam1/1.png"], ["cam0/0.png", "cam1/1.png"]) == {
@@ -91,7 +91,7 @@ def test_match_photos_of_another_folder_only_where_folders_say_nothing():
     }
 
 
-def test_match_photos_of_other_spelling():
+def test_match_photos_of_another_spelling():
     composed, separate = (unicodedata.normalize(form, "é/ü") for form in ("NFC", "NFD"))
     for model, disk in ((composed, separate), (separate, composed)):
         files = [f"{disk}.JPG", f"{disk}.png", f"{disk}2.tif"]
@@ -101,9 +101,9 @@ def test_match_photos_of_other_spelling():
         }
 
 
-def test_lost_photograph_of_a_rig(tmp_path):
+def test_missing_photograph_of_a_rig(tmp_path):
     names = [f"cam{i % 2}/v{i // 2}.png" for i in range(6)]
-    for name, pixels in zip(names, known_pixels()):
+    for name, pixels in zip(names, expect_pixels()):
         write_photos(tmp_path / "images" / name[:4], [pixels], names=[name[5:]])
     (tmp_path / "images" / "cam0" / "v1.png").unlink()
     write_colmap(tmp_path, names=names)
@@ -111,7 +111,7 @@ def test_lost_photograph_of_a_rig(tmp_path):
     assert len(scene.names) == 5 and scene.notes == ("1 poses have no photograph, left out: cam0/v1.png",)
 
 
-def plain(name: str) -> str:
+def normalize(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -129,18 +129,20 @@ def plain(name: str) -> str:
 def test_frame_of_another_spelling(tmp_path, file_path, on_disk):
     names = [on_disk.format(i) for i in range(6)]
     write_photos((tmp_path / names[0]).parent, names=[name.split("/")[1] for name in names])
-    frames = [frame(i, file_path.format(i)) for i in range(6)]
+    frames = [make_frame(i, file_path.format(i)) for i in range(6)]
     write_json(tmp_path / "transforms.json", {"fl_x": FOCAL, "test_filenames": [file_path.format(3)], "frames": frames})
     scene = load_scene(str(tmp_path))
-    # A Mac finds either spelling.
-    assert [plain(name) for name in scene.names] == [plain(name.split("/")[1]) for name in names] and scene.notes == ()
+    # normalize: on macOS the file system decides the spelling.
+    assert [normalize(name) for name in scene.names] == [
+        normalize(name.split("/")[1]) for name in names
+    ] and scene.notes == ()
     assert scene.test_ids.tolist() == [3]
-    np.testing.assert_allclose(project(scene), known_pixels(), atol=1e-3)
+    np.testing.assert_allclose(project(scene), expect_pixels(), atol=1e-3)
 
 
-def test_frame_that_could_be_several_pictures(tmp_path):
+def test_frame_that_matches_several_pictures(tmp_path):
     write_photos(tmp_path / "images")
     (tmp_path / "images" / "v0.png").rename(tmp_path / "images" / "v0.jpg")
     (tmp_path / "images" / "v0.TIF").touch()
     write_nerfstudio(tmp_path)
-    refused(tmp_path, "v0.png could be any of the files v0.TIF, v0.jpg")
+    assert_refused(tmp_path, "v0.png could be any of the files v0.TIF, v0.jpg")

@@ -1,14 +1,16 @@
-"""The embedded scenes: deterministic, fully covered by surfaces, blurred as the physics says, cached safely.
+"""The embedded scenes: deterministic, covered by surfaces, blurred as the physics says, and cached.
 
-tests/golden/still_life.npz holds the default layout as it was before there were others. After a wanted change:
-`.venv/bin/python tests/test_procedural.py --write`.
+tests/golden/embedded_scenes.npz holds small scenes of every world. After a wanted change of the scenes increase
+GENERATOR_VERSION in bags_jax/synthetic/procedural.py, then: `.venv/bin/python tests/test_procedural.py --write`.
 """
 
 import dataclasses
 import inspect
 import math
+import os
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -18,43 +20,64 @@ from bags_jax.data.scene import train_on_sharp
 from bags_jax.errors import UserError
 from bags_jax.synthetic import bake, exposures, make_scene, procedural, raycast, shapes
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "still_life.npz"
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "embedded_scenes.npz"
 LAYOUTS = tuple(procedural.LAYOUTS)
 SMALL = {"width": 64, "height": 42, "num_train": 6, "num_test": 2, "num_points": 160}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def cache_home(tmp_path_factory):
+def cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
 
 
-def linear(image):
+def to_linear(image):
     value = image / 255.0
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
-def gradient_energy(image, where=None):
+def measure_gradients(image, where=None):
     value = image.astype(float).mean(-1)
     energy = np.square(np.diff(value, axis=1))[:-1] + np.square(np.diff(value, axis=0))[:, :-1]
     return energy.mean() if where is None else energy[where[:-1, :-1]].mean()
 
 
-def depth_map(scene, view, layout="still_life"):
+def render_depths(scene, view, layout="still_life"):
     height, width = scene.images[view].shape[:2]
     world = procedural.LAYOUTS[layout].make_world()
     return raycast.render_frame(world, scene.viewmats[view], scene.Ks[view], height=height, width=width)[1]
 
 
-def golden_arrays():
+def make_golden_arrays():
+    """Returns the arrays of small scenes: the still life with every blur and its points, the other worlds in motion."""
     options = {"width": 24, "height": 16, "num_train": 4, "num_test": 1, "num_points": 50, "seed": 3}
-    scenes = {blur: make_scene(blur, **options) for blur in procedural.BLURS}
-    scene = scenes["motion"]
-    geometry = {"viewmats": scene.viewmats, "points": scene.points, "point_colors": scene.point_colors}
-    images = {blur: np.stack(s.images) for blur, s in scenes.items()} | {"sharp": np.stack(scene.sharp_images)}
-    return images, geometry
+    arrays = {}
+    for layout in LAYOUTS:
+        blurs, fields = ("motion",), ("viewmats",)
+        if layout == "still_life":
+            blurs, fields = procedural.BLURS, ("viewmats", "points", "point_colors")
+        scenes = {blur: make_scene(blur, layout=layout, **options) for blur in blurs}
+        arrays |= {f"{layout}/images/{blur}": np.stack(scene.images) for blur, scene in scenes.items()}
+        arrays |= {f"{layout}/images/sharp": np.stack(scenes["motion"].sharp_images)}
+        arrays |= {f"{layout}/{name}": getattr(scenes["motion"], name) for name in fields}
+    return arrays
+
+
+def assert_close_to_golden(arrays, golden):
+    """Asserts equality up to the rounding of another CPU, on which float32 sums in another order."""
+    assert arrays.keys() == set(golden.files) - {"generator_version"}
+    for name, array in arrays.items():
+        off = np.abs(array.astype(float) - golden[name])
+        assert array.shape == golden[name].shape, name
+        if "/images/" in name:  # identical on the machine that wrote the file; elsewhere a ray may pass an edge
+            assert (off > 1).mean() < 2e-3, name
+        else:
+            # With AVX-512 in place of AVX2 a ray that grazes a ball hits it elsewhere by 1e-4: less than a hundredth of
+            # the noise of the points.
+            np.testing.assert_array_less(off, 1e-3 if name.endswith("points") else 1e-5, err_msg=name)
+            assert np.mean(off > 1e-5) < 0.05, name
 
 
 def assert_same(a, b):
@@ -93,27 +116,18 @@ def test_shapes_and_truth(blur):
 
 
 def generate(blur, **options):
-    """A tiny scene, past the cache."""
+    """Renders a tiny scene without the cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(procedural, "_cache_path", lambda _: None)
+        patch.setattr(procedural, "_find_cache_path", lambda _: None)
         return make_scene(
             blur, **({"width": 24, "height": 16, "num_train": 3, "num_test": 1, "num_points": 50} | options)
         )
 
 
-def test_default_layout_is_what_it_was():
-    images, geometry = golden_arrays()
+def test_scenes_equal_the_golden_file():
     golden = np.load(GOLDEN)
-    assert set(golden.files) == images.keys() | geometry.keys()
-    for name, array in geometry.items():
-        off = np.abs(array - golden[name])
-        # On a CPU that adds in another order (AVX-512 for AVX2) a float32 ray that grazes a ball meets it elsewhere by 1e-4:
-        # less than a hundredth of the noise that points are given.
-        np.testing.assert_array_less(off, 1e-3 if name == "points" else 1e-5, err_msg=name)
-        assert np.mean(off > 1e-5) < 0.05, name
-    for name, array in images.items():  # the same bits on the machine that made it; elsewhere a ray may pass an edge
-        off = np.abs(array.astype(int) - golden[name]) > 1
-        assert array.shape == golden[name].shape and off.mean() < 2e-3, name
+    assert golden["generator_version"] == procedural.GENERATOR_VERSION
+    assert_close_to_golden(make_golden_arrays(), golden)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
@@ -135,17 +149,17 @@ def test_seed_decides_everything():
     other = generate("motion", seed=1)
     assert not np.allclose(first.viewmats, other.viewmats)
     assert not np.allclose(first.points, other.points)
-    truth = generate("none", seed=0)  # the blur changes neither cameras nor points
+    truth = generate("none", seed=0)  # blur changes neither cameras nor points
     np.testing.assert_array_equal(first.viewmats, truth.viewmats)
     np.testing.assert_array_equal(first.points, truth.points)
     np.testing.assert_array_equal(first.sharp_images, truth.images)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_pixel_sees_a_surface_at_a_sensible_depth(layout):
+def test_every_pixel_has_a_surface_at_a_sensible_depth(layout):
     scene = make_scene("none", layout=layout, **SMALL)
     for view in range(len(scene.names)):
-        depths = depth_map(scene, view, layout)
+        depths = render_depths(scene, view, layout)
         assert 1.0 < depths.min() and depths.max() < 12
         assert depths.max() > 1.8 * depths.min()  # parallax
 
@@ -155,13 +169,13 @@ def test_pictures_are_rich(layout):
     scene = make_scene("none", layout=layout, **(SMALL | {"width": 128, "height": 84}))
     grays = np.stack(scene.images).mean(-1)
     assert 80 < grays.mean() < 170 and grays.std() > 40
-    assert (np.stack(scene.images) == 255).mean() < 0.06  # of the still life: 4 %
+    assert (np.stack(scene.images) == 255).mean() < 0.06  # the still life has 4 %
     blocks = grays[:, :80].reshape(len(grays), 10, 8, 16, 8).std((2, 4))
     assert (blocks > 4).mean() > 0.97  # nearly no block of 8 x 8 px is flat
-    assert min(gradient_energy(image) for image in scene.images) > 1200
+    assert min(measure_gradients(image) for image in scene.images) > 1200
     power = np.square(np.abs(np.fft.fft2(grays - grays.mean((1, 2), keepdims=True))))
     fine = np.maximum.outer(np.abs(np.fft.fftfreq(84)), np.abs(np.fft.fftfreq(128))) > 0.25
-    assert power[:, fine].sum() / power.sum() < 0.15  # details of 4 px and more: so that pixels can show them
+    assert power[:, fine].sum() / power.sum() < 0.15  # details are 4 px and larger, so that pixels resolve them
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -170,27 +184,27 @@ def test_world_does_not_depend_on_the_resolution(layout):
     large = make_scene("none", layout=layout, **(SMALL | {"width": 128, "height": 84}))
     np.testing.assert_array_equal(small.viewmats, large.viewmats)
     np.testing.assert_allclose(2 * small.Ks[:, :2], large.Ks[:, :2], rtol=1e-6)
-    halved = linear(large.images[3]).reshape(42, 2, 64, 2, 3).mean((1, 3))
-    assert np.abs(halved - linear(small.images[3])).mean() < 0.01  # the two sample pixels differently
+    halved = to_linear(large.images[3]).reshape(42, 2, 64, 2, 3).mean((1, 3))
+    assert np.abs(halved - to_linear(small.images[3])).mean() < 0.01  # not 0: the two sizes sample pixels differently
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_points_lie_on_surfaces_and_have_their_colors(layout):
     scene = make_scene("none", layout=layout, **(SMALL | {"width": 128, "height": 84}))
-    seen = np.zeros(len(scene.points), bool)
+    is_visible = np.zeros(len(scene.points), bool)
     errors = []
     for view in scene.train_ids:
         x, y, z = scene.viewmats[view][:3, :3] @ scene.points.T + scene.viewmats[view][:3, 3:]
         column = np.floor(scene.Ks[view][0, 0] * x / z + scene.Ks[view][0, 2]).astype(int)
         row = np.floor(scene.Ks[view][1, 1] * y / z + scene.Ks[view][1, 2]).astype(int)
         inside = np.flatnonzero((column >= 0) & (column < 128) & (row >= 0) & (row < 84) & (z > 0))
-        depths = depth_map(scene, view, layout)[row[inside], column[inside]]
+        depths = render_depths(scene, view, layout)[row[inside], column[inside]]
         near = inside[np.abs(depths - z[inside]) < 0.15]
-        seen[near] = True
+        is_visible[near] = True
         errors.append(np.abs(scene.images[view][row[near], column[near]] / 255 - scene.point_colors[near]).mean(-1))
-    assert seen.mean() > 0.9
+    assert is_visible.mean() > 0.9
     errors = np.concatenate(errors)
-    assert np.median(errors) < 0.06 and (errors < 0.2).mean() > 0.8  # the rest lie on edges of the textures
+    assert np.median(errors) < 0.06 and (errors < 0.2).mean() > 0.8  # the others lie on edges of the textures
 
 
 def test_motion_blurs_and_keeps_the_light():
@@ -198,27 +212,28 @@ def test_motion_blurs_and_keeps_the_light():
     ratios = []
     for view in scene.train_ids:
         image, truth = scene.images[view], scene.sharp_images[view]
-        ratios.append(gradient_energy(image) / gradient_energy(truth))
-        assert linear(image).mean() == pytest.approx(linear(truth).mean(), rel=0.06)  # what crosses the border differs
-    assert max(ratios) < 1.05  # the nearly sharp view included: its samples lie differently within the pixels
+        ratios.append(measure_gradients(image) / measure_gradients(truth))
+        # 0.06: light crosses the border.
+        assert to_linear(image).mean() == pytest.approx(to_linear(truth).mean(), rel=0.06)
+    assert max(ratios) < 1.05  # above 1: a nearly sharp view has other samples in its pixels than its truth
     assert sorted(ratios)[-2] < 0.95 and np.median(ratios) < 0.75
 
 
-def test_motion_path_has_the_length_asked_for():
-    lengths = exposures.path_lengths(24)
+def test_motion_path_has_the_requested_length():
+    lengths = exposures.make_path_lengths(24)
     assert (lengths < 0.4).sum() == 3 and lengths.max() <= 6.6 and (lengths > 2.5).mean() > 0.6
     scene = make_scene("none", **SMALL)
     points = np.concatenate([scene.points.T, np.ones((1, 160))])
     shake = 0.02 * exposures.draw_shake(np.random.default_rng(0))
-    np.testing.assert_array_equal(exposures.pose_at(scene.viewmats[3], shake, 0.0), scene.viewmats[3])
-    length = exposures.path_length(points, scene.viewmats[3], scene.Ks[3], shake)
-    ends = [exposures.pose_at(scene.viewmats[3], shake, t) @ points for t in (-0.5, 0.5)]
+    np.testing.assert_array_equal(exposures.shake_pose(scene.viewmats[3], shake, 0.0), scene.viewmats[3])
+    length = exposures.measure_path(points, scene.viewmats[3], scene.Ks[3], shake)
+    ends = [exposures.shake_pose(scene.viewmats[3], shake, t) @ points for t in (-0.5, 0.5)]
     chord = np.subtract(*[(scene.Ks[3] @ end[:3] / end[2])[:2] for end in ends])
     assert length >= np.linalg.norm(chord, axis=0).mean()
 
 
-def blur_width(scene, view):
-    """Standard deviation, px, of the Gaussian that makes the truth most like the photograph."""
+def measure_blur(scene, view):
+    """Returns the standard deviation, px, of the Gaussian whose blur of the truth is closest to the photograph."""
     truth, photo = Image.fromarray(scene.sharp_images[view]), scene.images[view].astype(float)
     widths = np.arange(0.2, 4.0, 0.05)
     blurred = [np.asarray(truth.filter(ImageFilter.GaussianBlur(float(width))), float) for width in widths]
@@ -230,8 +245,8 @@ def test_blur_scale_halves_the_blur(blur, layout):
     options = {"layout": layout, "width": 128, "height": 84, "num_train": 4, "num_test": 0, "num_points": 0}
     hard, easy = (make_scene(blur, blur_scale=scale, **options) for scale in (1.0, 0.5))
     np.testing.assert_array_equal(hard.sharp_images, easy.sharp_images)
-    widths = np.array([[blur_width(scene, view) for view in scene.train_ids] for scene in (hard, easy)])
-    blurred = widths[0] > 0.5  # below, the samples within a pixel hide it
+    widths = np.array([[measure_blur(scene, view) for view in scene.train_ids] for scene in (hard, easy)])
+    blurred = widths[0] > 0.5  # smaller blur is hidden by the samples in a pixel
     assert blurred.sum() >= 2
     assert 0.45 < (widths[1] / widths[0])[blurred].mean() < 0.65
 
@@ -242,30 +257,30 @@ def test_easy_mixed_loses_less():
         sum(np.array_equal(scene.images[i], scene.sharp_images[i]) for i in scene.train_ids) for scene in (hard, easy)
     ]
     assert sharp == [2, 4]
-    least = [min(gradient_energy(scene.images[i]) for i in scene.train_ids) for scene in (hard, easy)]
-    assert least[1] > 1.5 * least[0]  # a quarter of the resolution instead of an eighth
+    smallest = [min(measure_gradients(scene.images[i]) for i in scene.train_ids) for scene in (hard, easy)]
+    assert smallest[1] > 1.5 * smallest[0]  # a quarter of the resolution instead of an eighth
     assert_same(hard, make_scene("mixed", blur_scale=0.8, **(SMALL | {"num_train": 8})))
 
 
 @pytest.mark.parametrize(("layout", "width", "noise_px"), [("still_life", 64, 0.5), ("relief", 48, 2.0)])
-def test_wrong_poses_move_pictures_by_what_is_asked(layout, width, noise_px):
+def test_pose_noise_moves_pictures_by_the_requested_distance(layout, width, noise_px):
     options = {"layout": layout} | SMALL | {"width": width}
-    true, wrong = make_scene("mixed", **options), make_scene("mixed", pose_noise_px=noise_px, **options)
+    true, perturbed = make_scene("mixed", **options), make_scene("mixed", pose_noise_px=noise_px, **options)
     for name in ("images", "sharp_images", "points", "point_colors", "Ks"):
-        np.testing.assert_array_equal(getattr(true, name), getattr(wrong, name), err_msg=name)
-    np.testing.assert_array_equal(true.viewmats[true.test_ids], wrong.viewmats[true.test_ids])
-    turns = wrong.viewmats[:, :3, :3]
+        np.testing.assert_array_equal(getattr(true, name), getattr(perturbed, name), err_msg=name)
+    np.testing.assert_array_equal(true.viewmats[true.test_ids], perturbed.viewmats[true.test_ids])
+    turns = perturbed.viewmats[:, :3, :3]
     np.testing.assert_allclose(turns @ turns.transpose(0, 2, 1), np.tile(np.eye(3), (8, 1, 1)), atol=1e-5)
     moves = []
     for view in true.train_ids:
-        z = depth_map(true, view, layout).ravel()
+        z = render_depths(true, view, layout).ravel()
         rows, columns = np.mgrid[0.5:42, 0.5:width].reshape(2, -1)
         pixels = np.stack([columns, rows, np.ones_like(rows)])
-        seen = np.concatenate([np.linalg.inv(true.Ks[view]) @ pixels * z, np.ones((1, z.size))])
-        moved = true.Ks[view] @ (wrong.viewmats[view] @ np.linalg.inv(true.viewmats[view]) @ seen)[:3]
-        moves.append(np.sqrt(np.square(moved[:2] / moved[2] - pixels[:2]).sum(0).mean()))
-    assert np.mean(moves) == pytest.approx(noise_px, rel=0.1)  # it is set on every 6th pixel
-    assert min(moves) > 0.1 * noise_px and np.std(moves) > 0.05 * noise_px  # not all alike
+        points = np.concatenate([np.linalg.inv(true.Ks[view]) @ pixels * z, np.ones((1, z.size))])
+        screen = true.Ks[view] @ (perturbed.viewmats[view] @ np.linalg.inv(true.viewmats[view]) @ points)[:3]
+        moves.append(np.sqrt(np.square(screen[:2] / screen[2] - pixels[:2]).sum(0).mean()))
+    assert np.mean(moves) == pytest.approx(noise_px, rel=0.1)  # not 0: the generator measures every 6th pixel
+    assert min(moves) > 0.1 * noise_px and np.std(moves) > 0.05 * noise_px  # the views differ
 
 
 def test_oracle_trains_on_the_truth():
@@ -278,21 +293,21 @@ def test_oracle_trains_on_the_truth():
     assert "\n" not in str(caught.value)
 
 
-def test_defocus_blurs_what_is_out_of_focus():
+def test_defocus_blurs_outside_the_plane_of_focus():
     scene = make_scene("defocus", **SMALL)
-    near_view, far_view = scene.train_ids[[0, 2]]  # focus goes near, middle, far in turn
+    near_view, far_view = scene.train_ids[[0, 2]]  # the focus of the views cycles: near, middle, far
     kept = {}
     for view in (near_view, far_view):
-        depths = depth_map(scene, view)
+        depths = render_depths(scene, view)
         for name, where in (("near", depths < 3.2), ("far", depths > 4.8)):
-            kept[view, name] = gradient_energy(scene.images[view], where) / gradient_energy(
+            kept[view, name] = measure_gradients(scene.images[view], where) / measure_gradients(
                 scene.sharp_images[view], where
             )
     assert kept[near_view, "near"] > 1.5 * kept[near_view, "far"]
     assert kept[far_view, "far"] > 1.5 * kept[far_view, "near"]
 
 
-def test_mixed_loses_what_is_above_the_cutoff():
+def test_mixed_loses_frequencies_above_the_cutoff():
     scene = make_scene("mixed", **(SMALL | {"width": 64, "height": 64}))
     frequencies = np.abs(np.fft.fftfreq(64))
     above = np.maximum.outer(frequencies, frequencies) > 0.3  # half the resolution keeps 0.25 cycles / px
@@ -304,11 +319,11 @@ def test_mixed_loses_what_is_above_the_cutoff():
     assert sorted(kept)[3] < 0.12  # bicubic interpolation is not an ideal filter
 
 
-def test_cache_hit_is_the_same_and_a_corrupt_file_is_replaced(cache_home, monkeypatch):
+def test_cache_hit_is_the_same_and_a_corrupt_file_is_replaced(cache_folder, monkeypatch):
     arguments = ("none",), {"width": 24, "height": 16, "num_train": 2, "num_test": 1, "num_points": 20, "seed": 5}
-    before = set(cache_home.rglob("*"))
+    before = set(cache_folder.rglob("*"))
     first = make_scene(*arguments[0], **arguments[1])
-    (path,) = {p for p in cache_home.rglob("*") if p.is_file()} - before
+    (path,) = {p for p in cache_folder.rglob("*") if p.is_file()} - before
     with monkeypatch.context() as patch:
         patch.setattr(procedural, "_generate", lambda *_: pytest.fail("the cache was not read"))
         assert_same(first, make_scene(*arguments[0], **arguments[1]))
@@ -319,15 +334,15 @@ def test_cache_hit_is_the_same_and_a_corrupt_file_is_replaced(cache_home, monkey
         path.write_bytes(damaged)
         assert_same(first, make_scene(*arguments[0], **arguments[1]))
         assert path.read_bytes() != damaged
-    assert not list(cache_home.rglob("*.tmp")) and not list(cache_home.rglob("*.unfinished*"))
+    assert not list(cache_folder.rglob("*.tmp")) and not list(cache_folder.rglob("*.unfinished*"))
 
 
-def test_every_argument_has_a_cache_of_its_own():
+def test_every_argument_changes_the_cache_key():
     base = {name: value.default for name, value in inspect.signature(make_scene).parameters.items()}
     others = {"blur": "none", "layout": "relief", "blur_scale": 0.5, "pose_noise_px": 1.0}
     others |= {name: base[name] + 1 for name in base.keys() - others.keys()}
-    orders = [base] + [base | {name: value} for name, value in others.items()]
-    assert len({procedural._cache_path(procedural._Order(**order)) for order in orders}) == len(base) + 1
+    options = [base] + [base | {name: value} for name, value in others.items()]
+    assert len({procedural._find_cache_path(procedural._Options(**each)) for each in options}) == len(base) + 1
 
 
 def test_without_a_writable_cache(tmp_path, monkeypatch):
@@ -365,14 +380,14 @@ def test_frame_equals_rays_cast_one_by_one(layout):
     world, viewmat, K = procedural.LAYOUTS[layout].make_world(), scene.viewmats[4], scene.Ks[4]
     colors, depths = raycast.render_frame(world, viewmat, K, height=42, width=64)
     rows, columns = np.mgrid[0.5:42, 0.5:64].reshape(2, -1)
-    origin, directions = raycast.camera_rays(viewmat, K, np.stack([columns, rows]))
+    origin, directions = raycast.make_camera_rays(viewmat, K, np.stack([columns, rows]))
     t, radiance = raycast.cast(world, origin, directions)
-    np.testing.assert_allclose(depths.ravel(), t, rtol=1e-4)  # frames skip what a solid's screen box leaves out
+    np.testing.assert_allclose(depths.ravel(), t, rtol=1e-4)  # frames skip pixels outside a solid's screen box
     assert np.abs(colors.reshape(-1, 3) - radiance).max() < 1e-3
 
 
-def small_world():
-    """A black room with a ball, a leaf and a rod, and the light that falls on them."""
+def make_small_world():
+    """Returns a black room with a ball, a leaf and a rod, and a light."""
 
     def paint(level):
         return lambda face, x, y: np.full((*x.shape, 3), level, np.float32)
@@ -389,7 +404,7 @@ def small_world():
 
 
 def test_leaf_is_an_ellipsoid():
-    solids, light = small_world()
+    solids, light = make_small_world()
     solid = solids[2]
     world = bake.make_world((solids[0], solid), light)
     axes = solid.rotation.T
@@ -399,19 +414,20 @@ def test_leaf_is_an_ellipsoid():
         t, _ = raycast.cast(world, (solid.center + 2 * axis)[:, None], -axis[:, None])
         np.testing.assert_allclose(t, 2 - half, rtol=1e-4)
     u, v = np.random.default_rng(0).random((2, 500)).astype(np.float32)
-    points, normals = raycast.surface_points(solid, 0, u, v)
+    points, normals = raycast.place_on_surface(solid, 0, u, v)
     local = solid.rotation.T @ (points - solid.center[:, None])
-    np.testing.assert_allclose(np.square(local / solid.half[:, None]).sum(0), 1, atol=0.03)  # 1e-3 above the surface
+    # 0.03: the points lie 1e-3 above the surface.
+    np.testing.assert_allclose(np.square(local / solid.half[:, None]).sum(0), 1, atol=0.03)
     np.testing.assert_allclose(np.linalg.norm(normals, axis=0), 1, atol=1e-5)
     gradients = local / np.square(solid.half[:, None])
     gradients /= np.linalg.norm(gradients, axis=0)
     assert ((solid.rotation.T @ normals) * gradients).sum(0).min() > 0.999
 
 
-def test_what_cannot_shade_a_point_is_skipped_without_a_trace(monkeypatch):
-    solids, light = small_world()
+def test_skipped_solids_change_no_light(monkeypatch):
+    solids, light = make_small_world()
     quick = bake.make_world(solids, light)
-    points = raycast.surface_points(solids[1], 0, *np.random.default_rng(1).random((2, 500)).astype(np.float32))[0]
+    points = raycast.place_on_surface(solids[1], 0, *np.random.default_rng(1).random((2, 500)).astype(np.float32))[0]
     assert 0.1 < bake._may_shade(solids[2], points, light).mean() < 0.9
     monkeypatch.setattr(bake, "_may_shade", lambda solid, points, light: np.ones(points.shape[1], bool))
     np.testing.assert_array_equal(quick.atlas, bake.make_world(solids, light).atlas)
@@ -423,7 +439,7 @@ def test_light_falls_off_as_lambert_says():
 
     zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
     solids = (
-        raycast.Solid("box", zero, 6 * one, paint(0.0), hollow=True, unseen_faces=tuple(range(6))),  # black: no bounce
+        raycast.Solid("box", zero, 6 * one, paint(0.0), hollow=True, hidden_faces=tuple(range(6))),  # black: no bounce
         raycast.Solid("sphere", zero, one, paint(0.5)),
     )
     light = bake.Light(np.array([0, -5, 0], np.float32), 0.01, 8 * one, zero)
@@ -438,9 +454,23 @@ def test_light_falls_off_as_lambert_says():
     np.testing.assert_allclose(radiance[:, 0], expected, rtol=0.02, atol=1e-3)  # the light map is sampled, not exact
 
 
+def write_golden_file():
+    """Rewrites the golden file. Refuses scenes that differ from those of the same version: caches would be stale."""
+    arrays = make_golden_arrays()
+    if GOLDEN.exists():
+        golden = np.load(GOLDEN)
+        same = golden.keys() - {"generator_version"} == arrays.keys() and all(
+            np.array_equal(golden[name], array) for name, array in arrays.items()
+        )
+        if not same and golden["generator_version"] >= procedural.GENERATOR_VERSION:
+            sys.exit("the scenes have changed: increase GENERATOR_VERSION in bags_jax/synthetic/procedural.py first")
+    np.savez_compressed(GOLDEN, generator_version=procedural.GENERATOR_VERSION, **arrays)
+    print(f"wrote {GOLDEN}")
+
+
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: python tests/test_procedural.py --write")
-    golden_images, golden_geometry = golden_arrays()
-    np.savez_compressed(GOLDEN, **golden_images, **golden_geometry)
-    print(f"wrote {GOLDEN}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder  # renders every scene anew
+        write_golden_file()

@@ -1,4 +1,4 @@
-"""The process in which pycolmap lives: it may be killed, crash, hang or be missing; what it prints is nobody's business."""
+"""The process of pycolmap: killed, crashed, hanging, without pycolmap, or printing."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from concurrent import futures
 
 import numpy as np
 import pytest
-from captures import FOCAL, NAMES, H, W, draw, known_pixels, refused, write_colmap, write_photos
+from captures import FOCAL, NAMES, H, W, assert_refused, draw, expect_pixels, write_colmap, write_photos
 
 from bags_jax.data import load_scene
 from bags_jax.data.lens import Lens, undistort
@@ -29,7 +29,7 @@ def capture_folder(tmp_path):
 
 @pytest.fixture
 def use_script(tmp_path, monkeypatch):
-    """Lets another script play the process of pycolmap."""
+    """Replaces the script of the process of pycolmap."""
 
     def use(code):
         client.stop(client.start())
@@ -40,7 +40,7 @@ def use_script(tmp_path, monkeypatch):
     client.stop(client.start())
 
 
-def test_one_process_serves_all_loads_outside_of_this_one(capture_folder):
+def test_one_other_process_serves_all_loads(capture_folder):
     load_scene(str(capture_folder))
     process = client.start()
     load_scene(str(capture_folder))
@@ -48,12 +48,12 @@ def test_one_process_serves_all_loads_outside_of_this_one(capture_folder):
     assert "pycolmap" not in sys.modules
 
 
-@pytest.mark.parametrize("is_noticed", [False, True])
-def test_killed_between_two_loads(capture_folder, is_noticed):
+@pytest.mark.parametrize("is_reaped", [False, True])
+def test_killed_between_two_loads(capture_folder, is_reaped):
     first = load_scene(str(capture_folder))
     process = client.start()
     os.kill(process.pid, signal.SIGKILL)
-    if is_noticed:
+    if is_reaped:
         process.wait()
     second = load_scene(str(capture_folder))
     assert second.names == NAMES and client.start() is not process
@@ -71,21 +71,21 @@ DEATHS = {
 @pytest.mark.parametrize("death", DEATHS)
 def test_death_during_a_request(capture_folder, use_script, death):
     use_script(DEATHS[death])
-    refused(capture_folder, r"is damaged \(pycolmap crashed, exit code -?\d+\)")
+    assert_refused(capture_folder, r"is damaged \(pycolmap crashed, exit code -?\d+\)")
     with pytest.raises(UserError, match="cannot undistort the lens .*pycolmap crashed"):
-        undistort(draw(known_pixels()[0]), RADIAL)
+        undistort(draw(expect_pixels()[0]), RADIAL)
 
 
 def test_a_process_that_hangs_is_killed(capture_folder, use_script, monkeypatch):
     use_script("import time; time.sleep(60)")
     monkeypatch.setattr(client, "TIMEOUT_S", 0.3)
-    refused(capture_folder, "is damaged .*did not finish within 0.3")
+    assert_refused(capture_folder, "is damaged .*did not finish within 0.3")
 
 
 def test_missing_pycolmap(capture_folder, use_script):
     code = client.PROCESS_FILE.read_text()
     use_script("import sys; sys.modules['pycolmap'] = None\n" + code)
-    refused(capture_folder, "pycolmap cannot be imported .*: install it again")
+    assert_refused(capture_folder, "pycolmap cannot be imported .*: install it again")
 
 
 def test_prints_do_not_reach_the_answers(capture_folder, use_script):
@@ -100,19 +100,19 @@ def test_a_native_crash_ends_the_process(capture_folder, use_script):
     code = client.PROCESS_FILE.read_text()
     crash = "    load_pycolmap(); import ctypes; ctypes.string_at(0)\n    reconstruction ="
     use_script(code.replace("    reconstruction =", crash))
-    refused(capture_folder, f"pycolmap crashed, exit code -{int(signal.SIGSEGV)}")
+    assert_refused(capture_folder, f"pycolmap crashed, exit code -{int(signal.SIGSEGV)}")
 
 
-def test_threads_take_turns():
-    images = [draw(pixels) for pixels in known_pixels()]
+def test_threads_share_the_process():
+    images = [draw(pixels) for pixels in expect_pixels()]
     expected = [undistort(image, RADIAL)[0] for image in images]
     with futures.ThreadPoolExecutor(4) as pool:
         for (image, _), alone in zip(pool.map(lambda image: undistort(image, RADIAL), images), expected):
             np.testing.assert_array_equal(image, alone)
 
 
-def test_it_ends_with_its_caller():
-    """Also in the middle of its work, when it does not look at its input: here that stays open."""
+def test_process_exits_with_its_caller():
+    """Its input stays open here: in the middle of its work the process does not read it."""
     read, write = os.pipe()
     code = """import os, subprocess, sys, time
 print(subprocess.Popen([sys.executable, "-P", sys.argv[1], str(os.getpid())]).pid, flush=True)
@@ -134,7 +134,7 @@ time.sleep(60)"""
 
 
 def is_alive(pid):
-    """Whether a process runs; one that nobody has waited for does not."""
+    """True if a process runs. A zombie does not run."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

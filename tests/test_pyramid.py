@@ -10,8 +10,8 @@ from bags_jax.synthetic import make_scene
 from bags_jax.synthetic.mixed import mix_resolutions
 
 
-def scene_of(sizes):
-    """Views with images of these (height, width); view 1 is held out."""
+def make_scene_of(sizes):
+    """Returns a scene of views of these (height, width). View 1 is held out."""
     rng = np.random.default_rng(0)
     num = len(sizes)
     Ks = np.array([[[0.8 * w, 0, 0.45 * w], [0, 0.9 * w, 0.55 * h], [0, 0, 1]] for h, w in sizes], np.float32)
@@ -28,7 +28,7 @@ def scene_of(sizes):
 
 
 def test_only_training_views_at_full_scale():
-    scene = scene_of([(12, 16)] * 3)
+    scene = make_scene_of([(12, 16)] * 3)
     dataset = make_dataset(scene, 1.0)
     assert dataset.images.dtype == np.uint8 and dataset.images.shape == (2, 12, 16, 3)
     np.testing.assert_array_equal(dataset.images[1], scene.images[2])
@@ -37,16 +37,16 @@ def test_only_training_views_at_full_scale():
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.25])
-def test_a_ray_stays_a_ray_at_every_scale(scale):
-    """The pixel that a camera ray meets scales with the image, for odd sizes too: pixel edges, not centres, scale."""
-    scene = scene_of([(13, 22), (12, 16), (15, 17)])
+def test_intrinsics_scale_with_the_image(scale):
+    """The pixel position of a camera ray scales with the image, also for odd sizes: pixel edges scale, not centres."""
+    scene = make_scene_of([(13, 22), (12, 16), (15, 17)])
     dataset = make_dataset(scene, scale)
-    for slot, i in enumerate(scene.train_ids):
+    for row, i in enumerate(scene.train_ids):
         height, width = scene.images[i].shape[:2]
         small = scale_size(height, width, scale)
-        np.testing.assert_array_equal(dataset.sizes[slot], small)
+        np.testing.assert_array_equal(dataset.sizes[row], small)
         ray = np.array([0.2, -0.1, 1.0])
-        here, there = scene.Ks[i] @ ray, np.asarray(dataset.cameras.K[slot]) @ ray
+        here, there = scene.Ks[i] @ ray, np.asarray(dataset.cameras.K[row]) @ ray
         np.testing.assert_allclose(there[:2] / (small[1], small[0]), here[:2] / (width, height), rtol=1e-5)
         assert there[2] == 1
 
@@ -54,12 +54,12 @@ def test_a_ray_stays_a_ray_at_every_scale(scale):
 def test_areas_are_averaged():
     image = np.random.default_rng(1).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     means = image.reshape(4, 2, 6, 2, 3).mean(axis=(1, 3))
-    # Pillow rounds to 8 bits twice, once a direction.
+    # 1.0: Pillow rounds to 8 bits once per direction.
     assert np.abs(resize(image, 0.5).astype(float) - means).max() <= 1.0
 
 
 def test_smaller_images_are_padded_at_right_and_bottom():
-    scene = scene_of([(12, 16), (12, 16), (10, 20)])
+    scene = make_scene_of([(12, 16), (12, 16), (10, 20)])
     dataset = make_dataset(scene, 1.0)
     assert dataset.images.shape == (2, 12, 20, 3)
     np.testing.assert_array_equal(dataset.images[0, :, :16], scene.images[0])
@@ -67,7 +67,7 @@ def test_smaller_images_are_padded_at_right_and_bottom():
     assert not dataset.images[0, :, 16:].any() and not dataset.images[1, 10:].any()
 
 
-def test_no_side_becomes_zero():
+def test_no_side_becomes_0():
     assert scale_size(3, 5, 0.1) == (1, 1)
 
 
@@ -78,7 +78,7 @@ def test_mean_colour_survives_the_scales():
     np.testing.assert_allclose(means[2], means[0], atol=1.0)
 
 
-def test_mixed_resolution_coarsens_training_views_alone():
+def test_mixed_resolution_coarsens_training_views_only():
     rng = np.random.default_rng(0)
     images = tuple(rng.integers(0, 255, (32, 48, 3), dtype=np.uint8) for _ in range(6))
     poses, Ks = np.tile(np.eye(4), (6, 1, 1)), np.tile(np.eye(3), (6, 1, 1))

@@ -1,4 +1,4 @@
-"""Which views are held out: by the published rule, by a file hold=N, by the lists of a capture."""
+"""Held-out views: by the published rule, by a file hold=N, by the lists of a capture."""
 
 import math
 
@@ -8,10 +8,10 @@ from captures import (
     FOCAL,
     NAMES,
     W,
-    frame,
-    known_pixels,
+    assert_refused,
+    expect_pixels,
+    make_frame,
     project,
-    refused,
     write_blender,
     write_json,
     write_nerfstudio,
@@ -47,8 +47,8 @@ def test_holdout_options(tmp_path):
     write_photos(tmp_path / "images")
     write_nerfstudio(tmp_path)
     assert load_scene(str(tmp_path), holdout=2).test_ids.tolist() == [0, 2, 4]
-    refused(tmp_path, "0 of 6 views are left", holdout=1)
-    refused(tmp_path, "holdout is -1", holdout=-1)
+    assert_refused(tmp_path, "0 of 6 views are left", holdout=1)
+    assert_refused(tmp_path, "holdout is -1", holdout=-1)
 
 
 def test_blender_lists(tmp_path):
@@ -60,10 +60,10 @@ def test_blender_lists(tmp_path):
 
 
 def test_blender_in_train_and_test_folders(tmp_path):
-    pixels = known_pixels()
+    pixels = expect_pixels()
     for folder, ids in (("train", (1, 2, 3)), ("test", (0,))):
         write_photos(tmp_path / folder, pixels[list(ids)], names=[f"r_{i}.png" for i in ids])
-        frames = [frame(i, f"./{folder}/r_{i}") for i in ids]
+        frames = [make_frame(i, f"./{folder}/r_{i}") for i in ids]
         values = {"camera_angle_x": 2 * math.atan(0.5 * W / FOCAL), "frames": frames}
         write_json(tmp_path / f"transforms_{folder}.json", values)
     scene = load_scene(str(tmp_path))
@@ -83,13 +83,13 @@ def test_nerfstudio_lists(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["train_filenames", "test_filenames", "val_filenames"])
-def test_listed_names_that_no_frame_has(tmp_path, key):
+def test_lists_with_names_of_no_frame(tmp_path, key):
     write_photos(tmp_path / "images")
     write_nerfstudio(tmp_path, **{key: ["v0.png", "v1.png"]})
-    if key == "val_filenames":  # which are left out anyway
+    if key == "val_filenames":  # views for validation are left out anyway
         assert "2 of the 2 names in val_filenames are no frame's: v0.png, v1.png" in load_scene(str(tmp_path)).notes
     else:
-        refused(tmp_path, f"none of the 2 names in {key} .*the list has v0.png, the first frame images/v0.png")
+        assert_refused(tmp_path, f"none of the 2 names in {key} .*the list has v0.png, the first frame images/v0.png")
     write_nerfstudio(tmp_path, **{key: ["v0.png", *(str(tmp_path / "images" / name) for name in NAMES[2:5])]})
     scene = load_scene(str(tmp_path))
     assert f"1 of the 4 names in {key} are no frame's: v0.png" in scene.notes
