@@ -1,11 +1,14 @@
 """BAGS-JAX: sharp 3D Gaussian scenes from blurry photographs, as pure functions for CPU, GPU and TPU.
 
-Splatting: `rasterization` (gsplat's names: Gaussians and cameras in, images out) and, a step lower, `project` and
-`rasterize`. The blur model: `BlurProposalNetwork`, `blur`. Training: `train`, `evaluate`, or `train_step` in a loop of one's
-own. Files: `load_scene`, `make_scene` (the embedded one), `write_ply`, `read_ply`.
+Splatting: `rasterization` (gsplat's interface: Gaussians and cameras in, images out) and, one level lower, `project` and
+`rasterize`. Blur: `blur`, `BlurProposalNetwork`, and the protocol `BlurModel` for models of your own. Training: `train` and
+`evaluate`, or `train_step` in your own loop. Files: `load_scene`, `make_scene` (embedded worlds), `write_ply`, `read_ply`.
 """
 
+import importlib.metadata
+
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
+from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.blur_model.statistics import kernel_statistics
 from bags_jax.data import load_scene
 from bags_jax.data.scene import Scene
@@ -23,8 +26,14 @@ from bags_jax.structs import BlurField, BlurMoments, Camera, Dataset, Gaussians,
 from bags_jax.synthetic import make_scene
 from bags_jax.training import train
 
+try:
+    __version__ = importlib.metadata.version("bags-jax")
+except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
+    __version__ = "0.2.0"
+
 __all__ = [
     "BlurField",
+    "BlurModel",
     "BlurMoments",
     "BlurProposalNetwork",
     "Camera",

@@ -1,164 +1,276 @@
-"""The compiled programs of training: one step for each stage and capacity, made ahead in the background where possible."""
+"""Running ahead of the host: the devices work on one dispatch while the host reads the results of the one before.
 
-import concurrent.futures
+A dispatch is a run of steps up to the next event: the end of a stage, a density control step, a log or a checkpoint. The host
+waits for the devices only where a stage ends. Every operation that is queued ahead names the step it is meant for, and leaves a
+state at any other step unchanged; so a dispatch that fell short (its intersection buffer was too small) is repeated with a larger
+buffer, and whatever was queued after it has no effect.
+"""
+
 import dataclasses
-import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 
 from bags_jax import parallel
-from bags_jax.geometry import smoothing_filter
-from bags_jax.ops.rasterize import BACKENDS, DEFAULT_TILE_SIZE, bucket, choose_backend
+from bags_jax.data.pyramid import make_dataset
+from bags_jax.errors import UserError
+from bags_jax.job import Job
+from bags_jax.ops.rasterize import buffer_size
 from bags_jax.platforms import current_platform
-from bags_jax.rendering import View, project_gaussians
-from bags_jax.scene.density import densify_and_prune, reset_opacity
-from bags_jax.step import Recipe, train_steps
-from bags_jax.structs import Dataset, TrainState
+from bags_jax.programs import (
+    Programs,
+    control_density,
+    copy_state,
+    largest_count,
+    lower_opacity,
+    refresh_filter,
+)
+from bags_jax.scene.density import grow, is_density_step, is_reset_step, thresholds_at, ungrow
+from bags_jax.scene.optimizer import Optimizers
+from bags_jax.schedule import Stage, stage_at
+from bags_jax.settings import Settings
+from bags_jax.step import Recipe, is_finite
+from bags_jax.structs import Dataset, TrainState, network_name
 
-HEADROOM = 1.25  # room for pairs of tile and Gaussian beyond those that the scene needs
-HEADROOM_AHEAD = 2.0  # the same for a program that is compiled long before it is used
-
-
-class Programs:
-    """Compiled training steps by recipe and capacity; one that was not prepared is compiled when it is asked for."""
-
-    def __init__(self, num_devices: int):
-        self._num_devices = num_devices
-        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._futures: dict = {}
-        self._in_use = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def prepare(self, recipe: Recipe, state: TrainState, dataset: Dataset) -> None:
-        """Starts to compile the step of a recipe for states and datasets of these shapes, in the background."""
-        key = _key(recipe, state, dataset)
-        if key not in self._futures:
-            shapes = jax.tree.map(_shape, (state, dataset))
-            self._futures[key] = self._pool.submit(self._compile, recipe, *shapes)
-
-    def steps(self, recipe: Recipe, state: TrainState, dataset: Dataset, start: int, stop: int):
-        """Asks for the steps from start to stop, and waits for their program, not for them: (state, metrics). The state is donated.
-
-        A program that nobody has begun to compile is compiled at once: it must not wait behind those of later stages.
-        """
-        key = _key(recipe, state, dataset)
-        if key not in self._futures or self._futures[key].cancel():
-            self._futures[key] = concurrent.futures.Future()
-            self._futures[key].set_result(self._compile(recipe, *jax.tree.map(_shape, (state, dataset))))
-        compiled = self._futures[key].result()
-        if self._in_use not in (None, key):
-            self._forget(self._in_use, capacity=state.alive.shape[0])
-        self._in_use = key
-        ranks, mapped = parallel.ranks(self._num_devices), parallel.without_empty(state)
-        mapped, metrics = compiled(ranks, mapped, dataset, jnp.int32(start), jnp.int32(stop))
-        return parallel.with_empty(mapped, state), metrics
-
-    def _forget(self, left, *, capacity: int) -> None:
-        """Drops the program that was left and those of smaller capacities: each holds hundreds of memory maps on a CPU, and
-        training goes back to one only where a dispatch falls short just before the state grows."""
-        for key in [key for key in self._futures if key == left or key[1] < capacity]:
-            self._futures.pop(key).cancel()
-
-    def _compile(self, recipe: Recipe, state, dataset):
-        mapped = parallel.parallelize(
-            functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=self._num_devices
-        )
-        ranks, state = parallel.ranks(self._num_devices), parallel.without_empty(state)
-        lowered = mapped.lower(ranks, state, dataset, jnp.int32(0), jnp.int32(1))
-        return lowered.compile(compiler_options=compiler_options(recipe))
+HEADROOM = 1.25  # size of an intersection buffer, relative to what the scene needs
+HEADROOM_AHEAD = 2.0  # the same for a program that is compiled long before it runs
+NEARLY_FULL = 0.9  # share of an intersection buffer in use from which the program of the next size is compiled
+GROW_AT, COMPILE_AT = 0.8, 0.6  # share of the rows in use from which the state grows, and its next program is compiled
 
 
-def compiler_options(recipe: Recipe) -> dict[str, bool | str]:
-    """What XLA is told on a GPU.
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """Queued steps. The arrays are futures until `read` waits for them."""
 
-    Matrices are multiplied by cuBLAS: XLA's own kernels are tried out at length when a program is compiled, and those of jax
-    0.10.2 failed on some shapes of the network. In a deterministic step the convolutions, too, have to be the same to the last
-    bit each time.
+    stage: Stage
+    stop: int  # the step that they lead to, if all of them are ok
+    capacity: int  # rows of the state at their end
+    metrics: dict  # of train_steps, with num_gaussians and is_finite of the state afterwards
+    saved: TrainState | None = None  # a copy of the state, where a checkpoint is due
+
+    def read(self) -> "Dispatch":
+        """Waits for the devices; returns the dispatch with its metrics as numbers."""
+        return dataclasses.replace(self, metrics=jax.tree.map(lambda x: x.item(), jax.device_get(self.metrics)))
+
+    @property
+    def step(self) -> int:
+        """The step that the state has reached. Only after `read`."""
+        return self.metrics["step"]
+
+
+class Dispatcher:
+    """Trains a state ahead of the host.
+
+    Attributes:
+      state: as of the last queued operation.
+      step: as of the last queued dispatch.
     """
-    if current_platform() != "gpu":
-        return {}
-    in_fixed_order = {"xla_gpu_deterministic_ops": True} if recipe.view.deterministic else {}
-    return {"xla_gpu_enable_triton_gemm": False, **in_fixed_order}
+
+    def __init__(self, job: Job, optimizers: Optimizers, state: TrainState, programs: Programs):
+        self.job, self._optimizers, self._programs = job, optimizers, programs
+        self.state = parallel.replicate(jax.tree.map(jnp.asarray, state), programs.num_devices)
+        self.step = int(state.step)
+        self._num_gaussians = int(jnp.sum(self.state.alive))
+        self._datasets: dict[float, Dataset] = {}
+        self._buffers: dict[Stage, int] = {}
+        self._prepare_stages()
+
+    def run(self, is_interrupted: Callable[[], bool]) -> Iterator[Dispatch]:
+        """Yields every dispatch that was trained, with its metrics as numbers, while the devices work on the next one.
+
+        Ends after the last step, or early, with all queued work read, once `is_interrupted()` is true. A dispatch that did not
+        reach its last step although the buffer was large enough is yielded too: its metrics say what was not finite.
+        """
+        queued = None
+        while self.step < self.job.settings.num_steps or queued:
+            if is_interrupted() and not queued:
+                return
+            ends_stage = queued and queued.stop == queued.stage.stop
+            ahead = None if ends_stage or is_interrupted() else self._queue_steps()
+            if queued:  # the devices work on `ahead` now
+                done = queued.read()
+                if done.step < done.stop and done.metrics["num_dropped"] > 0:
+                    self._roll_back(done)
+                    queued = None
+                    continue
+                yield done
+                self._num_gaussians = done.metrics["num_gaussians"]
+                self._prepare_growth(done)
+            queued = self._queue_end(ahead) if ahead else None
+
+    def _queue_steps(self) -> Dispatch:
+        """Queues the steps up to the next event, and before them, where a stage begins, its first operations."""
+        stage = stage_at(self.job.stages, self.step)
+        dataset = self._dataset(stage)
+        if self.step == stage.start:
+            self.state = enter_stage(self.job, stage, self.state, dataset)
+            needed = largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view)
+            if needed >= self._buffers[stage]:
+                self._buffers[stage] = buffer_size(int(HEADROOM * needed))
+        stop, capacity = next_event(self.job.settings, stage, self.step), self.state.alive.shape[0]
+        recipe = self._recipe(stage, dataset, self._buffers[stage])
+        self.state, metrics = self._programs.steps(recipe, self.state, dataset, self.step, stop)
+        return Dispatch(stage, stop, capacity, metrics)
+
+    def _queue_end(self, steps: Dispatch) -> Dispatch:
+        """Queues density control after a dispatch, and the metrics and the checkpoint copy of the resulting state.
+
+        The state grows only here, and only before density control: steps are equal bit for bit only among states with equal
+        numbers of rows.
+        """
+        settings = self.job.settings
+        if is_density_step(settings.density, steps.stop):
+            capacity = self.state.alive.shape[0]
+            wanted = next_capacity(capacity, self._num_gaussians, settings.max_gaussians, full=GROW_AT)
+            if wanted > capacity:
+                self.state = parallel.replicate(grow(self.state, wanted), self._programs.num_devices)
+        self.state = after_steps(self.job, self.state, steps.stop, self._dataset(steps.stage))
+        state = {"num_gaussians": jnp.sum(self.state.alive), "is_finite": is_finite(self.state)}
+        saved = copy_state(self.state) if is_due(settings.checkpoint_every, steps.stop, settings) else None
+        self.step = steps.stop
+        return dataclasses.replace(steps, metrics={**steps.metrics, **state}, saved=saved)
+
+    def _roll_back(self, done: Dispatch) -> None:
+        """Enlarges the buffer that was too small, and returns to the step that the state has reached."""
+        buffer, needed = self._buffers[done.stage], done.metrics["num_intersections"]
+        self._buffers[done.stage] = next_buffer(buffer, needed)
+        self.state = parallel.replicate(ungrow(self.state, done.capacity), self._programs.num_devices)
+        self.step = done.step
+
+    def _prepare_stages(self) -> None:
+        """Chooses the intersection buffers of the stages to come, and starts to compile their steps.
+
+        Raises:
+          UserError: no Gaussian is in view.
+        """
+        for stage in self.job.stages:
+            if stage.stop > self.step:
+                dataset = self._dataset(stage)
+                needed = largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view)
+                if not needed:
+                    raise UserError(
+                        f"no training view sees any of the {self._num_gaussians} Gaussians: poses and points do not belong "
+                        "together, or there are no points and the poses do not say where the scene is; run COLMAP for points"
+                    )
+                self._buffers[stage] = buffer_size(int(HEADROOM_AHEAD * needed))
+                self._programs.prepare(self._recipe(stage, dataset, self._buffers[stage]), self.state, dataset)
+
+    def _prepare_growth(self, done: Dispatch) -> None:
+        """Starts to compile what a growing scene needs next: steps with more rows, or with a larger buffer."""
+        settings, stages, capacity = self.job.settings, self.job.stages, self.state.alive.shape[0]
+        wanted = next_capacity(capacity, self._num_gaussians, settings.max_gaussians, full=COMPILE_AT)
+        states = [self.state]
+        if wanted > capacity and settings.density.start <= done.step < settings.density.stop:
+            shapes = jax.eval_shape(lambda: grow(self.state, wanted))
+            states.append(jax.tree.map(lambda x, now: x.update(sharding=now.sharding), shapes, self.state))
+            for soon in [stage for stage in stages if stage.stop > done.step][:2]:
+                dataset = self._dataset(soon)
+                self._programs.prepare(self._recipe(soon, dataset, self._buffers[soon]), states[-1], dataset)
+        buffer = self._buffers[done.stage]
+        if done.metrics["num_intersections"] > NEARLY_FULL * buffer:
+            dataset = self._dataset(done.stage)
+            for state in states:
+                self._programs.prepare(self._recipe(done.stage, dataset, next_buffer(buffer)), state, dataset)
+
+    def _dataset(self, stage: Stage) -> Dataset:
+        """The training views at the scale of a stage, on the devices; made at the first call."""
+        if stage.scale not in self._datasets:
+            job = self.job
+            dataset = make_dataset(job.scene, stage.scale, extent=job.extent, near_plane=job.near_plane)
+            dataset = dataclasses.replace(dataset, pose_frame=job.pose_frame)
+            self._datasets[stage.scale] = parallel.replicate(dataset, self._programs.num_devices)
+        return self._datasets[stage.scale]
+
+    def _recipe(self, stage: Stage, dataset: Dataset, buffer: int) -> Recipe:
+        num_devices = self._programs.num_devices
+        return make_recipe(self.job, self._optimizers, stage, dataset, buffer=buffer, num_devices=num_devices)
 
 
-def _key(recipe: Recipe, state: TrainState, dataset: Dataset):
-    return recipe, state.alive.shape[0], dataset.images.shape
+def make_recipe(
+    job: Job, optimizers: Optimizers, stage: Stage, dataset: Dataset, *, buffer: int, num_devices: int
+) -> Recipe:
+    """The static part of the steps of a stage.
+
+    Args:
+      dataset: training views at the scale of the stage; only its shapes matter.
+      buffer: size of the intersection buffer.
+    """
+    settings, (_, height, width, _) = job.settings, dataset.images.shape
+    return Recipe(
+        stage=stage,
+        view=job.view(width, height, margin=stage.margin, max_intersections=buffer),
+        loss=settings.loss,
+        optimizers=optimizers,
+        model=job.model,
+        views_per_step=settings.views_per_step,
+        num_devices=num_devices,
+        sh_every=int(settings.sh_every),
+        loop_length=loop_length(settings) if current_platform() == "gpu" else 0,
+    )
 
 
-def _shape(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> TrainState:
+    """The state at the beginning of a stage: kernels are handed over, and the 3D filter is that of the new scale.
+
+    Idempotent: a dispatch that fell short at the first step of a stage enters it again.
+    """
+    before = [s for s in job.stages if s.stop <= stage.start and s.kernel_size]
+    if job.model is not None and stage.kernel_size and before and job.settings.blur.hand_over:
+        source, name = before[-1], network_name(stage.network)
+        if source.head != stage.head and source.network == stage.network:
+            heads = {"source": source.head, "target": stage.head}
+            params = job.model.hand_over(state.network[name], **heads, zoom=stage.scale / source.scale)
+            state = dataclasses.replace(state, network={**state.network, name: params})
+    return refresh_filter(state, stage.start, dataset)
 
 
-@functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
-def control_density(state: TrainState, step, key, grad_threshold, dataset: Dataset, *, rules) -> TrainState:
-    """One turn of density control, and the 3D filter of what it leaves, if the state is at this step."""
-    controlled = densify_and_prune(state, key, grad_threshold, extent=dataset.extent, rules=rules)
-    return _if_at(step, _with_filter(controlled, dataset), state)
+def after_steps(job: Job, state: TrainState, step: int, dataset: Dataset) -> TrainState:
+    """Density control, 3D filter and opacity reset: whatever is due after `step` steps, if the state has reached that step."""
+    density = job.settings.density
+    if step % density.every:
+        return state
+    if is_density_step(density, step):
+        key = jax.random.fold_in(jax.random.key(job.settings.seed + 1), step)
+        thresholds = thresholds_at(density, step, late_from=job.late_from)
+        state = control_density(state, step, key, thresholds, dataset)
+    else:
+        state = refresh_filter(state, step, dataset)
+    return lower_opacity(state, step) if is_reset_step(density, step) else state
 
 
-@functools.partial(jax.jit, donate_argnames="state")
-def refresh_filter(state: TrainState, step, dataset: Dataset) -> TrainState:
-    """The 3D filter for the cameras of the scale that is being trained, if the state is at this step."""
-    return _if_at(step, _with_filter(state, dataset), state)
+def periods(settings: Settings) -> tuple[int, int, int]:
+    """Periods, in steps, of the events that end a dispatch: density control, log, checkpoint."""
+    return settings.density.every, settings.log_every, settings.checkpoint_every
 
 
-@functools.partial(jax.jit, donate_argnames="state")
-def lower_opacity(state: TrainState, step) -> TrainState:
-    """The opacities reset, if the state is at this step."""
-    return _if_at(step, reset_opacity(state), state)
+def next_event(settings: Settings, stage: Stage, step: int) -> int:
+    """The step at which the next dispatch ends."""
+    return min([stage.stop] + [(step // period + 1) * period for period in periods(settings)])
 
 
-@jax.jit
-def copied(state: TrainState) -> TrainState:
-    """The state in memory of its own: what it is a copy of may be donated."""
-    return jax.tree.map(jnp.copy, state)
+def loop_length(settings: Settings) -> int:
+    """Recipe.loop_length on a GPU: the shortest period, if the others are its multiples; else 0, since iterations would be wasted."""
+    shortest = min(periods(settings))
+    return 0 if any(period % shortest for period in periods(settings)) else shortest
 
 
-def _if_at(step, new: TrainState, state: TrainState) -> TrainState:
-    """What is asked of a state before it is known how far it has come: a dispatch may have ended at a step that was not ok."""
-    return jax.tree.map(lambda a, b: jnp.where(state.step == step, a, b), new, state)
+def is_due(period: int, step: int, settings: Settings) -> bool:
+    """True at every multiple of a period, and at the end of training."""
+    return step % period == 0 or step == settings.num_steps
 
 
-def _with_filter(state: TrainState, dataset: Dataset) -> TrainState:
-    gaussians, cameras = state.gaussians, dataset.cameras
-    filter_3d = smoothing_filter(gaussians.means, state.alive, cameras, dataset.sizes, near=dataset.near_plane)
-    return dataclasses.replace(state, filter_3d=filter_3d)
+def next_capacity(capacity: int, num_gaussians: int, max_gaussians: int, *, full: float) -> int:
+    """Number of rows for the steps to come: half as many more once a share `full` of the rows is in use."""
+    return min(max_gaussians, -(-3 * capacity // 2)) if num_gaussians > full * capacity else capacity
 
 
-@functools.partial(jax.jit, static_argnames="view")
-def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
-    counter = BACKENDS[choose_backend(view.backend)].count
-
-    def count(camera):
-        projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
-        width, height = view.canvas
-        return counter(projected, width=width, height=height, tile_size=DEFAULT_TILE_SIZE)
-
-    return jnp.max(jax.lax.map(count, dataset.cameras))
-
-
-def most_pairs(state: TrainState, dataset: Dataset, view: View) -> int:
-    """Pairs of tile and Gaussian of the most demanding view of a dataset."""
-    return int(_largest_count(state, dataset, view=view))
-
-
-def more_room(room: int, pairs: int = 0) -> int:
-    """The room that takes the place of one that is or will be too small, for at least so many pairs.
+def next_buffer(size: int, num_intersections: int = 0) -> int:
+    """The next larger buffer size that holds at least `num_intersections`.
 
     Raises:
-      UserError: there is no such room: see `bucket`.
+      UserError: there is none: see `buffer_size`.
     """
-    while (room := bucket(int(HEADROOM * room) + 1)) < pairs:
+    while (size := buffer_size(int(HEADROOM * size) + 1)) < num_intersections:
         pass
-    return room
-
-
-def room_for(pairs: int, *, headroom: float = HEADROOM) -> int:
-    """Room for some pairs of tile and Gaussian, and for more of them to come. Raises as `bucket`."""
-    return bucket(int(headroom * pairs))
+    return size

@@ -1,12 +1,85 @@
-"""Terms of the training loss: one function each, all of them means, so that they do not depend on the image size."""
+"""Terms of the training loss, and their sum. All terms are means, so that they do not depend on the image size.
+
+A new term is one line in `photo_terms` or `blur_terms`, and one weight in settings.Loss of the same name.
+"""
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from bags_jax.ops.ssim.xla import ssim
+from bags_jax.blur_model.statistics import masked_widths, mean_over, mean_squared_centroid
+from bags_jax.ops.ssim import ssim
+from bags_jax.rendering import Rendered, normalize_depth
+from bags_jax.scene.confidence import blur_price, looks_sharp, sharp_views
+from bags_jax.schedule import Stage
+from bags_jax.settings import Loss
+from bags_jax.structs import BlurMoments
 
-__all__ = ["l1", "mse", "psnr_from_mse", "ssim", "total_variation"]
+
+def photo_terms(
+    image: Float[Array, "H W 3"],
+    photo: Float[Array, "H W 3"],
+    valid: Bool[Array, "H W"],
+    sharp: Rendered,
+    *,
+    loss: Loss,
+    backend: str = "auto",
+) -> dict[str, Float[Array, ""]]:
+    """Terms that need no blur model, by name.
+
+    Args:
+      image: predicted photograph, sRGB.
+      photo: the photograph, sRGB in [0, 1].
+      valid: pixels of the photograph; the others are padding.
+      sharp: sharp render without its margin.
+      loss: weights; the variations of the render are computed only where they have a weight.
+      backend: of ops.ssim.
+    """
+    terms = {"l1": l1(image, photo, valid), "dssim": 1.0 - ssim(image, photo, valid, backend=backend)}
+    if loss.depth_tv:
+        terms["depth_tv"] = total_variation(normalize_depth(sharp.depth)[..., None], valid)
+    if loss.rgb_tv:
+        terms["rgb_tv"] = total_variation(sharp.image, valid)
+    return terms
+
+
+def blur_terms(
+    moments: BlurMoments,
+    share: Float[Array, "h w"],
+    blur_px: Float[Array, "V"],
+    index: Int[Array, ""],
+    step: Int[Array, ""],
+    *,
+    stage: Stage,
+    loss: Loss,
+) -> dict[str, Float[Array, ""]]:
+    """Terms of the blur model, by name.
+
+    Args:
+      moments: blur of one view.
+      share: weight of each block in a mean over the photograph (blur_model.statistics.shares).
+      blur_px: blur of all views at their last steps, px at full scale.
+      index: the view.
+      step: step of training, at which sharp views may be penalised.
+      stage: image scale and stride.
+      loss: the steps from which sharp views are penalised.
+    """
+    widths = masked_widths(moments)
+    penalised = looks_sharp(blur_px) & (step >= loss.sharp_start)
+    penalised |= sharp_views(blur_px)[index] & (step >= loss.sharp_view_start)
+    variance = mean_over(widths**2, share) / stage.scale**2
+    return {
+        "mask": mean_over(moments.mask, share),
+        "centroid": mean_squared_centroid(moments, share),
+        "width_tv": total_variation(widths[..., None], share > 0.0) / stage.stride,
+        "sharp": jnp.where(penalised, blur_price(variance, blur_px), 0.0),
+    }
+
+
+def weighted_sum(terms: dict[str, Float[Array, ""]], loss: Loss) -> Float[Array, ""]:
+    """Sum of all terms, each times the weight of its name; `ssim` is shared out between L1 and 1 - SSIM."""
+    weights = {**vars(loss), "l1": 1.0 - loss.ssim, "dssim": loss.ssim}
+    return jnp.asarray(sum(weights[name] * term for name, term in terms.items() if weights[name]))
 
 
 def _masked_mean(values: Float[Array, "H W D"], valid: Bool[Array, "H W"]) -> Float[Array, ""]:
@@ -30,7 +103,7 @@ def psnr_from_mse(error: Float[Array, "*S"]) -> Float[Array, "*S"]:
 
 
 def total_variation(image: Float[Array, "H W D"], valid: Bool[Array, "H W"]) -> Float[Array, ""]:
-    """Mean absolute difference of neighbouring pixels."""
+    """Mean absolute difference of neighbouring valid pixels."""
     down = _masked_mean(jnp.abs(image[1:] - image[:-1]), valid[1:])
     across = _masked_mean(jnp.abs(image[:, 1:] - image[:, :-1]), valid[:, 1:])
     return down + across

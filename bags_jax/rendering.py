@@ -1,17 +1,20 @@
-"""From parameters to pictures: activation, 3D filter, colour, rasterizer; and the same picture blurred."""
+"""From parameters to images: activation, 3D filter, colour, rasterizer; and the same image blurred."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from bags_jax.blur_model.proposal_network import BlurProposalNetwork, normalize_depth
+from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.geometry import apply_filter_3d, camera_center, project
 from bags_jax.numerics import safe_normalize
 from bags_jax.ops.blur import blur
+from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.rasterize import rasterize
+from bags_jax.schedule import Stage
 from bags_jax.spherical_harmonics import MAX_DEGREE, degree_of, evaluate_sh
 from bags_jax.structs import BlurField, BlurMoments, Camera, Gaussians, Projected
 from bags_jax.tone import linear_to_srgb, srgb_to_linear
@@ -19,13 +22,13 @@ from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How a picture is taken: its static part."""
+    """The static part of a render."""
 
     width: int  # px
     height: int  # px
-    max_intersections: int  # room for pairs of tile and Gaussian
+    max_intersections: int  # size of the intersection buffer
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    margin: int = 0  # px drawn around the picture on each side: light that blur carries into it
+    margin: int = 0  # px rendered around the image on each side: light that blur carries in
     eps_2d: float = 0.1  # variance of Mip-Splatting's 2D filter, px^2
     near_plane: float = 0.2  # scene units, as in 3DGS
     backend: str = "auto"  # see `rasterize`
@@ -39,9 +42,9 @@ class View:
 
 @struct.dataclass
 class Rendered:
-    """One sharp picture, with the margin of its view."""
+    """One sharp render, with the margin of its view."""
 
-    image: Float[Array, "H W 3"]  # sRGB, background behind it; not clipped
+    image: Float[Array, "H W 3"]  # sRGB, background included; not clipped
     depth: Float[Array, "H W"]  # sum of weight times camera z, scene units
     alpha: Float[Array, "H W"]
     projected: Projected
@@ -49,8 +52,8 @@ class Rendered:
     num_dropped: Int[Array, ""]
     margin: int = struct.field(pytree_node=False, default=0)  # px on each side of the arrays
 
-    def inside(self) -> "Rendered":
-        """The same without its margin; what was projected stays as it was drawn."""
+    def crop_margin(self) -> "Rendered":
+        """Removes the margin from image, depth and alpha; `projected` stays relative to the canvas."""
         m = self.margin
         height, width = (size - m for size in self.alpha.shape)
         image, depth, alpha = (x[m:height, m:width] for x in (self.image, self.depth, self.alpha))
@@ -58,7 +61,7 @@ class Rendered:
 
 
 def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"]):
-    """Scales and opacities as they are drawn: after exp and sigmoid, the 3D filter, and the mask of living rows."""
+    """Scales and opacities after exp and sigmoid, the 3D filter, and opacity 0 for dead rows."""
     scales, opacities = jnp.exp(gaussians.log_scales), jax.nn.sigmoid(gaussians.logit_opacities)
     scales, opacities = apply_filter_3d(scales, opacities, filter_3d)
     return scales, jnp.where(alive, opacities, 0.0)
@@ -67,7 +70,7 @@ def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Arr
 def project_gaussians(
     gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"], camera: Camera, view: View
 ) -> Projected:
-    """Living Gaussians on the canvas of a view of one camera, with both filters of Mip-Splatting."""
+    """Projects living Gaussians to the canvas of a view, with both filters of Mip-Splatting."""
     scales, opacities = activate(gaussians, alive, filter_3d)
     width, height = view.canvas
     return project(
@@ -85,12 +88,12 @@ def project_gaussians(
 
 
 def _with_margin(camera: Camera, margin: int) -> Camera:
-    """The camera of a canvas that begins `margin` px further up and to the left."""
+    """The camera of a canvas that extends `margin` px beyond the image on each side."""
     return dataclasses.replace(camera, K=camera.K.at[:2, 2].add(margin)) if margin else camera
 
 
 def colors_towards(gaussians: Gaussians, camera: Camera, sh_degree: Int[Array, ""] | int) -> Float[Array, "N 3"]:
-    """RGB of each Gaussian as a camera sees it; sh_degree may be traced: coefficients above it count as 0."""
+    """RGB of each Gaussian seen from a camera; sh_degree may be traced: coefficients above it count as 0."""
     num_rest = gaussians.sh_rest.shape[1]
     degree = degree_of(1 + num_rest)
     degrees = jnp.floor(jnp.sqrt(jnp.arange(1, 1 + num_rest) + 1e-3))
@@ -113,12 +116,12 @@ def render(
 
     Args:
       gaussians: world frame, before activation.
-      alive: rows that are drawn.
+      alive: the rows in use.
       filter_3d: Mip-Splatting's 3D filter, scene units.
       camera: one camera, OpenCV axes.
-      view: size, room, background and filters.
+      view: size, buffer, background and filters.
       sh_degree: highest degree in use.
-      probe_px: zeros added to the projected means; their gradient is what density control looks at.
+      probe_px: zeros added to the projected means; density control uses their gradient.
     """
     projected = project_gaussians(gaussians, alive, filter_3d, camera, view)
     if probe_px is not None:
@@ -145,30 +148,51 @@ def render(
     )
 
 
+def normalize_depth(depth: Float[Array, "H W"]) -> Float[Array, "H W"]:
+    """Maps the depth of an image linearly to [0, 1]."""
+    low, high = jnp.min(depth), jnp.max(depth)
+    return (depth - low) / jnp.maximum(high - low, 1e-6)
+
+
 def propose_blur(
-    network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
+    model: BlurModel, params: Any, view_index: Int[Array, ""], rendered: Rendered, *, stage: Stage
 ) -> BlurField:
-    """The blur that the network sees in a training view, from its sharp render without the margin."""
-    seen = rendered.inside()
-    rgbd = jnp.concatenate([seen.image, normalize_depth(seen.depth)[..., None]], axis=-1)
-    field = network.apply({"params": params}, view_index, rgbd, head=head)
-    assert isinstance(field, BlurField)  # for the type checker: flax says Any or a tuple
-    return field
+    """The blur of a training view, proposed from its sharp render without the margin. No gradient flows into the render."""
+    sharp = rendered.crop_margin()
+    rgbd = jnp.concatenate([sharp.image, normalize_depth(sharp.depth)[..., None]], axis=-1)
+    return model.field(params, view_index, mean_blocks(jax.lax.stop_gradient(rgbd), stage.stride), head=stage.head)
 
 
 def render_blurred(
-    network: BlurProposalNetwork, params: dict, view_index: Int[Array, ""], rendered: Rendered, *, head: int
+    model: BlurModel,
+    params: Any,
+    view_index: Int[Array, ""],
+    rendered: Rendered,
+    *,
+    stage: Stage,
+    backend: str = "auto",
 ) -> tuple[Float[Array, "H W 3"], BlurMoments]:
-    """What the photograph should look like: the sharp render, blurred by what the network proposes; and what blur that is."""
-    return apply_blur(network, propose_blur(network, params, view_index, rendered, head=head), rendered, head=head)
+    """Blurs a sharp render as the blur model says its photograph is blurred.
+
+    Args:
+      model, params: the blur model and its parameters.
+      view_index: index of the training view.
+      rendered: its sharp render, with the margin of the stage.
+      stage: head, stride and colour space of the blur.
+      backend: of ops.blur.
+    Returns:
+      the predicted photograph without the margin, sRGB, and the moments of its kernels.
+    """
+    field = propose_blur(model, params, view_index, rendered, stage=stage)
+    return apply_blur(field, rendered, stage=stage, backend=backend)
 
 
 def apply_blur(
-    network: BlurProposalNetwork, field: BlurField, rendered: Rendered, *, head: int
+    field: BlurField, rendered: Rendered, *, stage: Stage, backend: str = "auto"
 ) -> tuple[Float[Array, "H W 3"], BlurMoments]:
-    """A sharp render, sRGB, blurred by a field in linear light or as it is, without its margin; and what blur that is."""
-    sizes = {"stride": network.stride(head), "margin": rendered.margin}
-    if not network.linear_light:
-        return blur(rendered.image, field, **sizes)
-    light, moments = blur(srgb_to_linear(rendered.image), field, **sizes)
+    """Blurs a sharp render by a blur field, in linear light or in sRGB: see render_blurred."""
+    how = {"stride": stage.stride, "margin": rendered.margin, "backend": backend}
+    if not stage.linear_light:
+        return blur(rendered.image, field, **how)
+    light, moments = blur(srgb_to_linear(rendered.image), field, **how)
     return linear_to_srgb(light), moments

@@ -1,4 +1,4 @@
-"""A trained run, opened: its configuration, its scene and a state, and pictures of it. Needs no device in particular."""
+"""A trained run, opened for evaluation: its job, its state, and renders of it. Any device will do."""
 
 import dataclasses
 import pathlib
@@ -9,21 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from bags_jax import plan
-from bags_jax.blur_model.proposal_network import BlurProposalNetwork
+from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.camera_path import loop
 from bags_jax.checkpoint import Checkpoints
-from bags_jax.data.poses import camera_centers
+from bags_jax.data.poses import locate_cameras
 from bags_jax.data.scene import Scene
-from bags_jax.dispatch import most_pairs, room_for
+from bags_jax.dispatch import HEADROOM
 from bags_jax.errors import UserError
-from bags_jax.rendering import Rendered, View
+from bags_jax.job import Job, check_views, make_job, state_template, training_cameras
+from bags_jax.ops.rasterize import buffer_size
+from bags_jax.programs import largest_count
+from bags_jax.rendering import Rendered
 from bags_jax.scene.pose_refinement import corrected_camera
 from bags_jax.schedule import Stage, stage_at
 from bags_jax.step import eval_step
 from bags_jax.structs import Camera, Dataset, TrainState
-from bags_jax.training import Job, check_views, first_state, make_job, training_cameras
-from bags_jax.workdir import check_capture, read_config
+from bags_jax.workdir import check_capture, read_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Run:
 
     workdir: pathlib.Path
     job: Job
-    state: TrainState
+    state: TrainState  # without optimizers
 
     @property
     def scene(self) -> Scene:
@@ -40,17 +41,17 @@ class Run:
 
     @property
     def stage(self) -> Stage:
-        """The one that the last step was in: heads of later ones have not been trained."""
+        """The stage of the last step. Heads of later stages are not trained yet."""
         return stage_at(self.job.stages, max(int(self.state.step) - 1, 0))
 
     @property
-    def network(self) -> BlurProposalNetwork | None:
-        """The blur model; None: there is none, or not yet."""
-        return self.job.network if self.stage.kernel_size else None
+    def model(self) -> BlurModel | None:
+        """The blur model; None: there is none, or the last step was before it started."""
+        return self.job.model if self.stage.kernel_size else None
 
 
 def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root: str | None = None) -> Run:
-    """Reads configuration, scene and checkpoint of a run; on whatever devices it was trained, one is enough here.
+    """Reads the settings, the scene and a checkpoint of a run. One device is enough, however many trained it.
 
     Args:
       workdir: folder of the run.
@@ -59,40 +60,45 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     Raises:
       UserError: there is no run, no such checkpoint, or it cannot be read.
     """
-    config = plan.switch_off_later(read_config(workdir))
-    config.num_devices, config.views_per_step = 1, 1
-    config.data.root = data_root or config.data.root
-    job = make_job(config)
-    template = jax.eval_shape(lambda: first_state(job))
-    # What Adam remembers is most of a checkpoint, and of no use here.
-    template = dataclasses.replace(template, gaussians_opt=(), network_opt=(), poses_opt=())
-    with Checkpoints(pathlib.Path(workdir).expanduser(), create=False) as checkpoints:
-        state = checkpoints.restore(template, step)
+    path = pathlib.Path(workdir).expanduser()
+    settings = dataclasses.replace(
+        read_settings(path), backend="auto"
+    )  # this machine may lack the backend of the training
+    if data_root:
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, root=data_root))
+    job = make_job(settings)
+    with Checkpoints(path, create=False) as checkpoints:
+        state = checkpoints.restore(state_template(job), step)
     check_views(state, job.scene)
-    check_capture(workdir, training_cameras(job.scene))
-    return Run(pathlib.Path(workdir).expanduser(), job, jax.tree.map(jnp.asarray, state))
+    check_capture(path, training_cameras(job.scene))
+    return Run(path, job, jax.tree.map(jnp.asarray, state))
 
 
 _render = jax.jit(eval_step, static_argnames="view")
 
 
 def render_views(run: Run, viewmats, Ks, *, width: int, height: int, margin: int = 0) -> Iterator[Rendered]:
-    """Sharp pictures of cameras that share an image size, one at a time; viewmats cam_from_world, Ks and margin px."""
+    """Sharp renders of cameras that share an image size, one at a time; viewmats cam_from_world, Ks and margin px.
+
+    Raises:
+      RuntimeError: an intersection buffer was too small although it was measured: a bug.
+    """
     cameras = Camera(jnp.asarray(viewmats, jnp.float32), jnp.asarray(Ks, jnp.float32))
-    view = View(width, height, 0, run.scene.background, margin, near_plane=run.job.near_plane)
+    view = run.job.view(width, height, margin=margin)
     sizes = jnp.tile(jnp.array([[height, width]], jnp.int32), (len(viewmats), 1))
     ones = jnp.float32(1)
     dataset = Dataset(images=None, sizes=sizes, cameras=cameras, extent=ones, near_plane=ones)
-    view = dataclasses.replace(view, max_intersections=room_for(most_pairs(run.state, dataset, view)))
+    size = buffer_size(int(HEADROOM * largest_count(run.state, dataset, view)))
+    view = dataclasses.replace(view, max_intersections=size)
     for i in range(len(viewmats)):
         rendered = _render(run.state, jax.tree.map(lambda x, i=i: x[i], cameras), view=view)
-        if rendered.num_dropped > 0:  # its pairs were counted, with room to spare
-            raise RuntimeError(f"{rendered.num_dropped} pairs of tile and Gaussian found no room in picture {i}")
+        if rendered.num_dropped > 0:
+            raise RuntimeError(f"{rendered.num_dropped} intersections did not fit into the buffer of image {i}")
         yield rendered
 
 
 def refined_viewmats(run: Run) -> Float[np.ndarray, "V 4 4"]:
-    """cam_from_world of all views of the scene; the training views as training left them."""
+    """cam_from_world of all views of the scene; training views with their refined poses."""
     scene, frame = run.scene, run.job.pose_frame
     viewmats = np.array(scene.viewmats)
     if frame is not None:
@@ -103,9 +109,9 @@ def refined_viewmats(run: Run) -> Float[np.ndarray, "V 4 4"]:
 
 
 def render_scene_views(run: Run, ids) -> Iterator[Rendered]:
-    """Sharp pictures of views of the scene, each at the size of its photograph and, in training views, its refined pose.
+    """Sharp renders of views of the scene, each at the size of its photograph; training views with their refined poses.
 
-    One at a time: all pictures of a capture at full resolution may be more than a device holds.
+    One at a time: a device may not hold all renders of a capture at full resolution.
     """
     viewmats, sizes = refined_viewmats(run), [run.scene.images[i].shape[:2] for i in ids]
     pictures = {}
@@ -116,7 +122,7 @@ def render_scene_views(run: Run, ids) -> Iterator[Rendered]:
 
 
 def render_path(run: Run, path: str, *, num_frames: int) -> Iterator[Rendered]:
-    """Pictures of the cameras of a path, one at a time: test, train or spiral.
+    """Sharp renders along a camera path, one at a time: test, train or spiral.
 
     Raises:
       UserError: no view is held out.
@@ -137,7 +143,7 @@ def render_path(run: Run, path: str, *, num_frames: int) -> Iterator[Rendered]:
 
 
 def nearest_training_view(scene: Scene, index: int) -> int:
-    """The training view whose camera is nearest to that of a view."""
-    centers = camera_centers(scene.viewmats)
+    """Index of the training view whose camera is nearest to that of a view."""
+    centers = locate_cameras(scene.viewmats)
     distances = np.linalg.norm(centers[scene.train_ids] - centers[index], axis=-1)
     return int(scene.train_ids[np.argmin(distances)])

@@ -1,21 +1,28 @@
-"""What depends on the step: scalars as pure functions of it, and the stages of the resolution schedule."""
+"""What depends on the step: the stages of the resolution schedule, and learning rates as pure functions of the step."""
 
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from bags_jax.errors import UserError
+from bags_jax.settings import Settings
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A run of steps with one image scale and one kernel size: what is compiled together."""
+    """A range of steps with one image scale and one kernel size. Each stage is compiled as one training step."""
 
     start: int  # first step
-    stop: int  # one past the last
+    stop: int  # one past the last step
     scale: float  # of the training images, in (0, 1]
-    kernel_size: int  # 0: no blur model
-    head: int  # which heads of the network, counted over the stages with a blur model
-    network: int = 0  # which network, where there are two
+    kernel_size: int  # side of the blur kernels, px; 0: no blur model
+    head: int  # which heads of the blur model
+    network: int = 0  # which blur model, where there are two
+    stride: int = 1  # side of the blocks of pixels that share a kernel, px
+    margin: int = 0  # the scene is rendered this far beyond the photographs, px: light that blur carries in
+    linear_light: bool = True  # blur linear light; False: blur sRGB values, as the paper does
 
     @property
     def name(self) -> str:
@@ -23,8 +30,79 @@ class Stage:
         return f"scale {self.scale:g}, {kernel}"
 
 
+def make_stages(settings: Settings) -> tuple[Stage, ...]:
+    """The resolution schedule. Steps without a blur model are stages of their own.
+
+    Args:
+      settings: with numbers of steps (settings.in_steps).
+    Raises:
+      UserError: lists of different lengths, a kernel of even size, scales outside (0, 1] or falling, stops that do not
+        rise to the last step.
+    """
+    _check_stages(settings)
+    blur, stops, restart = settings.blur, [int(stop) for stop in settings.stages.stops], int(settings.stages.restart)
+    warmup = int(blur.warmup)
+    blur_free = [(0, warmup)] + ([(restart, restart + warmup)] if restart and blur.warmup_at_restart else [])
+    stages, start = [], 0
+    for head, (scale, kernel, stop) in enumerate(zip(settings.stages.scales, blur.kernel_sizes, stops, strict=True)):
+        second = int(blur.second_network and restart > 0 and start >= restart)
+        ends = {end for span in blur_free for end in span if start < end < stop}
+        for a, b in itertools.pairwise(sorted({start, stop} | ends)):
+            size = kernel if blur.enabled and not any(low <= a < high for low, high in blur_free) else 0
+            stages.append(
+                Stage(
+                    start=a,
+                    stop=b,
+                    scale=scale,
+                    kernel_size=size,
+                    head=head,
+                    network=second,
+                    stride=blur.strides[head],
+                    margin=size // 2 if blur.margin else 0,
+                    linear_light=blur.linear_light,
+                )
+            )
+        start = stop
+    return tuple(stages)
+
+
+def _check_stages(settings: Settings) -> None:
+    scales, kernels, strides = settings.stages.scales, settings.blur.kernel_sizes, settings.blur.strides
+    stops = [int(stop) for stop in settings.stages.stops]
+    for name, values in (("stages.stops", stops), ("blur.kernel_sizes", kernels), ("blur.strides", strides)):
+        if len(values) != len(scales):
+            raise UserError(
+                f"config.{name} has {len(values)} values, expected {len(scales)}: one for each of stages.scales"
+            )
+    for size in kernels:
+        if size < 1 or size % 2 == 0:
+            raise UserError(
+                f"config.blur.kernel_sizes has {size}, expected odd sizes from 1 on: the centre must be a pixel"
+            )
+    if any(not 0 < scale <= 1 for scale in scales) or list(scales) != sorted(scales):
+        raise UserError(f"config.stages.scales is {scales}, expected rising scales in (0, 1]")
+    if not scales or min(strides) < 1:
+        raise UserError(f"config.blur.strides is {strides}, expected strides >= 1, and at least one of stages.scales")
+    if sorted(set(stops)) != stops or stops[0] < 1 or stops[-1] != settings.num_steps:
+        raise UserError(
+            f"config.stages.stops gives the steps {stops}, expected rising steps that end at num_steps={settings.num_steps}: "
+            "shares of num_steps scale with it"
+        )
+
+
+def check_image_size(stages: tuple[Stage, ...], width: int, height: int) -> None:
+    """Raises UserError if an image scale or a kernel does not fit images of this size."""
+    for stage in stages:
+        small = min(round(width * stage.scale), round(height * stage.scale))
+        if small < max(8, stage.kernel_size):
+            raise UserError(
+                f"images of {width} x {height} px have a side of {small} px at scale {stage.scale:g}, expected at least "
+                f"{max(8, stage.kernel_size)}: raise the scale, or shrink blur.kernel_sizes or data.factor"
+            )
+
+
 def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
-    """The stage that takes the state from `step` to `step + 1`; the last stage also answers for the end of training."""
+    """The stage that takes the state from `step` to `step + 1`. At the end of training: the last stage."""
     for stage in stages:
         if step < stage.stop:
             return stage
@@ -32,17 +110,17 @@ def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
 
 
 def exponential(start: float, stop: float, progress: Float[Array, ""]) -> Float[Array, ""]:
-    """From start to stop along a straight line in log space, progress in [0, 1]."""
+    """Interpolates from start to stop along a straight line in log space, progress in [0, 1]."""
     return start * (stop / start) ** jnp.clip(progress, 0.0, 1.0)
 
 
 def hold_then_decay(start: float, stop: float, hold: float, progress: Float[Array, ""]) -> Float[Array, ""]:
-    """`start` until progress = hold, then exponential to `stop`."""
+    """Stays at `start` until progress = hold, then decays exponentially to `stop`."""
     return exponential(start, stop, (progress - hold) / max(1.0 - hold, 1e-6))
 
 
 def phase_progress(step: Int[Array, ""], *, restart: int, num_steps: int) -> Float[Array, ""]:
-    """Progress in [0, 1] of the current phase: schedules run from 0 to `restart` and again from there to the end."""
+    """Progress in [0, 1] of the current phase: from 0 to `restart`, and again from there to the end. restart 0: one phase."""
     first = step / max(restart, 1)
     second = (step - restart) / max(num_steps - restart, 1)
     return jnp.clip(jnp.where(step < restart, first, second), 0.0, 1.0)

@@ -1,8 +1,8 @@
-"""One step of training: render, blur, compare, differentiate, update. Pure and un-mapped: parallel.py maps it.
+"""One training step: render, blur, compare, differentiate, update. Pure and un-mapped: parallel.py maps it over devices.
 
-A step is a function of the state alone: the views that it looks at follow from `state.step`, and a step that cannot be
-trusted (the tile buffer was too small, or loss, gradients or parameters are not finite) returns the state as it came. Whoever runs it may
-therefore look at the metrics later, enlarge the buffer, and run again: nothing is lost and nothing is done twice.
+A step is a function of the state alone: `state.step` decides which views it trains on. A step that cannot be trusted (the
+intersection buffer was too small, or loss, gradients or parameters are not finite) returns the state unchanged. The host may
+therefore read the metrics later, enlarge the buffer and run the step again: nothing is lost and nothing is done twice.
 """
 
 import dataclasses
@@ -14,38 +14,22 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax import losses
-from bags_jax.blur_model.proposal_network import BlurProposalNetwork, normalize_depth
-from bags_jax.blur_model.statistics import masked_widths, mean_over, mean_squared_centroid, shares, view_statistics
+from bags_jax.blur_model.protocol import BlurModel
+from bags_jax.blur_model.statistics import shares, view_statistics
 from bags_jax.geometry import LARGEST
 from bags_jax.parallel import pmax, psum
 from bags_jax.rendering import Rendered, View, render, render_blurred
-from bags_jax.scene.confidence import blur_price, looks_sharp, pose_trust, sharp_views, view_confidence
+from bags_jax.scene.confidence import pose_trust, view_confidence
 from bags_jax.scene.density import add_stats, view_stats
 from bags_jax.scene.optimizer import Optimizers
 from bags_jax.scene.pose_refinement import corrected_camera, hold_gauge
 from bags_jax.schedule import Stage
+from bags_jax.settings import Loss
 from bags_jax.spherical_harmonics import MAX_DEGREE
-from bags_jax.structs import BlurMoments, Camera, Dataset, DensityStats, Gaussians, TrainState
+from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, TrainState, network_name
 
-FEW = 1 << 16  # numbers of a small array
+FEW = 1 << 16  # arrays of at most this many numbers are checked together
 LAST_STEP = jnp.iinfo(jnp.int32).max
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """Weights of the loss terms. A variation of the render of weight 0 is not computed; what the blur model shows is always told."""
-
-    ssim: float = 0.2  # of 1 - SSIM, against 1 minus this for L1
-    mask: float = 1e-4
-    centroid: float = 0.0  # mean over the image of mask times squared kernel centroid, per px^2
-    width_tv: float = 0.0  # total variation of the kernels' widths, px of width per px of image, mean over the image
-    sharp: float = 0.0  # price of a view's blur, 0 to 1, where the capture looks sharp, or the view beside the others
-    sharp_start: int = 0  # step from which it is asked of a capture that looks sharp: before, nobody knows the blur
-    sharp_view_start: int = 0  # of views that are sharp beside the others: real blur of half a pixel is found late
-    poses: float = 0.0  # squared correction of the view's pose, in units of the view's blur
-    confidence: float = 0.0  # not a term: see view_confidence
-    depth_tv: float = 0.0
-    rgb_tv: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,26 +38,21 @@ class Recipe:
 
     stage: Stage
     view: View
-    objective: Objective
+    loss: Loss  # with numbers of steps
     optimizers: Optimizers
-    network: BlurProposalNetwork | None  # None: plain splatting
+    model: BlurModel | None  # None: plain splatting
     views_per_step: int
     num_devices: int
-    sh_every: int  # steps after which one more degree of SH is in use; 0: all from the start
-    # Rounds of the loop of a dispatch; those too many take their time and have no effect. A GPU waits for its host before each
-    # round of a loop whose end is computed. 0: it is, and the loop ends where it has to.
+    sh_every: int  # steps after which one more degree of SH is in use; 0: all degrees from the start
+    # Trip count of the fori_loop over the steps of one dispatch. Surplus iterations change nothing. GPUs need it, because each
+    # iteration of a while_loop waits for the host there. 0: use a while_loop.
     loop_length: int = 0
-
-
-def network_name(index: int) -> str:
-    """Key of a blur network in TrainState.network."""
-    return ("first", "second")[index]
 
 
 def draw_views(
     recipe: Recipe, num_views: int, seed: Int[Array, ""], step: Int[Array, ""], rank: Int[Array, ""]
 ) -> Int[Array, "B"]:
-    """The views of one device at one step: a new permutation of all views each time all have been seen."""
+    """The views of one device at one step. All views are seen once, in random order, before the next permutation starts."""
     per_device = recipe.views_per_step // recipe.num_devices
     places = step * recipe.views_per_step + rank * per_device + jnp.arange(per_device)
 
@@ -85,7 +64,7 @@ def draw_views(
 
 
 def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Array, ""]) -> Camera:
-    """The camera of one training view, its pose corrected where poses are refined."""
+    """The camera of one training view, with its pose correction where poses are refined."""
     camera = jax.tree.map(lambda x: x[index], dataset.cameras)
     return camera if dataset.pose_frame is None else corrected_camera(camera, poses[index], dataset.pose_frame)
 
@@ -101,90 +80,39 @@ def loss_fn(
     """Loss of one training view.
 
     Args:
-      trained: what is differentiated: Gaussians, network parameters, corrections of the poses, and the probe of the
-        projected means (zeros).
+      trained: the differentiated part: Gaussians, parameters of the blur model, pose corrections, and the probe of the projected
+        means (zeros).
       state: the rest of the state.
-      dataset: training views at the stage's scale.
+      dataset: training views at the scale of the stage.
       index: the view.
       recipe: static part.
     Returns:
       loss, and (terms, Rendered): all terms by name, unweighted, with the PSNR to the photograph.
     """
     gaussians, params, poses, probe = trained
+    stage, view, model = recipe.stage, recipe.view, recipe.model
     sh_degree = state.step // recipe.sh_every if recipe.sh_every else MAX_DEGREE
     camera = training_camera(dataset, poses, index)
-    rendered = render(
-        gaussians, state.alive, state.filter_3d, camera, view=recipe.view, sh_degree=sh_degree, probe_px=probe
-    )
+    rendered = render(gaussians, state.alive, state.filter_3d, camera, view=view, sh_degree=sh_degree, probe_px=probe)
     photo = dataset.images[index].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
-    valid = (jnp.arange(recipe.view.height) < height)[:, None] & (jnp.arange(recipe.view.width) < width)[None, :]
-    sharp = rendered.inside()
-    image, blurred, blur_weights, blur_px = sharp.image, {}, {}, jnp.zeros(())
-    if recipe.network is not None and recipe.stage.kernel_size:
-        own = params[network_name(recipe.stage.network)]
-        image, found = render_blurred(recipe.network, own, index, rendered, head=recipe.stage.head)
-        stride = recipe.network.stride(recipe.stage.head)
-        share = shares(valid, stride)
-        blurred, blur_weights = _blur_terms(found, share, stride, state, index, recipe)
-        blur_px = view_statistics(found, share).rms_width / recipe.stage.scale
-    terms, weights = _terms(image, photo, valid, sharp, recipe.objective)
-    terms, weights = terms | blurred, weights | blur_weights
+    valid = (jnp.arange(view.height) < height)[:, None] & (jnp.arange(view.width) < width)[None, :]
+    sharp = rendered.crop_margin()
+    image, blur_terms, blur_px = sharp.image, {}, jnp.zeros(())
+    if model is not None and stage.kernel_size:
+        own = params[network_name(stage.network)]
+        image, moments = render_blurred(model, own, index, rendered, stage=stage, backend=view.backend)
+        share = shares(valid, stage.stride)
+        where = moments, share, state.blur_px, index, state.step
+        blur_terms = losses.blur_terms(*where, stage=stage, loss=recipe.loss)
+        blur_px = view_statistics(moments, share).rms_width / stage.scale
+    terms = losses.photo_terms(image, photo, valid, sharp, loss=recipe.loss, backend=view.backend) | blur_terms
     if dataset.pose_frame is not None:
         terms["poses"] = pose_trust(state.blur_px[index]) * jnp.sum(poses[index] ** 2)
-        weights["poses"] = recipe.objective.poses
-    total = sum(weights[name] * term for name, term in terms.items() if weights[name])
+    total = losses.weighted_sum(terms, recipe.loss)
     terms["blur_px"] = blur_px
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
     return total, ({"total": total, **terms}, rendered)
-
-
-def _blur_terms(
-    found: BlurMoments,
-    share: Float[Array, "h w"],
-    stride: int,
-    state: TrainState,
-    index: Int[Array, ""],
-    recipe: Recipe,
-) -> tuple[dict, dict]:
-    """Terms of the blur model, and their weights.
-
-    Args:
-      found: the blur of a view.
-      share: what part of the photograph each block is, blur.shares.
-      stride: side of the blocks that share a kernel, px.
-      state, index, recipe: as in loss_fn.
-    """
-    objective, widths = recipe.objective, masked_widths(found)
-    closes = looks_sharp(state.blur_px) & (state.step >= objective.sharp_start)
-    closes |= sharp_views(state.blur_px)[index] & (state.step >= objective.sharp_view_start)
-    variance = mean_over(widths**2, share) / recipe.stage.scale**2
-    terms = {
-        "mask": mean_over(found.mask, share),
-        "centroid": mean_squared_centroid(found, share),
-        "width_tv": losses.total_variation(widths[..., None], share > 0.0) / stride,
-        "sharp": jnp.where(closes, blur_price(variance, state.blur_px), 0.0),
-    }
-    weights = {
-        "mask": objective.mask,
-        "centroid": objective.centroid,
-        "width_tv": objective.width_tv,
-        "sharp": objective.sharp,
-    }
-    return terms, weights
-
-
-def _terms(image, photo, valid, sharp: Rendered, objective: Objective) -> tuple[dict, dict]:
-    """Terms that need no blur model, and their weights."""
-    terms = {"l1": losses.l1(image, photo, valid), "dssim": 1.0 - losses.ssim(image, photo, valid)}
-    weights = {"l1": 1.0 - objective.ssim, "dssim": objective.ssim}
-    if objective.depth_tv:
-        terms["depth_tv"] = losses.total_variation(normalize_depth(sharp.depth)[..., None], valid)
-        weights["depth_tv"] = objective.depth_tv
-    if objective.rgb_tv:
-        terms["rgb_tv"] = losses.total_variation(sharp.image, valid)
-        weights["rgb_tv"] = objective.rgb_tv
-    return terms, weights
 
 
 def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
@@ -201,7 +129,7 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
         "num_dropped": rendered.num_dropped,
         "blur_px": jnp.zeros_like(state.blur_px).at[index].set(terms["blur_px"]),
     }
-    grads[0] = jax.tree.map(lambda g: g * view_confidence(state.blur_px, recipe.objective.confidence)[index], grads[0])
+    grads[0] = jax.tree.map(lambda g: g * view_confidence(state.blur_px, recipe.loss.confidence)[index], grads[0])
     return tuple(grads), stats, terms, largest
 
 
@@ -220,13 +148,13 @@ def _device_gradients(state: TrainState, dataset: Dataset, indices, recipe: Reci
 
     if indices.shape[0] == 1:
         return _view_gradients(state, dataset, indices[0], recipe)
-    # From zeros, not from the first view: its gradients would be compiled a second time.
+    # Start from zeros: starting from the gradients of the first view would compile them a second time.
     shapes = jax.eval_shape(lambda: _view_gradients(state, dataset, indices[0], recipe))
     return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), indices)[0]
 
 
 def _sum_over_devices(stats: DensityStats, largest: dict, num_devices: int):
-    """Statistics and largest values of the views of all devices."""
+    """Density statistics and largest values over the views of all devices."""
     if num_devices == 1:
         return stats, largest
     sums = psum((stats.grad_norms, stats.counts))
@@ -242,23 +170,23 @@ def train_step(
     *,
     recipe: Recipe,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Takes the state one step further, or leaves it as it is where the step cannot be trusted, or is not wanted.
+    """Advances the state by one step, or returns it unchanged where the step cannot be trusted or `stop` is reached.
 
     Args:
-      rank: number of this device; it takes its own part of the step's views.
-      state: the same on all devices.
-      dataset: the same on all devices.
-      stop: from this step on nothing is done.
+      rank: number of this device, which selects its share of the views of the step.
+      state: equal on all devices.
+      dataset: equal on all devices.
+      stop: the state does not advance beyond this step.
       recipe: static part.
     Returns:
-      state, and metrics: mean loss terms, num_intersections (largest of the views), num_dropped, ok (0 or 1).
+      state, and metrics: mean loss terms, num_intersections (largest over the views), num_dropped, ok (0 or 1).
     """
     indices = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
     grads, stats, terms, largest = _device_gradients(state, dataset, indices, recipe)
     grads, terms = psum((grads, terms)) if recipe.num_devices > 1 else (grads, terms)
     stats, largest = _sum_over_devices(stats, largest, recipe.num_devices)
-    seen_blur = largest.pop("blur_px")
-    blur_px = jnp.where(seen_blur > 0.0, seen_blur, state.blur_px)
+    new_blur_px = largest.pop("blur_px")
+    blur_px = jnp.where(new_blur_px > 0.0, new_blur_px, state.blur_px)
     grads, terms = jax.tree.map(lambda x: x / recipe.views_per_step, (grads, terms))
 
     d_gaussians, d_network, d_poses = grads
@@ -282,7 +210,7 @@ def train_step(
         blur_px=blur_px,
         density=add_stats(state.density, stats),
     )
-    # Of what goes into the update, not of what comes out of it: else Adam would pass over memory twice.
+    # Check gradients and parameters before the update: checking the updated ones makes XLA read Adam's arrays a second time.
     is_due, is_whole = state.step < stop, largest["num_dropped"] == 0
     ok = _all(is_due, is_whole, jnp.isfinite(terms["total"]), *_finite((grads, _parameters(state))))
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
@@ -295,24 +223,25 @@ def _parameters(state: TrainState):
 
 @jax.jit
 def is_finite(state: TrainState) -> Bool[Array, ""]:
-    """Whether all that is learned is. A step asks this of the state it starts from: of the last one nobody else does."""
+    """True if all parameters are finite. Each step checks the state that it starts from; nothing else checks the last state."""
     return _all(*_finite(_parameters(state)))
 
 
 def _all(*conditions: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether all hold, as a reduction of an array: XLA does it once, and a chain of ands anew in every array that is selected.
+    """True if all conditions hold, computed as a reduction of one stacked array.
 
-    That was two fifths of a step's code on a CPU. Without the barrier XLA makes that chain of the reduction.
+    XLA recomputes a chain of `&` inside each of the selects that use it: two fifths of the code of a step on a CPU. The barrier
+    keeps XLA from turning the reduction back into that chain.
     """
     return jnp.all(jax.lax.optimization_barrier(jnp.stack(conditions)))
 
 
 def _finite(tree) -> list[Bool[Array, ""]]:
-    """Whether numbers are finite, and their squares: a Gaussian that is not is culled, so that the loss would not show it."""
+    """Conditions that all numbers and their squares are finite. (The loss does not show a Gaussian that is not: it is culled.)"""
     leaves = jax.tree.leaves(tree)
-    # The many small arrays of the network are looked at together: each look is a launch on a GPU.
-    looks = [x for x in leaves if x.size > FEW] + [jnp.concatenate([x.ravel() for x in leaves if x.size <= FEW])]
-    return [jnp.all(jnp.abs(x) < LARGEST) for x in looks]
+    # The small arrays of the network are checked together, because each check is one launch on a GPU.
+    checked = [x for x in leaves if x.size > FEW] + [jnp.concatenate([x.ravel() for x in leaves if x.size <= FEW])]
+    return [jnp.all(jnp.abs(x) < LARGEST) for x in checked]
 
 
 def train_steps(
@@ -324,13 +253,13 @@ def train_steps(
     *,
     recipe: Recipe,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The steps from start to stop in one dispatch; none beyond one that is not ok, and none if the state is not at start.
+    """Runs the steps from start to stop as one dispatch. A step that is not ok ends it; a state that is not at `start` stays.
 
-    So it is safe to ask for before the steps that lead to start have been looked at.
+    The host may therefore queue a dispatch before it has read the metrics of the one that leads to `start`.
 
     Returns:
-      state, and metrics: those of the last step that was tried, with the loss terms averaged over the steps that were ok
-      under the key "mean", and "step", how far the state has come.
+      state, and metrics: those of the last step, the loss terms averaged over the ok steps under the key "mean", and the step
+      of the state under "step".
     """
     first, stop = state.step, jnp.where(state.step == start, stop, state.step)
 
@@ -351,10 +280,10 @@ def train_steps(
     else:
         carry = jax.lax.while_loop(lambda c: (c[0].step < stop) & (c[1]["ok"] > 0), one_more, carry)
     state, metrics, sums = carry
-    taken = jnp.maximum(state.step - first, 1)
-    return state, {**metrics, "mean": jax.tree.map(lambda x: x / taken, sums), "step": state.step}
+    num_ok = jnp.maximum(state.step - first, 1)
+    return state, {**metrics, "mean": jax.tree.map(lambda x: x / num_ok, sums), "step": state.step}
 
 
 def eval_step(state: TrainState, camera: Camera, *, view: View) -> Rendered:
-    """The sharp picture of one camera: the blur model has no part in it."""
+    """The sharp render of one camera, without the blur model."""
     return render(state.gaussians, state.alive, state.filter_3d, camera, view=view)

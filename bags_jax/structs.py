@@ -34,17 +34,17 @@ class Camera:
 
 @struct.dataclass
 class PoseFrame:
-    """What corrections of the V training poses are measured in, and the directions that they must not take."""
+    """Units of the pose corrections of V training views, and the directions that no correction may take."""
 
-    units: Float[Array, "6"]  # per px at full image scale: rad for the rotation, scene units for the translation
+    units: Float[Array, "6"]  # rotation in rad, translation in scene units, both per px at full image scale
     gauge: Float[
         Array, "V 6 7"
-    ]  # orthonormal: rotations, translations and scale of the whole scene, as corrections, px
+    ]  # orthonormal basis of the motions of the whole scene (rotation, translation, scale), px
 
 
 @struct.dataclass
 class Projected:
-    """N Gaussians on the screen of one camera. radius 0 marks the culled ones."""
+    """N Gaussians on the screen of one camera. A Gaussian of radius 0 is culled."""
 
     means_px: Float[Array, "N 2"]  # px
     covs_px: Float[Array, "N 3"]  # xx, xy, yy of the screen covariance, px^2
@@ -56,32 +56,32 @@ class Projected:
 
 @struct.dataclass
 class RasterOutput:
-    """One image, front-to-back blended; colours are premultiplied: no background in them."""
+    """One image, blended front to back; colours are premultiplied by alpha, without a background."""
 
     colors: Float[Array, "H W D"]
     alphas: Float[Array, "H W"]  # 1 - remaining transmittance
-    num_intersections: Int[Array, ""]  # tile and Gaussian pairs that the image needs
-    num_dropped: Int[Array, ""]  # pairs that found no room in the buffer: any but 0 means a wrong image
+    num_intersections: Int[Array, ""]  # intersections of tiles and Gaussians that the image needs
+    num_dropped: Int[Array, ""]  # intersections that did not fit into the buffer; the image is right only if 0
 
 
 @struct.dataclass
 class BlurField:
     """A blur kernel and a mask value for each pixel of one training view, constant over blocks of stride x stride px.
 
-    Kernels are not stored: they are computed, `kernels_of(features @ weight + bias)` (blur_stream/) over KK = K * K taps,
-    row-major (dy, dx).
+    Kernels are not stored but computed, `kernels_of(features @ weight + bias)` (ops/blur/), over KK = K * K taps, row-major
+    (dy, dx).
     """
 
     features: Float[Array, "h w F"]
     weight: Float[Array, "F KK"]
-    bias: Float[Array, "KK"]  # of the layer and of the view
+    bias: Float[Array, "KK"]  # of the last layer, and of the view where the model has such
     mask: Float[Array, "h w"]  # in [0, 1]: 0 keeps the sharp render
-    bound: float = struct.field(pytree_node=False, default=0.0)  # logits are clipped to +- bound; 0: not at all
+    bound: float = struct.field(pytree_node=False, default=0.0)  # logits are clipped to +- bound; 0: not clipped
 
 
 @struct.dataclass
 class BlurMoments:
-    """The blur of one view as far as training looks at it: mask and moments of each kernel, about its own pixel (block)."""
+    """Mask and kernel moments of one view: all that training needs of its blur. Moments are about the pixel (block) itself."""
 
     mask: Float[Array, "h w"]  # in [0, 1]
     centroid: Float[Array, "2 h w"]  # sum_k h_k times dx, dy, px
@@ -90,22 +90,22 @@ class BlurMoments:
 
 @struct.dataclass
 class Dataset:
-    """Training views of one image scale on the device; smaller photographs are padded at the right and bottom."""
+    """Training views at one image scale on the device; smaller photographs are padded at the right and bottom."""
 
     images: Any  # uint8 [V, H, W, 3]
     sizes: Int[Array, "V 2"]  # true height and width, px
-    cameras: Camera  # leading axis V; as the capture has them
-    extent: Float[Array, ""]  # of the scene, scene units: the rate of the means is a part of it
-    near_plane: Float[Array, ""]  # depth at which pictures begin, scene units
-    pose_frame: PoseFrame | None = None  # None: the poses are right as they are
+    cameras: Camera  # leading axis V; the poses of the capture
+    extent: Float[Array, ""]  # of the scene, scene units; the learning rate of the means is a share of it
+    near_plane: Float[Array, ""]  # depth at which rendering begins, scene units
+    pose_frame: PoseFrame | None = None  # None: poses are not refined
 
 
 @struct.dataclass
 class DensityStats:
-    """What density control accumulates over the steps between two of its turns."""
+    """Statistics that accumulate between two density control steps."""
 
     grad_norms: Float[Array, "N"]  # sum over views of |d loss / d mean|, NDC
-    counts: Float[Array, "N"]  # number of views that saw the Gaussian
+    counts: Float[Array, "N"]  # number of views in which the Gaussian was visible
     max_radii: Float[Array, "N"]  # largest screen radius so far, as a fraction of the larger side of its photograph
 
 
@@ -114,14 +114,21 @@ class TrainState:
     """Everything that training changes, and nothing else: saved, restored and donated as a whole."""
 
     step: Int[Array, ""]
-    seed: Int[Array, ""]  # of the order of the views; here, so that one compiled program serves every seed
+    seed: Int[Array, ""]  # of the order of the views; in the state, so that one compiled program serves every seed
     gaussians: Gaussians  # N = capacity
     alive: Bool[Array, "N"]  # the rows of gaussians in use; padding is dead
     filter_3d: Float[Array, "N"]  # Mip-Splatting's 3D filter, scene units
-    network: Any  # parameters of the Blur Proposal Network; {} for plain splatting
+    network: Any  # parameters of the blur model by network_name; {} for plain splatting
     gaussians_opt: optax.OptState
     network_opt: optax.OptState
-    poses: Float[Array, "V 6"]  # corrections of the training cameras, px (poses.py); 0 where they are not refined
+    poses: Float[Array, "V 6"]  # corrections of the training cameras, px (scene/pose_refinement.py); 0: not refined
     poses_opt: optax.OptState
-    blur_px: Float[Array, "V"]  # RMS width of the blur of each training view when last seen, px at full scale; 0: never
+    blur_px: Float[
+        Array, "V"
+    ]  # RMS blur width of each training view at its last step, px at full scale; 0: no step yet
     density: DensityStats
+
+
+def network_name(index: int) -> str:
+    """Key of a blur network in TrainState.network."""
+    return ("first", "second")[index]

@@ -5,11 +5,11 @@ python -m experiments.train --config=configs/custom.py --config.data.root=my_cap
 
 from typing import Any
 
-from configs import base
+from bags_jax.config import default_config, smoke, words_of
 
 
 def get_config(arg: str = "") -> Any:
     """The default configuration, photographs at half size; `smoke` shrinks it to seconds on a CPU."""
-    config = base.get_config()
+    config = default_config()
     config.data.factor = 2
-    return base.smoke(config) if "smoke" in base.words_of(arg, "smoke") else config
+    return smoke(config) if "smoke" in words_of(arg, "smoke") else config

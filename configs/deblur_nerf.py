@@ -13,18 +13,19 @@ On a CPU, at 300 x 200:
 
 from typing import Any
 
-from configs import base, presets
+from bags_jax import published
+from bags_jax.config import default_config, smoke, words_of
 
 
 def get_config(arg: str = "blurball") -> Any:
     """One published scene; the words `published` and `smoke` may follow it."""
     name, _, rest = arg.partition(",")
-    words = base.words_of(rest, "published", "smoke")
-    row = presets.pick("deblur", name)
-    config = base.get_config()
+    words = words_of(rest, "published", "smoke")
+    row = published.pick("deblur", name)
+    config = default_config()
     config.data.root = f"data/{name}"
     config.data.factor = 4  # 2400 x 1600 -> 600 x 400
     config.data.holdout = int(row["holdout"])
     if "published" in words:
-        config = presets.as_published(config, row)
-    return base.smoke(config) if "smoke" in words else config
+        config = published.as_published(config, row)
+    return smoke(config) if "smoke" in words else config

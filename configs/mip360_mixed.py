@@ -9,19 +9,20 @@
 
 from typing import Any
 
-from configs import base, presets
+from bags_jax import published
+from bags_jax.config import default_config, smoke, words_of
 
 
 def get_config(arg: str = "garden") -> Any:
     """One published scene; the words `published` and `smoke` may follow it."""
     name, _, rest = arg.partition(",")
-    words = base.words_of(rest, "published", "smoke")
-    row = presets.pick("mip360", name)
-    config = base.get_config()
+    words = words_of(rest, "published", "smoke")
+    row = published.pick("mip360", name)
+    config = default_config()
     config.data.root = f"data/{name}"
     config.data.factor = 8
     config.data.mixed_factors = (1, 2, 4, 8)
     config.data.holdout = int(row["holdout"])
     if "published" in words:
-        config = presets.as_published(config, row)
-    return base.smoke(config) if "smoke" in words else config
+        config = published.as_published(config, row)
+    return smoke(config) if "smoke" in words else config

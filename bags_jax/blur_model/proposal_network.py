@@ -1,12 +1,15 @@
 """The Blur Proposal Network: a blur kernel and a mask for every pixel of a training view (Peng et al. 2024, section 3.2).
 
-Each training stage has its own heads on a shared trunk, which is one layer deeper with every stage. Differs from the paper
-where the fields of the module say so: a table of kernel logits per view, kernels that start as a delta, a mask that starts
-open, kernels handed over from stage to stage, and a field that may be coarser than the image.
+Each stage has its own heads on a shared trunk, which is one layer deeper with every stage. Differs from the paper where the
+fields of the module say so: kernel logits of each view beside the network, kernels that start as a delta, a mask that starts
+open, and kernels that are handed over from stage to stage.
 
-The last layer is not applied here: its K * K numbers a pixel are more than all else together (blur_stream/). What works on
-single pixels runs over blocks of rows and is made again for the gradients.
+The last layer is not applied here: its K * K numbers for each pixel need more memory than everything else (ops/blur/stream.py
+applies it block by block). The trunk works on blocks of rows, and the backward pass recomputes them.
 """
+
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,36 +17,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bags_jax.numerics import clip_with_return, safe_normalize
-from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.blur.kernels import resize_taps
-from bags_jax.ops.convolution.cpu import convolve
+from bags_jax.ops.convolution import convolve
 from bags_jax.platforms import current_platform
 from bags_jax.structs import BlurField
 
 POSITION_FREQUENCIES = 4
-CPU_TRUNK_PIXELS, DEVICE_TRUNK_PIXELS = 1 << 15, 1 << 18  # that the trunk works on at a time; more is fewer launches
+CPU_TRUNK_PIXELS, DEVICE_TRUNK_PIXELS = 1 << 15, 1 << 18  # pixels per block of the trunk; larger blocks, fewer launches
 
 
 def position_waves(count: int) -> Float[Array, "count 8"]:
-    """Sines and cosines of the position of each row or column in [-1, 1], 4 octaves: the two codes side by side are a pixel's."""
+    """Sines and cosines, in 4 octaves, of the position of each row or column in [-1, 1]."""
     position = (jnp.arange(count) + 0.5) / count * 2.0 - 1.0
     angles = position[:, None] * jnp.pi * 2.0 ** jnp.arange(POSITION_FREQUENCIES)[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def _identity_init(key, shape, dtype=jnp.float32):
-    """A layer that does nothing: its inputs are outputs of a ReLU, and so another ReLU keeps them."""
+    """Initialises a layer as the identity. Its inputs are outputs of a ReLU, so the next ReLU keeps them unchanged."""
     del key
     return jnp.eye(*shape, dtype=dtype)
 
 
 def _row(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, "F"]:
-    """One row; nn.Embed's own lookup fails where the table has no other."""
+    """One row of a table. nn.Embed's own lookup fails for a table with a single row."""
     return jnp.take(table.embedding, index, axis=0)
 
 
 class Weights(nn.Module):
-    """The parameters of nn.Dense or nn.Conv, for a layer that is applied elsewhere."""
+    """The parameters of nn.Dense or nn.Conv without the layer itself."""
 
     shape: tuple[int, ...]
     kernel_init: nn.initializers.Initializer
@@ -58,10 +60,11 @@ class Weights(nn.Module):
 
 
 class RenderFeatures(nn.Module):
-    """Convolutions on the render and its depth: what there is to be blurred."""
+    """Convolutions on the render and its depth."""
 
     conv_width: int
     feature_width: int
+    backend: str = "auto"  # of ops.convolution
 
     @nn.compact
     def __call__(self, rgbd: Float[Array, "h w 4"]) -> Float[Array, "h w F"]:
@@ -69,45 +72,47 @@ class RenderFeatures(nn.Module):
         shapes = ((5, 5, 4, narrow), (5, 5, narrow, narrow), (3, 3, narrow, self.feature_width))
         for i, shape in enumerate(shapes):
             layer = Weights(shape, nn.initializers.lecun_normal(), nn.initializers.zeros, name=f"Conv_{i}")
-            x = jax.checkpoint(_convolve_normalized)(x, *layer()) if i else _convolve_biased(x, *layer())
+            convolved = functools.partial(_convolve_normalized if i else _convolve_biased, backend=self.backend)
+            x = jax.checkpoint(convolved)(x, *layer()) if i else convolved(x, *layer())
         return x
 
 
-def _convolve_biased(x, kernel, bias):
-    return convolve(x, kernel) + bias[None, None]
+def _convolve_biased(x, kernel, bias, *, backend: str):
+    return convolve(x, kernel, backend=backend) + bias[None, None]
 
 
-def _convolve_normalized(x, kernel, bias):
-    """ReLU, instance normalisation, convolution: in this order, so that the gradients keep one array a layer."""
+def _convolve_normalized(x, kernel, bias, *, backend: str):
+    """ReLU, instance normalisation, convolution. In this order the backward pass keeps one array per layer."""
     x = nn.relu(x)
     mean, variance = jnp.mean(x, axis=(0, 1), keepdims=True), jnp.var(x, axis=(0, 1), keepdims=True)
-    return _convolve_biased((x - mean) * jax.lax.rsqrt(variance + 1e-5), kernel, bias)
+    return _convolve_biased((x - mean) * jax.lax.rsqrt(variance + 1e-5), kernel, bias, backend=backend)
 
 
 class BlurProposalNetwork(nn.Module):
-    """View, position and render -> kernels and mask, with one pair of heads for each of S stages."""
+    """View, position and render -> kernels and mask, with one pair of heads for each of S stages. A BlurModel."""
 
     num_views: int
-    kernel_sizes: tuple[int, ...]  # of the S stages
+    kernel_sizes: tuple[int, ...]  # of the S stages, px
     width: int = 64  # of the trunk
     embedding_width: int = 32
     conv_width: int = 64
     feature_width: int = 32
     use_rgbd: bool = True
-    use_table: bool = True  # learned kernel logits of each view, added to the head's output
-    hand_over: bool = True  # later trunk layers start as the identity, so that heads can be copied (hand_over below)
-    centre_logit: float = 6.0  # start of the centre tap above the others; the paper's 0 is a uniform kernel
-    mask_logit: float = 3.0  # start of the mask; the paper's 0 is a mask of one half
-    # A young scene is blurrier than the photographs, which drives kernels to deltas and masks to 0. Unbounded, they saturate there
-    # and never come back when there is blur to explain. 0: no bound (the paper).
+    use_table: bool = True  # learned kernel logits of each view, added to the output of the head
+    identity_layers: bool = True  # later trunk layers start as the identity, so that heads can be copied (hand_over)
+    centre_logit: float = 6.0  # initial logit of the centre tap above the others; the paper: 0, a uniform kernel
+    mask_logit: float = 3.0  # initial logit of the mask; the paper: 0, a mask of one half
+    # Early in training the scene is blurrier than the photographs, which drives kernels to deltas and masks to 0. Without a bound
+    # they saturate there and never come back. 0: no bound, as in the paper.
     logit_bound: float = 5.0
-    linear_light: bool = True  # exposures add up light, not sRGB values; False: the paper
-    strides: tuple[int, ...] = ()  # of each stage: side of the blocks that share a kernel, px; (): 1
+    backend: str = "auto"  # of ops.convolution
 
     def setup(self):
         self.embedding = nn.Embed(self.num_views, self.embedding_width)
-        self.render_features = RenderFeatures(self.conv_width, self.feature_width) if self.use_rgbd else None
-        deeper = _identity_init if self.hand_over else nn.initializers.he_normal()
+        self.render_features = (
+            RenderFeatures(self.conv_width, self.feature_width, self.backend) if self.use_rgbd else None
+        )
+        deeper = _identity_init if self.identity_layers else nn.initializers.he_normal()
         inits = [nn.initializers.he_normal()] * 2 + [deeper] * (len(self.kernel_sizes) - 1)
         inputs = self.embedding_width + 4 * POSITION_FREQUENCIES + self.use_rgbd * self.feature_width
         widths = [inputs] + [self.width] * len(inits)
@@ -120,10 +125,6 @@ class BlurProposalNetwork(nn.Module):
             zeros = nn.initializers.zeros
             self.table = [nn.Embed(self.num_views, k * k, embedding_init=zeros) for k in self.kernel_sizes]
 
-    def stride(self, head: int) -> int:
-        """Side of the blocks that share a kernel at one stage, px."""
-        return self.strides[head] if self.strides else 1
-
     def _centred(self, side: int):
         def init(key, shape, dtype=jnp.float32):
             del key
@@ -131,15 +132,8 @@ class BlurProposalNetwork(nn.Module):
 
         return init
 
-    def __call__(self, view: Int[Array, ""], rgbd: Float[Array, "H W 4"], *, head: int) -> BlurField:
-        """Predicts the blur of one training view.
-
-        Args:
-          view: index of the training view.
-          rgbd: sharp render in [0, 1] and its depth normalised to [0, 1]; no gradient flows into it.
-          head: which stage's heads.
-        """
-        rgbd = mean_blocks(jax.lax.stop_gradient(rgbd), self.stride(head))
+    def __call__(self, view: Int[Array, ""], rgbd: Float[Array, "h w 4"], *, head: int) -> BlurField:
+        """Predicts the blur of one training view: see BlurModel.field."""
         features, mask = self._trunk_rows(view, rgbd, head)
         weight, bias = self.kernel_heads[head]()
         if self.use_table:
@@ -147,7 +141,7 @@ class BlurProposalNetwork(nn.Module):
         return BlurField(features=features, weight=weight, bias=bias, mask=mask, bound=self.logit_bound)
 
     def _trunk_rows(self, view, rgbd, head: int) -> tuple[Float[Array, "h w F"], Float[Array, "h w"]]:
-        """Features and mask. What the first layer makes of view, row and column is added up, not laid out for every pixel."""
+        """Features and mask. The first layer is applied to view, row, column and render apart, and the results are added."""
         height, width, _ = rgbd.shape
         first, *deeper = [layer()[0] for layer in self.trunk[: 2 + head]]
         mask_head = self.mask_heads[head]()
@@ -172,42 +166,51 @@ class BlurProposalNetwork(nn.Module):
         return jax.lax.map(row_features, inputs, batch_size=min(height, -(-pixels // width)))
 
     def _mask(self, features: Float[Array, "w F"], weight, bias) -> Float[Array, "w"]:
-        """The mask; with a bound one that its own cost cannot close for good where there is little blur to explain.
+        """The mask. With a logit_bound, the mask loss cannot close it for good where there is little blur.
 
-        It then reads the trunk without teaching it, by features of unit length, so that a step of Adam moves the logit by little
-        more than the rate however large the features are.
+        The head then sees stop-gradient features normalised to length 1, so that one Adam step moves the logit by about the
+        learning rate.
         """
         if not self.logit_bound:
             return jax.nn.sigmoid((features @ weight)[:, 0] + bias)
         logits = (safe_normalize(jax.lax.stop_gradient(features)) @ weight)[:, 0] + bias
         return jax.nn.sigmoid(clip_with_return(logits, self.logit_bound))
 
-    def every_head(self, view: Int[Array, ""], rgbd: Float[Array, "H W 4"]) -> list[BlurField]:
-        """All stages at once: what `init` calls, so that every parameter exists from the start."""
+    def every_head(self, view: Int[Array, ""], rgbd: Float[Array, "h w 4"]) -> list[BlurField]:
+        """The fields of all heads: `init_params` calls it, so that every parameter exists from the start."""
         return [self(view, rgbd, head=head) for head in range(len(self.kernel_sizes))]
 
+    @nn.nowrap
+    def init_params(self, key: Array) -> dict:
+        """Returns the parameters of all heads."""
+        variables = self.init(key, jnp.int32(0), jnp.zeros((16, 16, 4)), method=self.every_head)
+        return dict(variables["params"])
 
-def init_network(network: BlurProposalNetwork, key: Array) -> dict:
-    """Parameters of all stages."""
-    variables = network.init(key, jnp.int32(0), jnp.zeros((16, 16, 4)), method=network.every_head)
-    return dict(variables["params"])
+    @nn.nowrap
+    def field(self, params: Any, view: Int[Array, ""], rgbd: Float[Array, "h w 4"], *, head: int) -> BlurField:
+        """Proposes the blur of one training view: see BlurModel.field."""
+        field = self.apply({"params": params}, view, rgbd, head=head)
+        assert isinstance(field, BlurField)  # for the type checker: flax says Any or a tuple
+        return field
 
+    @nn.nowrap
+    def hand_over(self, params: Any, *, source: int, target: int, zoom: float) -> dict:
+        """Starts head `target` from the kernels of head `source`, enlarged by the ratio of the image scales."""
+        resize = jnp.asarray(resize_taps(self.kernel_sizes[source], self.kernel_sizes[target], zoom))
+        head = params[f"kernel_heads_{source}"]
+        update = {
+            f"kernel_heads_{target}": {"kernel": head["kernel"] @ resize.T, "bias": resize @ head["bias"]},
+            # Copied, because a buffer that appears twice in the state cannot be donated.
+            f"mask_heads_{target}": jax.tree.map(jnp.copy, params[f"mask_heads_{source}"]),
+        }
+        if self.use_table:
+            update[f"table_{target}"] = {"embedding": params[f"table_{source}"]["embedding"] @ resize.T}
+        return {**params, **update}
 
-def hand_over(params: dict, *, source: int, target: int, kernel_sizes: tuple[int, ...], zoom: float) -> dict:
-    """Starts the heads of one stage with the kernels of an earlier one, enlarged by the ratio of the image scales."""
-    resize = jnp.asarray(resize_taps(kernel_sizes[source], kernel_sizes[target], zoom))
-    head = params[f"kernel_heads_{source}"]
-    update = {
-        f"kernel_heads_{target}": {"kernel": head["kernel"] @ resize.T, "bias": resize @ head["bias"]},
-        # Copied: a buffer that stands twice in the state cannot be donated.
-        f"mask_heads_{target}": jax.tree.map(jnp.copy, params[f"mask_heads_{source}"]),
-    }
-    if f"table_{source}" in params:
-        update[f"table_{target}"] = {"embedding": params[f"table_{source}"]["embedding"] @ resize.T}
-    return {**params, **update}
-
-
-def normalize_depth(depth: Float[Array, "H W"]) -> Float[Array, "H W"]:
-    """Depth mapped to [0, 1] over the image."""
-    low, high = jnp.min(depth), jnp.max(depth)
-    return (depth - low) / jnp.maximum(high - low, 1e-6)
+    @nn.nowrap
+    def rate_groups(self, params: Any) -> dict:
+        """Returns the learning-rate group of each array: the tables and the mask heads have rates of their own."""
+        tables = {f"table_{head}": "table" for head in range(len(self.kernel_sizes))}
+        masks = {f"mask_heads_{head}": "mask" for head in range(len(self.kernel_sizes))}
+        groups = {**tables, **masks}
+        return {name: jax.tree.map(lambda _, n=name: groups.get(n, "network"), part) for name, part in params.items()}

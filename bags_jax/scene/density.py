@@ -1,36 +1,59 @@
-"""Density control at fixed capacity: clone, split, prune, reset (Kerbl et al. 2023, section 5), all of it inside jit.
+"""Density control at fixed capacity: clone, split, prune, reset (Kerbl et al. 2023, section 5), all inside jit.
 
-Arrays are never resized: a mask says which rows are alive, new Gaussians move into dead rows. The moments of Adam are
-Gaussians too (one number for each parameter), so that the same moves apply to them.
+Arrays are never resized: a mask says which rows are alive, and new Gaussians move into dead rows. The moments of Adam are
+stored as Gaussians too, so that the same moves apply to them.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.geometry import apply_filter_3d, rotation_from_quat
+from bags_jax.settings import Density
 from bags_jax.structs import DensityStats, Gaussians, Projected, TrainState
 
 SPLIT_SHRINK = 1.6
 RESET_OPACITY = 0.01
 
 
-@dataclasses.dataclass(frozen=True)
-class DensityRules:
-    """Thresholds of one turn of density control."""
+class Thresholds(NamedTuple):
+    """Thresholds of one density control step. They may be traced: one compiled program serves all of them."""
 
-    min_opacity: float  # prune under it
-    clone_max_scale: float  # larger Gaussians are split, as a part of the scene extent
-    max_radius: float = 0.0  # prune above this screen radius, as a part of the larger image side; 0: never
-    max_scale: float = 0.0  # prune above this scale, as a part of the scene extent; 0: never
+    grad: float | Float[Array, ""]  # clone or split at and above this screen gradient, NDC
+    min_opacity: float | Float[Array, ""]  # prune below this opacity
+    clone_max_scale: float | Float[Array, ""]  # split above this scale, shares of the scene extent
+    max_radius: float | Float[Array, ""] = 0.0  # prune above this screen radius, shares of the image; 0: never
+
+
+def is_density_step(density: Density, step: int) -> bool:
+    """True if Gaussians are cloned, split and pruned after this many steps. `density` is in steps (settings.in_steps)."""
+    return step % density.every == 0 and density.start <= step <= density.stop
+
+
+def is_reset_step(density: Density, step: int) -> bool:
+    """True if opacities are reset after this many steps; only at density control steps."""
+    period = -(-int(density.reset_every) // density.every) * density.every
+    return period > 0 and step % period == 0 and density.start <= step < density.stop
+
+
+def thresholds_at(density: Density, step: int, *, late_from: int) -> Thresholds:
+    """The thresholds after this many steps; the early ones hold before step `late_from`."""
+    is_early = step < late_from
+    return Thresholds(
+        grad=density.grad_threshold_early if is_early else density.grad_threshold,
+        min_opacity=density.min_opacity_early if is_early else density.min_opacity,
+        clone_max_scale=density.clone_max_scale,
+        max_radius=density.max_radius if step > density.max_radius_after else 0.0,
+    )
 
 
 def empty_stats(num: int) -> DensityStats:
-    """Statistics of no view."""
+    """The statistics of no view."""
     return DensityStats(jnp.zeros(num), jnp.zeros(num), jnp.zeros(num))
 
 
@@ -42,13 +65,13 @@ def view_stats(
     height: Int[Array, ""] | int,
     margin: int = 0,
 ) -> DensityStats:
-    """What one view adds: the size of the screen gradient in NDC (px times half the image size), visits, radii.
+    """The statistics of one view: norm of the screen gradient in NDC (px times half the image size), visits, radii.
 
     Args:
-      probe_grads: of the loss by the projected means, 1 / px.
-      projected: on a canvas that may go on at the right and bottom, as that of a small view beside larger ones does.
-      width, height: of the photograph, px.
-      margin: px of the canvas around it: what is seen there alone counts as seen.
+      probe_grads: gradient of the loss by the projected means, 1 / px.
+      projected: Gaussians on the canvas, which may be larger than the photograph at the right and bottom (padding).
+      width, height: size of the photograph, px.
+      margin: px of the canvas around the photograph; Gaussians seen only there count as seen.
     """
     sides = jnp.array([[width, height]], jnp.float32)
     seen = projected.radii_px[:, 0] > 0
@@ -61,7 +84,7 @@ def view_stats(
 
 
 def add_stats(a: DensityStats, b: DensityStats) -> DensityStats:
-    """Statistics of the views of both."""
+    """The statistics of the views of both."""
     return DensityStats(a.grad_norms + b.grad_norms, a.counts + b.counts, jnp.maximum(a.max_radii, b.max_radii))
 
 
@@ -70,15 +93,15 @@ def _where_rows(mask: Bool[Array, "N"], new: Gaussians, old: Gaussians) -> Gauss
 
 
 def _move_rows(gaussians: Gaussians, values: Gaussians, rows: Int[Array, "N"]) -> Gaussians:
-    """Writes values[j] to row rows[j]; rows beyond the end are dropped."""
+    """Writes values[j] to row rows[j]; drops rows beyond the end."""
     return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), gaussians, values)
 
 
 def _split_child(gaussians: Gaussians, noise: Float[Array, "N 3"]) -> Gaussians:
     """One of the two Gaussians that a large one is split into: sampled from it, and smaller.
 
-    The noise is shaped by the symmetric root of the covariance, R S R^T: for a round Gaussian it does not depend on R, which then is
-    rounding noise that Adam has made large, and would make other scenes on other devices.
+    The symmetric root of the covariance, R S R^T, shapes the noise. For a round Gaussian that root does not depend on R, which is
+    rounding noise there (enlarged by Adam) and differs between devices.
     """
     rotation = rotation_from_quat(gaussians.quats)
     along_axes = jnp.exp(gaussians.log_scales) * jnp.einsum("nji,nj->ni", rotation, noise)
@@ -88,38 +111,30 @@ def _split_child(gaussians: Gaussians, noise: Float[Array, "N 3"]) -> Gaussians:
     )
 
 
-def _prune(state: TrainState, rules: DensityRules, extent: Float[Array, ""] | float) -> Bool[Array, "N"]:
-    keep = state.alive & (jax.nn.sigmoid(state.gaussians.logit_opacities) >= rules.min_opacity)
-    if rules.max_radius > 0:
-        keep &= state.density.max_radii <= rules.max_radius
-    if rules.max_scale > 0:
-        keep &= jnp.max(state.gaussians.log_scales, axis=-1) <= jnp.log(rules.max_scale * extent)
-    return keep
+def _prune(state: TrainState, thresholds: Thresholds) -> Bool[Array, "N"]:
+    keep = state.alive & (jax.nn.sigmoid(state.gaussians.logit_opacities) >= thresholds.min_opacity)
+    limit = jnp.where(jnp.asarray(thresholds.max_radius) > 0, thresholds.max_radius, jnp.inf)
+    return keep & (state.density.max_radii <= limit)
 
 
 def densify_and_prune(
-    state: TrainState,
-    key: Array,
-    grad_threshold: Float[Array, ""],
-    *,
-    extent: Float[Array, ""] | float,
-    rules: DensityRules,
+    state: TrainState, key: Array, thresholds: Thresholds, *, extent: Float[Array, ""] | float
 ) -> TrainState:
-    """One turn: prunes, then clones small and splits large Gaussians whose screen gradient is over the threshold.
+    """One density control step: prunes, then clones small and splits large Gaussians whose screen gradient is large.
 
-    Where dead rows run out, the Gaussians with the largest gradients come first. Statistics start anew.
+    Where dead rows run out, the Gaussians with the largest gradients come first. The statistics are reset.
     """
     num = state.alive.shape[0]
-    alive = _prune(state, rules, extent)
+    alive = _prune(state, thresholds)
     mean_grad = state.density.grad_norms / jnp.maximum(state.density.counts, 1.0)
-    wanted = alive & (mean_grad >= grad_threshold)
+    wanted = alive & (mean_grad >= thresholds.grad)
     sources = jnp.argsort(jnp.where(wanted, -mean_grad, jnp.inf))
     free_rows = jnp.argsort(alive, stable=True)
     granted = jnp.arange(num) < jnp.minimum(jnp.sum(wanted), jnp.sum(~alive))
     rows = jnp.where(granted, free_rows, num)
     parents = jnp.zeros(num, bool).at[jnp.where(granted, sources, num)].set(True, mode="drop")
 
-    large = jnp.max(state.gaussians.log_scales, axis=-1) > jnp.log(rules.clone_max_scale * extent)
+    large = jnp.max(state.gaussians.log_scales, axis=-1) > jnp.log(thresholds.clone_max_scale * extent)
     noise = jax.random.normal(key, (2, num, 3))
     split = parents & large
     children = _where_rows(large, _split_child(state.gaussians, noise[0]), state.gaussians)
@@ -141,13 +156,13 @@ def densify_and_prune(
 
 
 def _map_moments(change, opt_state):
-    """Applies `change` to every set of moments of an optimiser: those are the Gaussians in its state."""
+    """Applies `change` to all moments in the state of an optimiser; they are stored as Gaussians."""
     is_moments = lambda node: isinstance(node, Gaussians)
     return jax.tree.map(lambda node: change(node) if is_moments(node) else node, opt_state, is_leaf=is_moments)
 
 
 def reset_opacity(state: TrainState) -> TrainState:
-    """Lowers every opacity, as the 3D filter leaves it, to at most 0.01, and forgets what Adam knew of opacities."""
+    """Lowers every opacity, after the 3D filter, to at most 0.01, and clears the moments of the opacities."""
     scales, opacities = jnp.exp(state.gaussians.log_scales), jax.nn.sigmoid(state.gaussians.logit_opacities)
     _, filtered = apply_filter_3d(scales, opacities, state.filter_3d)
     attenuation = filtered / jnp.maximum(opacities, 1e-12)
@@ -166,20 +181,20 @@ def reset_opacity(state: TrainState) -> TrainState:
 
 
 def grow(state: TrainState, capacity: int) -> TrainState:
-    """The same state with room for `capacity` Gaussians; new rows are dead. Outside jit: shapes change."""
+    """Returns the state with `capacity` rows; new rows are dead. Only outside jit, because shapes change."""
     num = state.alive.shape[0]
     if capacity < num:
-        raise ValueError(f"capacity {capacity} came for {num} rows, expected at least as many: rows are never given up")
+        raise ValueError(f"capacity {capacity} came for {num} rows, expected at least as many: a state never shrinks")
     return _with_rows(state, lambda x: jnp.pad(x, [(0, capacity - num)] + [(0, 0)] * (x.ndim - 1)))
 
 
 def ungrow(state: TrainState, capacity: int) -> TrainState:
-    """The state as it was before `grow` gave it more rows than `capacity`, if nothing has come into those yet. Outside jit."""
+    """Undoes `grow`, as long as no Gaussian is in the new rows: returns the state with `capacity` rows. Only outside jit."""
     return _with_rows(state, lambda x: x[:capacity])
 
 
 def _with_rows(state: TrainState, change: Callable[[Array], Array]) -> TrainState:
-    """The state with a change made to every array that has a row for each Gaussian."""
+    """Applies `change` to every array that has a row for each Gaussian."""
     num = state.alive.shape[0]
     each = functools.partial(jax.tree.map, lambda x: change(x) if x.ndim > 0 and x.shape[0] == num else x)
     return dataclasses.replace(

@@ -1,53 +1,51 @@
-"""The state that training starts from."""
+"""The state that training starts from: Gaussians on the points of the capture, or on random points."""
 
+import dataclasses
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
-from scipy.spatial import KDTree
+from jaxtyping import Array, Bool, Float
 
-from bags_jax.blur_model.proposal_network import BlurProposalNetwork, init_network
-from bags_jax.data.poses import ROUNDING, camera_centers
+from bags_jax.blur_model.protocol import BlurModel
+from bags_jax.data.poses import ROUNDING, locate_cameras
 from bags_jax.data.scene import Scene
-from bags_jax.errors import UserError
 from bags_jax.rendering import View
 from bags_jax.scene.density import empty_stats
 from bags_jax.scene.optimizer import Optimizers
 from bags_jax.spherical_harmonics import SH_C0, num_coefficients
-from bags_jax.step import network_name
-from bags_jax.structs import Gaussians, TrainState
+from bags_jax.structs import Gaussians, TrainState, network_name
 
 EXTENT_MARGIN = 1.1
-NEAR_SHARE = 0.25  # of the scene extent, that pictures begin at, at most
+NEAR_SHARE = 0.25  # largest near plane, as a share of the scene extent
 
 
 def scene_extent(viewmats: Float[np.ndarray, "V 4 4"]) -> float:
     """1.1 times the largest distance of a camera from the mean camera position, scene units (Kerbl et al. 2023)."""
-    centers = camera_centers(viewmats)
+    centers = locate_cameras(viewmats)
     extent = float(EXTENT_MARGIN * np.linalg.norm(centers - centers.mean(axis=0), axis=-1).max())
-    rounding = ROUNDING * max(1.0, float(np.abs(centers).max()))  # cameras on a tripod stand in one place
+    rounding = ROUNDING * max(1.0, float(np.abs(centers).max()))  # cameras on a tripod share one centre
     return extent if extent > rounding else 1.0
 
 
 def near_plane(extent: float) -> float:
-    """Depth at which pictures begin, scene units: 3DGS's 0.2; nearer in small units, where that may be behind the subject."""
+    """Depth at which rendering begins, scene units: 0.2 as in 3DGS, less in small scenes, where 0.2 may lie behind the subject."""
     return min(View.near_plane, NEAR_SHARE * extent)
 
 
 def random_points(scene: Scene, num: int, seed: int) -> tuple[Float[np.ndarray, "P 3"], Float[np.ndarray, "P 3"]]:
-    """Random points and colours: in the training views' frustums between the depths that the capture tells, else in a cube."""
+    """Random points and colours: in the frustums of the training views where the capture gives depth bounds, else in a cube."""
     rng = np.random.default_rng(seed)
     points = _points_in_cube(scene, num, rng) if scene.depths is None else _points_in_frustums(scene, num, rng)
     return points.astype(np.float32), rng.uniform(size=(num, 3)).astype(np.float32)
 
 
 def _points_in_cube(scene: Scene, num: int, rng: np.random.Generator) -> Float[np.ndarray, "P 3"]:
-    """Uniform in the cube of twice the extent around where the training cameras look."""
+    """Uniform in a cube of twice the extent to each side, centred ahead of the training cameras."""
     viewmats = scene.viewmats[scene.train_ids]
     extent = scene_extent(viewmats)
-    centers = camera_centers(viewmats)
+    centers = locate_cameras(viewmats)
     ahead = viewmats[:, 2, :3].mean(axis=0)
     middle = centers.mean(axis=0) + extent * ahead / max(float(np.linalg.norm(ahead)), 1e-6)
     return middle + rng.uniform(-2.0 * extent, 2.0 * extent, (num, 3))
@@ -68,6 +66,8 @@ def _points_in_frustums(scene: Scene, num: int, rng: np.random.Generator) -> Flo
 
 def neighbour_distance(points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "P"]:
     """Root mean squared distance to the 3 nearest points (fewer where there are fewer), scene units, never 0."""
+    from scipy.spatial import KDTree  # imported here, because importing scipy takes longer than importing this package
+
     num_near = min(3, len(points) - 1)
     if num_near < 1:
         return np.full(len(points), 1.0)
@@ -83,7 +83,10 @@ def init_gaussians(
     sh_degree: int,
     opacity: float,
 ) -> Gaussians:
-    """Round Gaussians on the points, as large as their neighbours are far (Kerbl et al. 2023, section 5.1)."""
+    """Round Gaussians on the points, as large as the distance to their neighbours (Kerbl et al. 2023, section 5.1).
+
+    Returns `capacity` rows; those after the points are padding.
+    """
     num = len(points)
     scales = jnp.asarray(neighbour_distance(points), jnp.float32)
 
@@ -101,42 +104,50 @@ def init_gaussians(
 
 
 def init_state(
-    points: Float[np.ndarray, "P 3"],
-    colors: Float[np.ndarray, "P 3"],
-    network: BlurProposalNetwork | None,
-    optimizers: Optimizers,
+    gaussians: Gaussians,
+    alive: Bool[Array, "N"],
     *,
-    capacity: int,
     num_views: int,
-    sh_degree: int = 3,
-    opacity: float = 0.1,
+    model: BlurModel | None = None,
     num_networks: int = 1,
     seed: int = 0,
 ) -> TrainState:
-    """A state at step 0.
+    """Returns the state at step 0, without optimisers: `with_optimizers` adds them for training.
 
-    Raises:
-      UserError: more points than rows.
+    Args:
+      gaussians: as `init_gaussians` returns them.
+      alive: the rows in use.
+      num_views: number of training views.
+      model: the blur model; None: plain splatting.
+      num_networks: number of parameter sets of the blur model, 1 or 2.
+      seed: of the blur model and of the order of the views.
     """
-    if len(points) > capacity:
-        raise UserError(
-            f"{len(points)} points came for at most {capacity} Gaussians: raise config.max_gaussians above the points"
-        )
-    gaussians = init_gaussians(points, colors, capacity=capacity, sh_degree=sh_degree, opacity=opacity)
     keys = jax.random.split(jax.random.key(seed), num_networks)
-    poses = jnp.zeros((num_views, 6))
-    params = {} if network is None else {network_name(i): init_network(network, k) for i, k in enumerate(keys)}
+    networks = {} if model is None else {network_name(i): model.init_params(key) for i, key in enumerate(keys)}
+    num = alive.shape[0]
     return TrainState(
         step=jnp.int32(0),
         seed=jnp.int32(seed),
         gaussians=gaussians,
-        alive=jnp.arange(capacity) < len(points),
-        filter_3d=jnp.zeros(capacity),
-        network=params,
-        gaussians_opt=optimizers.gaussians.init(cast(Any, gaussians)),  # optax's type of a pytree knows no structs
-        network_opt=optimizers.network.init(params),
-        poses=poses,
-        poses_opt=optimizers.poses.init(poses),
+        alive=alive,
+        filter_3d=jnp.zeros(num),
+        network=networks,
+        gaussians_opt=(),
+        network_opt=(),
+        poses=jnp.zeros((num_views, 6)),
+        poses_opt=(),
         blur_px=jnp.zeros(num_views),
-        density=empty_stats(capacity),
+        density=empty_stats(num),
+    )
+
+
+def with_optimizers(state: TrainState, optimizers: Optimizers) -> TrainState:
+    """Adds the initial states of the optimisers."""
+    return dataclasses.replace(
+        state,
+        gaussians_opt=optimizers.gaussians.init(
+            cast(Any, state.gaussians)
+        ),  # optax's type of a pytree knows no structs
+        network_opt=optimizers.network.init(state.network),
+        poses_opt=optimizers.poses.init(state.poses),
     )

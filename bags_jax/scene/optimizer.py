@@ -1,4 +1,4 @@
-"""Adam with one rate for each group of parameters, and the schedules of those rates."""
+"""Adam with one learning rate for each group of parameters, and the schedules of those rates."""
 
 import dataclasses
 import functools
@@ -7,89 +7,92 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.schedule import exponential, hold_then_decay, phase_progress
+from bags_jax.settings import Optim
+from bags_jax.structs import Gaussians
 
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """Learning rates; of means in parts of the scene extent (the step multiplies by it), network rates with the gains of its parts."""
-
-    means: float
-    means_final: float
-    quats: float
-    log_scales: float
-    logit_opacities: float
-    sh_dc: float
-    sh_rest: float
-    network: float
-    network_final: float
-    network_hold: float  # part of the schedule with the full network rate
-    table_gain: float  # the rate of the per-view table is this many times the network's
-    mask_gain: float
-    poses: float = 0.0  # px at full image scale; 0: the poses of the capture are kept
-    poses_final: float = 0.0
-    poses_start: int = 0  # step from which poses are refined: before, the scene is too young to tell
+# Powers of the shortening of a run, found by trial (docs/decisions). After n steps a straight walk is n steps away, a random
+# walk the root of n: the means, which travel, get a power between, all other parameters of the Gaussians a smaller one.
+MEANS_POWER, SHAPES_POWER = 0.75, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
-    """One gradient transformation for the scene, one for the blur model, one for the poses."""
+    """One gradient transformation for the Gaussians, one for the blur model, one for the poses."""
 
     gaussians: optax.GradientTransformation
     network: optax.GradientTransformation
     poses: optax.GradientTransformation
 
 
-def _label(path, leaf) -> str:
-    """The group of a parameter: the field of Gaussians that it is in."""
-    del leaf
-    return path[0].name
-
-
-def _network_label(path, leaf) -> str:
-    del leaf
-    module = path[1].key
-    return next((group for group in ("table", "mask") if module.startswith(group)), "network")
+def scale_rates(optim: Optim, num_steps: int) -> Optim:
+    """Enlarges the rates of the Gaussians in a run shorter than optim.means_steps, so that they get as far in fewer steps."""
+    shortening = max(1.0, optim.means_steps / num_steps)
+    of_means, of_shapes = shortening**MEANS_POWER, shortening**SHAPES_POWER
+    return dataclasses.replace(
+        optim,
+        means=of_means * optim.means,
+        means_final=of_means * optim.means_final,
+        quats=of_shapes * optim.quats,
+        log_scales=of_shapes * optim.log_scales,
+        logit_opacities=of_shapes * optim.logit_opacities,
+        sh_dc=of_shapes * optim.sh_dc,
+        sh_rest=of_shapes * optim.sh_rest,
+    )
 
 
 @functools.cache
-def make_optimizers(rates: Rates, *, restart: int, num_steps: int) -> Optimizers:
-    """Adam (Kingma and Ba 2015) with eps 1e-15, then one rate a group; the same object for the same rates, so that what JAX has
-    compiled for one training serves the next.
+def make_optimizers(optim: Optim, model: BlurModel | None, *, restart: int, num_steps: int) -> Optimizers:
+    """Makes Adam (Kingma and Ba 2015) with eps 1e-15, and one rate for each group of parameters.
+
+    Cached: equal arguments give the same object, so that training steps compiled for one run serve the next.
 
     Args:
-      rates: see Rates.
-      restart: step at which the schedules start anew; 0: never.
+      optim: the rates; that of the means is a share of the scene extent (the training step multiplies by it).
+      model: the blur model, which says the group of each of its parameters; None: plain splatting.
+      restart: step at which the schedules restart; 0: never.
       num_steps: length of training.
     """
     progress = functools.partial(phase_progress, restart=restart, num_steps=num_steps)
 
     def means_rate(step):
-        return exponential(rates.means, rates.means_final, progress(step))
+        return exponential(optim.means, optim.means_final, progress(step))
 
     def network_rate(gain, step):
-        return gain * hold_then_decay(rates.network, rates.network_final, rates.network_hold, progress(step))
+        return gain * hold_then_decay(optim.network, optim.network_final, optim.network_hold, progress(step))
 
     def poses_rate(step):
-        rate = exponential(rates.poses, rates.poses_final, step / num_steps) if rates.poses else 0.0
-        return jnp.where(step < rates.poses_start, 0.0, rate)
+        rate = exponential(optim.poses, optim.poses_final, step / num_steps) if optim.poses else 0.0
+        return jnp.where(step < optim.poses_start, 0.0, rate)
 
-    constant = ("quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
-    groups = {name: optax.scale_by_learning_rate(getattr(rates, name)) for name in constant}
-    groups["means"] = optax.scale_by_learning_rate(means_rate)
-    gains = {"network": 1.0, "table": rates.table_gain, "mask": rates.mask_gain}
-    network_groups = {
-        name: optax.scale_by_learning_rate(functools.partial(network_rate, gain)) for name, gain in gains.items()
+    rates = {
+        "quats": optim.quats,
+        "log_scales": optim.log_scales,
+        "logit_opacities": optim.logit_opacities,
+        "sh_dc": optim.sh_dc,
+        "sh_rest": optim.sh_rest,
+        "means": means_rate,
     }
+    gains = {"network": 1.0, "table": optim.table_gain, "mask": optim.mask_gain}
+    network_rates = {name: functools.partial(network_rate, gain) for name, gain in gains.items()}
+
+    def network_groups(params):
+        return {name: model.rate_groups(part) for name, part in params.items()} if model is not None else params
+
     return Optimizers(
-        gaussians=_adam(groups, _label),
-        network=_adam(network_groups, _network_label),
+        gaussians=_adam(rates, _gaussian_groups),
+        network=_adam(network_rates, network_groups),
         poses=optax.chain(optax.scale_by_adam(eps=1e-15), optax.scale_by_learning_rate(poses_rate)),
     )
 
 
-def _adam(groups: dict, label) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.scale_by_adam(eps=1e-15),
-        optax.multi_transform(groups, lambda params: jax.tree_util.tree_map_with_path(label, params)),
-    )
+def _gaussian_groups(gaussians: Gaussians):
+    """The group of each parameter: the field of Gaussians that it is in."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].name, gaussians)
+
+
+def _adam(rates: dict, groups) -> optax.GradientTransformation:
+    """Adam with the rate of each group; `groups` gives the group of each parameter."""
+    transforms = {name: optax.scale_by_learning_rate(rate) for name, rate in rates.items()}
+    return optax.chain(optax.scale_by_adam(eps=1e-15), optax.multi_transform(transforms, groups))

@@ -58,7 +58,7 @@ def make_step(
         means, quats, log_scales, logits, sh_dc, sh_rest = trained
         inputs = means, quats, log_scales.exp(), logits.sigmoid(), torch.cat([sh_dc, sh_rest], 1), viewmats, Ks
         image = gsplat.rasterization(*inputs, view.width, view.height, rasterize_mode="antialiased", **options)[0][0]
-        weight = recipe.objective.ssim
+        weight = recipe.loss.ssim
         planes = (x.permute(2, 0, 1)[None] for x in (image, photo))
         loss = (1.0 - weight) * (image - photo).abs().mean() + weight * (1.0 - ssim(*planes))
         optimizer.zero_grad(set_to_none=True)

@@ -1,11 +1,11 @@
-"""BAGS as published: the authors' settings for each of their 29 scenes (published_presets.csv), and their blur model
+"""BAGS as published: the authors' settings for each of their 29 scenes (published_scenes.csv), and their blur model
 with its training recipe at the length and size of any other configuration."""
 
 import csv
 import pathlib
 from typing import Any
 
-TABLE = pathlib.Path(__file__).with_name("published_presets.csv")
+TABLE = pathlib.Path(__file__).with_name("published_scenes.csv")
 
 
 def scenes(dataset: str) -> dict[str, dict[str, str]]:

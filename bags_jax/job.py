@@ -1,0 +1,193 @@
+"""What is worked out once for one scene: the photographs, the stages, the blur model, the first Gaussians.
+
+Training, evaluation and benchmarks all start from a Job. It holds no optimizer and asks for no device.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork
+from bags_jax.blur_model.protocol import BlurModel
+from bags_jax.data import load_scene
+from bags_jax.data.scene import Scene, train_on_sharp
+from bags_jax.errors import UserError
+from bags_jax.ops.backends import choose
+from bags_jax.rendering import View
+from bags_jax.scene.initialize import init_gaussians, init_state, near_plane, random_points, scene_extent
+from bags_jax.scene.pose_refinement import make_pose_frame
+from bags_jax.schedule import Stage, check_image_size, make_stages
+from bags_jax.settings import Settings, in_steps
+from bags_jax.structs import Gaussians, PoseFrame, TrainState
+from bags_jax.synthetic.mixed import mix_resolutions
+from bags_jax.synthetic.procedural import make_scene
+
+CHEAP_CAPACITY = 16_384  # rows; a state of this size costs little, whatever the number of points
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The settings, worked out for one scene."""
+
+    settings: Settings  # with numbers of steps
+    scene: Scene
+    stages: tuple[Stage, ...]
+    model: BlurModel | None  # None: plain splatting
+    extent: float  # of the scene, scene units
+    pose_frame: PoseFrame | None  # None: poses are not refined
+
+    @property
+    def near_plane(self) -> float:
+        """Depth at which rendering begins, scene units."""
+        return self.settings.data.near_plane or near_plane(self.extent)
+
+    @property
+    def late_from(self) -> int:
+        """First step of the late thresholds of density control: the restart, or the last stage where there is none."""
+        return int(self.settings.stages.restart) or self.stages[-1].start
+
+    def view(self, width: int, height: int, *, margin: int = 0, max_intersections: int = 0) -> View:
+        """How this scene is rendered at one image size."""
+        return View(
+            width=width,
+            height=height,
+            max_intersections=max_intersections,
+            background=self.scene.background,
+            margin=margin,
+            near_plane=self.near_plane,
+            backend=self.settings.backend,
+            deterministic=self.settings.deterministic,
+        )
+
+
+def make_job(settings: Settings) -> Job:
+    """Loads the scene that the settings name and works out everything that does not change in training.
+
+    Args:
+      settings: as `config.read_config` returns them.
+    Raises:
+      UserError: settings that do not fit each other or the scene, or a scene that cannot be loaded.
+    """
+    settings = in_steps(settings, settings.num_steps)
+    _check_settings(settings)
+    stages = make_stages(settings)
+    scene = load_photographs(settings)
+    if len(scene.points) == 0:
+        note = f"the capture has no points: {num_random_points(settings)} random ones are used"
+        scene = dataclasses.replace(scene, notes=(*scene.notes, note))
+    height, width = np.min([image.shape[:2] for image in scene.images], axis=0)
+    check_image_size(stages, int(width), int(height))
+    train_ids = scene.train_ids
+    extent = scene_extent(scene.viewmats[train_ids])
+    frame = None
+    if settings.optim.poses:
+        frame = make_pose_frame(scene.viewmats[train_ids], scene.Ks[train_ids], scene.points, depth=extent)
+    model = make_blur_model(settings, len(train_ids)) if settings.blur.enabled else None
+    return Job(settings, scene, stages, model, extent, frame)
+
+
+def _check_settings(settings: Settings) -> None:
+    if settings.optim.poses and not settings.optim.poses_final:
+        raise UserError(
+            "config.optim.poses_final is 0, expected more: --config.optim.poses=0 keeps the poses as they are"
+        )
+    choose("rasterize", settings.backend)  # raises where this machine lacks the backend
+
+
+def load_photographs(settings: Settings) -> Scene:
+    """The scene that the settings name: an embedded world or a capture on disk."""
+    data, synthetic = settings.data, settings.synthetic
+    if data.format == "procedural":
+        options = {name: value for name, value in vars(synthetic).items() if name != "blur"}
+        scene = make_scene(synthetic.blur, **options)
+    elif not data.root:
+        raise UserError("config.data.root is empty, expected the folder of a capture: pass --config.data.root=FOLDER")
+    else:
+        root = str(pathlib.Path(data.root).expanduser())
+        background: Any = data.background  # load_scene checks that they are three
+        scene = load_scene(root, format=data.format, factor=data.factor, holdout=data.holdout, background=background)
+        scene = mix_resolutions(scene, data.mixed_factors, seed=settings.seed)
+    return train_on_sharp(scene) if data.use_sharp else scene
+
+
+def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
+    """The blur model. Another model takes its place here: see docs/extending.md."""
+    blur = settings.blur
+    return BlurProposalNetwork(
+        num_views=num_views,
+        kernel_sizes=blur.kernel_sizes,
+        width=blur.width,
+        embedding_width=blur.embedding_width,
+        conv_width=blur.conv_width,
+        feature_width=blur.feature_width,
+        use_rgbd=blur.use_rgbd,
+        use_table=blur.use_table,
+        identity_layers=blur.hand_over,
+        centre_logit=blur.centre_logit,
+        mask_logit=blur.mask_logit,
+        logit_bound=blur.logit_bound,
+        backend=settings.backend,
+    )
+
+
+def num_random_points(settings: Settings) -> int:
+    """Number of random points for a capture without points."""
+    return min(settings.init.num_random, settings.max_gaussians)
+
+
+def first_gaussians(job: Job) -> tuple[Gaussians, Bool[Array, "N"]]:
+    """Gaussians on the points of the capture, or on random ones, and the rows in use.
+
+    Raises:
+      UserError: more points than Gaussians.
+    """
+    settings, scene = job.settings, job.scene
+    points, colors = scene.points, scene.point_colors
+    if len(points) == 0:
+        points, colors = random_points(scene, num_random_points(settings), settings.seed)
+    if len(points) > settings.max_gaussians:
+        raise UserError(
+            f"{len(points)} points came for at most {settings.max_gaussians} Gaussians: raise config.max_gaussians above the points"
+        )
+    # As many rows as may be needed where that is cheap, else twice the points.
+    capacity = min(settings.max_gaussians, max(2 * len(points), CHEAP_CAPACITY))
+    opacity, degree = settings.init.opacity, settings.sh_degree
+    gaussians = init_gaussians(points, colors, capacity=capacity, sh_degree=degree, opacity=opacity)
+    return gaussians, jnp.arange(capacity) < len(points)
+
+
+def first_state(job: Job) -> TrainState:
+    """The state at step 0, without optimizers."""
+    gaussians, alive = first_gaussians(job)
+    return init_state(
+        gaussians,
+        alive,
+        model=job.model,
+        num_views=len(job.scene.train_ids),
+        num_networks=1 + job.settings.blur.second_network,
+        seed=job.settings.seed,
+    )
+
+
+def training_cameras(scene: Scene) -> dict[str, Float[np.ndarray, "4 4"]]:
+    """cam_from_world of each training view by its name."""
+    return {scene.names[i]: scene.viewmats[i] for i in scene.train_ids}
+
+
+def check_views(state: TrainState, scene: Scene) -> None:
+    """Raises UserError if a checkpoint has another number of training views than the scene."""
+    if state.poses.shape[0] != len(scene.train_ids):
+        raise UserError(
+            f"the checkpoint has {state.poses.shape[0]} training views, the capture has {len(scene.train_ids)} now: restore the "
+            "photographs, or train again in another --workdir"
+        )
+
+
+def state_template(job: Job) -> TrainState:
+    """Shapes of the state without optimizers: what a checkpoint is restored into for evaluation."""
+    return jax.eval_shape(lambda: first_state(job))

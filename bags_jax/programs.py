@@ -1,0 +1,149 @@
+"""The compiled programs of training: one for each stage, capacity and buffer size, compiled ahead in the background."""
+
+import concurrent.futures
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from bags_jax import parallel
+from bags_jax.geometry import smoothing_filter
+from bags_jax.ops.rasterize import count_intersections
+from bags_jax.platforms import current_platform
+from bags_jax.rendering import View, project_gaussians
+from bags_jax.scene.density import Thresholds, densify_and_prune, reset_opacity
+from bags_jax.step import Recipe, train_steps
+from bags_jax.structs import Dataset, TrainState
+
+
+class Programs:
+    """Compiled training steps by recipe and shapes. A step that was not prepared is compiled when it is called.
+
+    Attributes:
+      num_devices: devices that all steps are mapped over.
+    """
+
+    def __init__(self, num_devices: int):
+        self.num_devices = num_devices
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._futures: dict = {}
+        self._in_use = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def prepare(self, recipe: Recipe, state: TrainState, dataset: Dataset) -> None:
+        """Starts to compile the step of a recipe for a state and a dataset of these shapes, in the background."""
+        key = _key(recipe, state, dataset)
+        if key not in self._futures:
+            shapes = jax.tree.map(_shape, (state, dataset))
+            self._futures[key] = self._pool.submit(self._compile, recipe, *shapes)
+
+    def steps(self, recipe: Recipe, state: TrainState, dataset: Dataset, start: int, stop: int):
+        """Queues the steps from start to stop: (state, metrics). Waits for their program only. The state is donated.
+
+        A program whose compilation has not begun is compiled at once, so that it does not wait behind those of later stages.
+        """
+        key = _key(recipe, state, dataset)
+        if key not in self._futures or self._futures[key].cancel():
+            self._futures[key] = concurrent.futures.Future()
+            self._futures[key].set_result(self._compile(recipe, *jax.tree.map(_shape, (state, dataset))))
+        compiled = self._futures[key].result()
+        if self._in_use not in (None, key):
+            self._forget(self._in_use, capacity=state.alive.shape[0])
+        self._in_use = key
+        ranks, mapped = parallel.ranks(self.num_devices), parallel.without_empty(state)
+        mapped, metrics = compiled(ranks, mapped, dataset, jnp.int32(start), jnp.int32(stop))
+        return parallel.with_empty(mapped, state), metrics
+
+    def _forget(self, left, *, capacity: int) -> None:
+        """Drops the program that was used last and those of smaller capacities: each holds hundreds of memory maps on a CPU.
+
+        Training returns to one only where a dispatch falls short just before the state grows.
+        """
+        for key in [key for key in self._futures if key == left or key[1] < capacity]:
+            self._futures.pop(key).cancel()
+
+    def _compile(self, recipe: Recipe, state, dataset):
+        mapped = parallel.parallelize(
+            functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=self.num_devices
+        )
+        ranks, state = parallel.ranks(self.num_devices), parallel.without_empty(state)
+        lowered = mapped.lower(ranks, state, dataset, jnp.int32(0), jnp.int32(1))
+        return lowered.compile(compiler_options=compiler_options(recipe))
+
+
+def compiler_options(recipe: Recipe) -> dict[str, bool | str]:
+    """Options of XLA on a GPU.
+
+    cuBLAS multiplies matrices: compiling would try XLA's own kernels at length, and those of jax 0.10.2 failed on some shapes of
+    the network. A deterministic step needs deterministic convolutions too.
+    """
+    if current_platform() != "gpu":
+        return {}
+    in_fixed_order = {"xla_gpu_deterministic_ops": True} if recipe.view.deterministic else {}
+    return {"xla_gpu_enable_triton_gemm": False, **in_fixed_order}
+
+
+def _key(recipe: Recipe, state: TrainState, dataset: Dataset):
+    return recipe, state.alive.shape[0], dataset.images.shape
+
+
+def _shape(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def control_density(state: TrainState, step, key, thresholds: Thresholds, dataset: Dataset) -> TrainState:
+    """One density control step and the new 3D filter, if the state is at this step."""
+    controlled = densify_and_prune(state, key, thresholds, extent=dataset.extent)
+    return _if_at(step, _with_filter(controlled, dataset), state)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def refresh_filter(state: TrainState, step, dataset: Dataset) -> TrainState:
+    """Updates the 3D filter for the cameras of the current scale, if the state is at this step."""
+    return _if_at(step, _with_filter(state, dataset), state)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def lower_opacity(state: TrainState, step) -> TrainState:
+    """Resets the opacities, if the state is at this step."""
+    return _if_at(step, reset_opacity(state), state)
+
+
+@jax.jit
+def copy_state(state: TrainState) -> TrainState:
+    """Copies the state into new memory, so that the original may be donated."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def _if_at(step, new: TrainState, state: TrainState) -> TrainState:
+    """The new state if the old one is at `step`, else the old one: a dispatch may have ended early, at a step that was not ok."""
+    return jax.tree.map(lambda a, b: jnp.where(state.step == step, a, b), new, state)
+
+
+def _with_filter(state: TrainState, dataset: Dataset) -> TrainState:
+    gaussians, cameras = state.gaussians, dataset.cameras
+    filter_3d = smoothing_filter(gaussians.means, state.alive, cameras, dataset.sizes, near=dataset.near_plane)
+    return dataclasses.replace(state, filter_3d=filter_3d)
+
+
+@functools.partial(jax.jit, static_argnames="view")
+def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
+    width, height = view.canvas
+
+    def count(camera):
+        projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
+        return count_intersections(projected, width=width, height=height, backend=view.backend)
+
+    return jnp.max(jax.lax.map(count, dataset.cameras))
+
+
+def largest_count(state: TrainState, dataset: Dataset, view: View) -> int:
+    """Number of intersections of tiles and Gaussians in the most demanding view of a dataset."""
+    return int(_largest_count(state, dataset, view=view))

@@ -1,0 +1,297 @@
+"""Every setting once: its default, meaning, unit and range.
+
+`config.py` builds the ml_collections ConfigDict from these classes and reads it back into them; checks, `--help` and the
+documentation read the same fields. Below `job.py` functions take these frozen dataclasses, never a config object.
+
+A setting in steps (unit "steps or share") is a share of num_steps if it is at most 1, else a number of steps; `in_steps`
+turns all of them into numbers of steps.
+"""
+
+import dataclasses
+import math
+from typing import Any, TypeVar
+
+STEPS = "steps or share"  # unit of a setting that may be a share of num_steps
+INF = math.inf
+Group = TypeVar("Group")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a setting means and which values it may have."""
+
+    meaning: str
+    unit: str = ""
+    low: float = -INF
+    high: float = INF
+    exclusive: bool = False  # low and high themselves are not allowed
+
+    @property
+    def expected(self) -> str:
+        """The range in words; "" where any value will do."""
+        if self.low == -INF:
+            return ""
+        if self.high < INF:
+            return f"between {self.low:g} and {self.high:g}" if self.exclusive else f"{self.low:g} to {self.high:.10g}"
+        return f"{'more than' if self.exclusive else 'at least'} {self.low:g}"
+
+    def allows(self, value: Any) -> bool:
+        """True if a number is in range. No range allows NaN, or infinity where there is a lower bound."""
+        if self.low == -INF:
+            return True
+        if self.exclusive:
+            return self.low < value < self.high
+        return self.low <= value <= self.high and value < INF
+
+
+def setting(default: Any, meaning: str, *, unit: str = "", **limits: Any) -> Any:
+    """A field of a group of settings."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(meaning, unit, **limits)})
+
+
+def steps(default: float, meaning: str) -> Any:
+    """A field in steps, or in shares of num_steps."""
+    return setting(default, meaning, unit=STEPS, low=0)
+
+
+def rule_of(field: dataclasses.Field) -> Rule:
+    """The rule of a field that `setting` made."""
+    return field.metadata["rule"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The capture."""
+
+    format: str = setting("auto", "Format of the capture: auto, colmap, llff, blender, nerfstudio or procedural.")
+    root: str = setting("", "Folder of the capture.")
+    factor: int = setting(1, "Downscale factor of the photographs.", low=1)
+    holdout: int = setting(0, "Hold out every n-th view. 0: the capture's file hold=n decides, else 8.", low=0)
+    use_sharp: bool = setting(False, "Train on the sharp truth, where it is known: the oracle of the benchmarks.")
+    mixed_factors: tuple[int, ...] = setting(
+        (), "Coarsen the training views by these factors: a mixed-resolution benchmark.", low=1
+    )
+    near_plane: float = setting(
+        0.0, "Depth at which rendering begins. 0: 0.2, or less in small scenes.", unit="scene units", low=0
+    )
+    background: tuple[float, ...] = setting(
+        (0.0, 0.0, 0.0), "Colour behind transparent photographs and the scene.", unit="sRGB", low=0, high=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthetic:
+    """The embedded world that `data.format=procedural` renders; see synthetic/procedural.py."""
+
+    blur: str = setting("motion", "Blur of the training photographs: motion, defocus, mixed or none.")
+    layout: str = setting("still_life", "The world: still_life, corner or relief.")
+    blur_scale: float = setting(1.0, "Strength of the blur: 1 is hard, 0.5 easy.")
+    pose_noise_px: float = setting(0.0, "Error of the training poses.", unit="px")
+    width: int = setting(128, "Width of the photographs.", unit="px")
+    height: int = setting(84, "Height of the photographs.", unit="px")
+    num_train: int = setting(24, "Number of training views.")
+    num_test: int = setting(5, "Number of held-out views.")
+    num_points: int = setting(1500, "Number of points in the sparse point cloud.")
+    seed: int = setting(0, "Seed of cameras, blur, points and pose errors.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """The scene that training starts from."""
+
+    num_random: int = setting(100_000, "Number of random points where the capture has no points.", low=1)
+    opacity: float = setting(0.1, "Opacity of the first Gaussians.", low=0, high=1, exclusive=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """The resolution schedule. Each stage has its own compiled training step."""
+
+    scales: tuple[float, ...] = setting((0.25, 0.5, 1.0), "Image scale of each stage.")
+    stops: tuple[float, ...] = setting((0.06, 0.14, 1.0), "End of each stage.", unit=STEPS)
+    restart: float = steps(0.0, "Restart the learning-rate schedules and late density thresholds here. 0: never.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Blur:
+    """The blur model."""
+
+    enabled: bool = setting(True, "False trains plain splatting.")
+    kernel_sizes: tuple[int, ...] = setting((5, 9, 17), "Side of the blur kernels in each stage, odd.", unit="px")
+    strides: tuple[int, ...] = setting(
+        (1, 1, 2), "Side of the blocks of pixels that share a kernel, in each stage.", unit="px"
+    )
+    warmup: float = steps(0.04, "Train without the blur model up to here.")
+    warmup_at_restart: bool = setting(
+        False, "Train without the blur model for as long again after the restart, as the authors do."
+    )
+    second_network: bool = setting(False, "Use a second network after the restart.")
+    width: int = setting(32, "Width of the trunk.", low=1)
+    conv_width: int = setting(8, "Width of the convolutions on the render.", low=1)
+    feature_width: int = setting(16, "Width of the features that the convolutions give.", low=1)
+    embedding_width: int = setting(32, "Width of the embedding of a view.", low=1)
+    use_rgbd: bool = setting(True, "Let the network see the render and its depth.")
+    use_table: bool = setting(True, "Add kernel logits of each view, learned beside the network.")
+    margin: bool = setting(
+        True, "Render the scene beyond the border as far as kernels reach. False: repeat the last pixel."
+    )
+    linear_light: bool = setting(
+        True, "Blur linear light, as a camera does. False: blur sRGB values, as the paper does."
+    )
+    hand_over: bool = setting(True, "Start the kernels of a stage from those of the stage before.")
+    centre_logit: float = setting(
+        6.0, "Initial logit of the centre tap above the others. 0: uniform kernels, as in the paper."
+    )
+    mask_logit: float = setting(3.0, "Initial logit of the mask. 0: a mask of one half, as in the paper.")
+    logit_bound: float = setting(
+        5.0, "Clip the logits of kernels and masks to +- this, so that they do not saturate. 0: no bound.", low=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Weights of the loss terms. A field here and a line in losses.view_terms make a new term."""
+
+    ssim: float = setting(0.2, "Weight of 1 - SSIM; L1 gets the rest.", low=0, high=1)
+    mask: float = setting(1e-4, "Weight of the mean mask.", low=0)
+    centroid: float = setting(0.01, "Weight of the mean of mask times squared kernel centroid.", unit="1/px^2", low=0)
+    width_tv: float = setting(
+        0.02, "Weight of the total variation of kernel widths: kernels must not hide edges that the splats miss.", low=0
+    )
+    sharp: float = setting(
+        2e-3,
+        "Weight of the blur of views that look sharp: all views of a capture that looks sharp, and views much sharper than most.",
+        low=0,
+    )
+    sharp_start: float = steps(0.3, "First step at which a capture that looks sharp is penalised for blur.")
+    sharp_view_start: float = steps(0.5, "First step at which single sharp views are penalised for blur.")
+    confidence: float = setting(
+        1.0,
+        "A view blurred by this many times the median counts half for the scene. 0: all views count the same.",
+        low=0,
+    )
+    poses: float = setting(
+        2e-3, "Weight of the squared pose correction of a view, relative to the blur of that view.", low=0
+    )
+    depth_tv: float = setting(0.0, "Weight of the total variation of the normalised depth.", low=0)
+    rgb_tv: float = setting(0.0, "Weight of the total variation of the render.", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """Learning rates of Adam."""
+
+    means: float = setting(1.6e-4, "Rate of the means.", unit="scene extents", low=0, exclusive=True)
+    means_final: float = setting(1.6e-5, "Rate of the means at the end.", unit="scene extents", low=0, exclusive=True)
+    means_steps: int = setting(
+        30_000,
+        "Length of the runs that the rates of the Gaussians are meant for; shorter runs get larger rates. 0: never.",
+        unit="steps",
+        low=0,
+    )
+    quats: float = setting(1e-3, "Rate of the quaternions.", low=0)
+    log_scales: float = setting(5e-3, "Rate of the log scales.", low=0)
+    logit_opacities: float = setting(0.05, "Rate of the opacity logits.", low=0)
+    sh_dc: float = setting(2.5e-3, "Rate of the SH coefficients of degree 0.", low=0)
+    sh_rest: float = setting(1.25e-4, "Rate of the other SH coefficients.", low=0)
+    network: float = setting(5e-3, "Rate of the blur model.", low=0, exclusive=True)
+    network_final: float = setting(5e-4, "Rate of the blur model at the end.", low=0, exclusive=True)
+    network_hold: float = setting(0.5, "Share of the schedule with the full rate of the blur model.", low=0)
+    table_gain: float = setting(4.0, "Rate of the per-view kernel logits, relative to the network.", low=0)
+    mask_gain: float = setting(0.1, "Rate of the mask heads, relative to the network.", low=0)
+    poses: float = setting(
+        0.01, "Rate of the pose corrections. 0: keep the poses of the capture.", unit="px at full scale", low=0
+    )
+    poses_final: float = setting(1e-3, "Rate of the pose corrections at the end.", unit="px at full scale", low=0)
+    poses_start: float = steps(0.3, "First step at which poses are refined.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Density:
+    """Density control: clone, split, prune, reset."""
+
+    every: int = setting(
+        100, "Period of the density control steps, and of the updates of the 3D filter.", unit="steps", low=1
+    )
+    start: float = steps(0.087, "First density control step.")
+    stop: float = steps(0.75, "Last density control step.")
+    grad_threshold: float = setting(
+        2e-4, "Clone or split Gaussians whose screen gradient is at least this.", unit="NDC", low=0
+    )
+    grad_threshold_early: float = setting(
+        2e-4, "The same before the restart, or before the last stage where there is none.", unit="NDC", low=0
+    )
+    min_opacity: float = setting(0.03, "Prune Gaussians below this opacity.", low=0)
+    min_opacity_early: float = setting(0.03, "The same while grad_threshold_early holds.", low=0)
+    clone_max_scale: float = setting(
+        0.01, "Split Gaussians larger than this, clone the others.", unit="scene extents", low=0
+    )
+    max_radius: float = setting(
+        0.0, "Prune Gaussians above this screen radius. 0: never.", unit="shares of the image", low=0
+    )
+    max_radius_after: float = steps(0.0, "max_radius holds after this step.")
+    reset_every: float = steps(0.0, "Period of the opacity resets. 0: never.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A whole training run."""
+
+    seed: int = setting(0, "Seed of training: order of the views, network, random points.", low=0, high=2**31 - 1)
+    num_steps: int = setting(20_000, "Number of training steps.", low=1)
+    views_per_step: int = setting(0, "Views per step over all devices. 0: one for each device.", low=0)
+    num_devices: int = setting(0, "Number of devices. 0: as many as can share the views of a step.", low=0)
+    backend: str = setting(
+        "auto", "Implementation of rasterizer, blur, SSIM and convolution: auto, cpu, cuda, tpu or xla."
+    )
+    deterministic: bool = setting(
+        False, "Sum gradients in a fixed order on a GPU: slower, and equal bit for bit in every run."
+    )
+    max_gaussians: int = setting(1_000_000, "Largest number of Gaussians.", low=1)
+    sh_degree: int = setting(3, "Degree of the spherical harmonics.", low=0, high=3)
+    sh_every: float = steps(0.05, "Add one degree of spherical harmonics after every so many steps.")
+    data: Data = Data()
+    synthetic: Synthetic = Synthetic()
+    init: Init = Init()
+    stages: Stages = Stages()
+    blur: Blur = Blur()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    density: Density = Density()
+    log_every: int = setting(100, "Period of the logs.", unit="steps", low=1)
+    checkpoint_every: int = setting(1000, "Period of the checkpoints.", unit="steps", low=1)
+    keep_checkpoints: int = setting(2, "Number of checkpoints to keep.", low=1)
+    compilation_cache: str = setting(
+        "auto", 'Folder of compiled programs. auto: in $XDG_CACHE_HOME or ~/.cache. "": none.'
+    )
+
+
+def to_steps(value: float, num_steps: int) -> int:
+    """A setting in steps as a number of steps: at most 1 is a share of num_steps."""
+    return round(value * num_steps) if value <= 1 else round(value)
+
+
+def in_steps(group: Group, num_steps: int) -> Group:
+    """A group of settings, or all of them, with every setting in steps as a number of steps."""
+    changes = {}
+    for field in dataclasses.fields(group):  # type: ignore[arg-type]
+        value = vars(group)[field.name]
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = in_steps(value, num_steps)
+        elif rule_of(field).unit == STEPS:
+            is_list = isinstance(value, tuple)
+            changes[field.name] = (
+                tuple(to_steps(x, num_steps) for x in value) if is_list else to_steps(value, num_steps)
+            )
+    return dataclasses.replace(group, **changes)  # type: ignore[type-var]
+
+
+def rows(group: Any = Settings, prefix: str = "") -> list[tuple[str, Any, Rule]]:
+    """Dotted name, default and rule of every setting, in the order of the classes."""
+    found = []
+    for field in dataclasses.fields(group):
+        if dataclasses.is_dataclass(field.default):
+            found += rows(field.default, f"{prefix}{field.name}.")
+        else:
+            found.append((f"{prefix}{field.name}", field.default, rule_of(field)))
+    return found
