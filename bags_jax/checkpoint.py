@@ -15,17 +15,17 @@ from jaxtyping import Float
 from bags_jax.errors import UserError
 from bags_jax.structs import Gaussians, TrainState
 
-# What is raised where a checkpoint cannot be written: by Python, by TensorStore, by Orbax's threads.
+# Exceptions of a failed write: from Python, TensorStore and the threads of Orbax.
 WRITE_PROBLEMS = (OSError, ValueError, RuntimeError)
 
 
 class Checkpoints:
-    """The checkpoints of one working directory; use it as a context, so that the last save is complete on leaving."""
+    """The checkpoints of one working directory. A context: leaving it waits until the last save is complete."""
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 3, create: bool = True):
         # Orbax writes in the background, where a relative path would fail.
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
-        if not create and not self.directory.is_dir():  # to look for checkpoints leaves no trace
+        if not create and not self.directory.is_dir():  # reading must not create the folder
             raise UserError(f"no checkpoint in {self.directory}: train with this --workdir first")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
         handler = ocp.StandardCheckpointHandler()
@@ -43,21 +43,21 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except WRITE_PROBLEMS as error:
-            if exc_type is None:  # else there is worse to tell
+            if exc_type is None:  # another exception matters more
                 raise self._unwritten(error) from error
         finally:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, in order. A save that was cut off is not among them."""
+        """Steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def last(self) -> int:
-        """The last of these steps; 0: there is none."""
+        """Step of the last checkpoint; 0: there is none."""
         return max(self.steps(), default=0)
 
     def save(self, state: TrainState) -> None:
-        """Writes the state in the background; returns when it is safe to go on training with donated buffers.
+        """Writes the state in the background; returns when its buffers may be donated.
 
         Raises:
           UserError: this checkpoint, or the one before it, cannot be written.
@@ -72,16 +72,16 @@ class Checkpoints:
                 raise self._unwritten(error) from error
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
-        """Reads a state.
+        """Reads a checkpoint.
 
         Args:
-          template: a state of the same structure (`jax.eval_shape` of its maker); its shapes are not looked at, since the
-            number of Gaussians changes in training. Fields that are () are left out.
-          step: which one; None: the last.
+          template: a state of the same structure, such as `jax.eval_shape` gives. Its shapes do not matter, because the number of
+            Gaussians changes in training. Fields that are () in the template are not restored.
+          step: which checkpoint; None: the last.
         Returns:
-          numpy arrays: no device of the machine that wrote them is asked for.
+          numpy arrays, independent of the devices that wrote them.
         Raises:
-          UserError: there is none, not that one, or it cannot be read.
+          UserError: there is no checkpoint, not this one, or it cannot be read.
         """
         step = self._choose(step)
         values = {field.name: getattr(template, field.name) for field in dataclasses.fields(template)}
@@ -95,10 +95,10 @@ class Checkpoints:
             raise self._unreadable(step, error) from error
 
     def restore_living(self, step: int | None = None) -> tuple[Gaussians, Float[np.ndarray, "N"], int]:
-        """Reads only the living Gaussians and their 3D filter, and the step: needs neither configuration nor scene.
+        """Reads the living Gaussians, their 3D filter and the step. Needs neither settings nor scene.
 
         Raises:
-          UserError: as restore does.
+          UserError: as `restore`.
         """
         step = self._choose(step)
         saved = self._arrays(step)
@@ -120,7 +120,7 @@ class Checkpoints:
         return steps[-1] if step is None else step
 
     def _arrays(self, step: int) -> dict[str, Any]:
-        """All arrays of a checkpoint by their path, in host memory."""
+        """All arrays of a checkpoint by path, in host memory."""
         try:
             shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._manager.item_metadata(step))
             saved: Any = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
@@ -130,8 +130,8 @@ class Checkpoints:
 
     def _unwritten(self, error: Exception) -> UserError:
         return UserError(
-            f"a checkpoint cannot be written to {self.directory} ({_first_line(error)}): make room on the disk, and give the "
-            "same command again; it goes on from the last one that is whole"
+            f"a checkpoint cannot be written to {self.directory} ({_first_line(error)}): free space on the disk and repeat the "
+            "command; it goes on from the last complete checkpoint"
         )
 
     def _unreadable(self, step: int, error: Exception) -> UserError:
@@ -144,7 +144,7 @@ class Checkpoints:
 
 
 def _with_empty(saved: dict, template: TrainState) -> dict:
-    """The saved arrays and the empty ones of the template, with as many rows as the saved state has."""
+    """Adds the empty arrays of the template to the saved arrays, with as many rows as the saved state has."""
     expected: dict[str, Any] = flatten_dict(flax.serialization.to_state_dict(template), sep="/", keep_empty_nodes=True)
     rows = saved["alive"].shape[0]
     empty = {

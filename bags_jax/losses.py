@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bags_jax.blur_model.statistics import masked_widths, mean_over, mean_squared_centroid
 from bags_jax.ops.ssim import ssim
 from bags_jax.rendering import Rendered, normalize_depth
-from bags_jax.scene.confidence import blur_price, looks_sharp, sharp_views
+from bags_jax.scene.confidence import blur_penalty, looks_sharp, sharp_views
 from bags_jax.schedule import Stage
 from bags_jax.settings import Loss
 from bags_jax.structs import BlurMoments
@@ -72,7 +72,7 @@ def blur_terms(
         "mask": mean_over(moments.mask, share),
         "centroid": mean_squared_centroid(moments, share),
         "width_tv": total_variation(widths[..., None], share > 0.0) / stage.stride,
-        "sharp": jnp.where(penalised, blur_price(variance, blur_px), 0.0),
+        "sharp": jnp.where(penalised, blur_penalty(variance, blur_px), 0.0),
     }
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bags_jax.scene.confidence import (
-    HALF_PRICE_PART,
+    HALF_PENALTY_SHARE,
     SHARP_PX,
-    blur_price,
+    blur_penalty,
     looks_sharp,
     pose_trust,
     sharp_views,
@@ -66,11 +66,11 @@ def test_views_are_sharp_beside_blurrier_ones():
 
 
 @pytest.mark.parametrize(
-    "blur_px, half", [([0.0, 0.0], SHARP_PX), ([0.1, 0.2], SHARP_PX), ([0.0, 0.5, 2.0, 9.0], HALF_PRICE_PART * 2.0)]
+    "blur_px, half", [([0.0, 0.0], SHARP_PX), ([0.1, 0.2], SHARP_PX), ([0.0, 0.5, 2.0, 9.0], HALF_PENALTY_SHARE * 2.0)]
 )
 def test_the_price_of_blur_closes_small_kernels_and_leaves_wide_ones_alone(blur_px, half):
     """Small beside the median, down to what no photograph shows; views not seen yet say nothing."""
-    price = functools.partial(blur_price, blur_px=jnp.array(blur_px))
+    price = functools.partial(blur_penalty, blur_px=jnp.array(blur_px))
     assert price(jnp.float32(0.0)) == 0.0
     np.testing.assert_allclose(price(jnp.float32(half**2)), 0.5, rtol=1e-6)
     slope = jax.grad(price)

@@ -1,4 +1,4 @@
-"""What the moments of kernels say: where a blur is centred, how wide it is, which way it points."""
+"""Statistics of blur kernels from their moments: centroid, width, direction; and means over a view."""
 
 import jax.numpy as jnp
 from flax import struct
@@ -9,12 +9,12 @@ from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.blur.kernels import kernel_side, tap_moments
 from bags_jax.structs import BlurMoments
 
-LEAST_WIDTH_PX = 0.1  # differences far below it are as good as none
+LEAST_WIDTH_PX = 0.1  # smallest width that is told apart
 
 
 @struct.dataclass
 class KernelStatistics:
-    """What moments say of kernels, px of the image that they are applied to; a leading shape S of the kernels is kept."""
+    """Statistics of kernels of any leading shape S, px of the image that they blur."""
 
     centroid: Float[Array, "*S 2"]  # dx, dy
     rms_width: Float[Array, "*S"]  # sqrt of the trace of the second moment about the centroid
@@ -29,28 +29,28 @@ def kernel_statistics(kernels: Float[Array, "*S KK"]) -> KernelStatistics:
 
 
 def pixel_statistics(moments: BlurMoments) -> KernelStatistics:
-    """kernel_statistics of every kernel of a view, S = h w."""
+    """Statistics of every kernel of a view, S = h w."""
     return _statistics(jnp.moveaxis(moments.centroid, 0, -1), jnp.moveaxis(moments.second, 0, -1))
 
 
 def shares(valid: Bool[Array, "H W"], stride: int) -> Float[Array, "h w"]:
-    """The part that each block has in the valid pixels of an image: weights of a mean over a photograph that is padded."""
+    """Share of each block in the valid pixels of an image: the weights of a mean over a padded photograph."""
     inside = mean_blocks(valid.astype(jnp.float32), stride)
     return inside / jnp.sum(inside)
 
 
 def view_statistics(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> KernelStatistics:
-    """kernel_statistics of the mean kernel of a view: the unmasked rest is at the centre, where it adds to no moment.
+    """Statistics of the mean kernel of a view. The unmasked rest is at the centre, where it adds nothing to the moments.
 
     Args:
-      moments: of a view.
-      share: see shares; None: all blocks count alike.
+      moments: of one view.
+      share: as `shares` returns it; None: all blocks count the same.
     """
     return _statistics(*(mean_over(moments.mask[None] * x, share) for x in (moments.centroid, moments.second)))
 
 
 def mean_over(values: Float[Array, "*S h w"], share: Float[Array, "h w"] | None) -> Float[Array, "*S"]:
-    """Mean over a view, by the share of each block; None: all alike."""
+    """Mean over a view, weighted by the share of each block; None: all blocks count the same."""
     if share is None:
         return jnp.mean(values, axis=(-2, -1))
     return jnp.sum(jnp.expand_dims(share, tuple(range(values.ndim - 2))) * values, axis=(-2, -1))

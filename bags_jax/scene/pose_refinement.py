@@ -1,13 +1,12 @@
 """Refined camera poses: a small rigid motion for each training view, with the gauge held.
 
-Poses estimated from blurry photographs are wrong by a part of the blur. Splatting then ends between the views, or, where a
-blur model is at hand, the kernels shift to make up for it and the scene drifts away from its own coordinates. Each training
-camera therefore gets a correction of six numbers of its own, in pixels: the rotation and the translation in the camera
-frame that move what the camera sees by so much.
+The error of a pose that was estimated from a blurry photograph is a fraction of the blur. Plain splatting then averages the views;
+with a blur model the kernels shift to compensate, and the scene drifts away from its coordinates. Each training camera therefore
+has a correction of six numbers, in pixels: a rotation and a translation in the camera frame that move the image by so many px.
 
-Scene and cameras together may be moved, turned and scaled without changing any picture. The corrections are kept free of
-those seven directions, so that the scene stays where the capture put it and held-out cameras still fit. A blurry photograph
-says little of where its camera was, a sharp one much: the less blurred a view was found, the more it counts.
+Moving, rotating and scaling scene and cameras together changes no image. The corrections are kept free of these seven directions
+(the gauge), so that the scene stays where the capture put it and held-out cameras still fit. Sharp photographs determine their
+poses better, so sharper views have larger weights there.
 """
 
 import jax
@@ -20,7 +19,7 @@ from bags_jax.numerics import EXACT
 from bags_jax.scene.confidence import pose_trust
 from bags_jax.structs import Camera, PoseFrame
 
-MAX_POINTS = 10_000  # that the median depth is taken of
+MAX_POINTS = 10_000  # points of which the median depth is computed
 
 
 def make_pose_frame(
@@ -30,13 +29,13 @@ def make_pose_frame(
     *,
     depth: float = 1.0,
 ) -> PoseFrame:
-    """The frame for the training cameras of a capture.
+    """Makes the frame for the training cameras of a capture.
 
     Args:
       viewmats: cam_from_world, OpenCV axes.
       Ks: intrinsics at full image scale, px.
-      points: of the scene, world frame: their median depth says what a translation does on the screen.
-      depth: the same where no point lies before a camera, scene units.
+      points: of the scene, world frame; their median depth converts translations to px.
+      depth: replaces the median depth where no point is in front of a camera, scene units.
     """
     focal = float(np.mean(Ks[:, 0, 0]))
     some = points[:: max(1, len(points) // MAX_POINTS)]
@@ -45,17 +44,17 @@ def make_pose_frame(
     units = np.repeat([1.0 / focal, depth / focal], 3)
     motions = np.stack([_seven_motions(viewmat) for viewmat in viewmats]) / units[:, None]
     directions, sizes, _ = np.linalg.svd(motions.reshape(-1, 7), full_matrices=False)
-    # Cameras that share one centre cannot tell a scaling from a translation: fewer directions, the others stay 0.
+    # With one common camera centre, scaling equals a translation: fewer directions are independent, the others stay 0.
     gauge = np.zeros((6 * len(viewmats), 7))
     gauge[:, : directions.shape[1]] = directions * (sizes > 1e-6 * sizes[0])
     return PoseFrame(units=jnp.asarray(units, jnp.float32), gauge=jnp.asarray(gauge.reshape(-1, 6, 7), jnp.float32))
 
 
 def _seven_motions(viewmat: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "6 7"]:
-    """Twist of one camera that hides a unit rotation (3), translation (3) or scaling (1) of the world.
+    """Twist of one camera that compensates a unit rotation (3), translation (3) or scaling (1) of the world.
 
-    The world's motion x + s x + a cross x + u is R (...) in the camera frame, with x = R^T (x_cam - t): a twist of
-    rotation R a and translation -R a cross t + R u - s t, and a scaling about the camera centre, which no picture shows.
+    A motion x + s x + a cross x + u of the world is, in the camera frame with x = R^T (x_cam - t), a twist of rotation R a and
+    translation -R a cross t + R u - s t, and a scaling about the camera centre, which changes no image.
     """
     rotation, t = viewmat[:3, :3].astype(np.float64), viewmat[:3, 3].astype(np.float64)
     turns = np.concatenate([rotation, -np.cross(rotation.T, t).T])
@@ -65,9 +64,9 @@ def _seven_motions(viewmat: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "6 7"
 
 
 def corrected_camera(camera: Camera, correction_px: Float[Array, "6"], frame: PoseFrame) -> Camera:
-    """The camera after its correction: turned about its centre, then shifted, in its own frame.
+    """The camera after its correction: rotated about its centre, then translated, in its own frame.
 
-    The rotation of a vector w is that of the quaternion (1, w / 2): its angle is |w| to within |w|^3 / 12, and it is smooth at 0.
+    The rotation vector w becomes the quaternion (1, w / 2): its angle is |w| to within |w|^3 / 12, and it is smooth at 0.
     """
     turn, shift = jnp.split(correction_px * frame.units, 2)
     rotation = rotation_from_quat(jnp.concatenate([jnp.ones(1), 0.5 * turn]))
@@ -78,14 +77,14 @@ def corrected_camera(camera: Camera, correction_px: Float[Array, "6"], frame: Po
 def hold_gauge(
     corrections_px: Float[Array, "V 6"], blur_px: Float[Array, "V"], frame: PoseFrame
 ) -> Float[Array, "V 6"]:
-    """Corrections without the part that moves all cameras as one: that would move the scene, and no picture would tell.
+    """Removes from the corrections their common motion, which would move the scene without changing any image.
 
     Args:
       corrections_px: of the training cameras.
-      blur_px: RMS width of each view's blur, px; 0: not seen yet.
+      blur_px: RMS width of the blur of each view, px; 0: no step yet.
       frame: see PoseFrame.
     Returns:
-      the corrections, less the motion of the whole that is nearest to them in weighted least squares.
+      the corrections minus the nearest motion of the whole scene, in weighted least squares.
     """
     weighted = pose_trust(blur_px)[:, None, None] * frame.gauge
     normal = jnp.einsum("vik,vil->kl", weighted, frame.gauge, precision=EXACT)
