@@ -34,6 +34,7 @@ from captures import (
 )
 
 from bags_jax.data import load_scene
+from bags_jax.data.formats import FORMATS
 from bags_jax.data.nerfstudio import read_ply_points
 from bags_jax.errors import UserError
 
@@ -114,7 +115,9 @@ def test_bad_folders(tmp_path):
 
 def test_bad_options(tmp_path):
     write_photos(tmp_path / "images")
-    assert_refused(tmp_path, "holds 6 photographs but no camera poses")
+    message = assert_refused(tmp_path, "holds 6 photographs but no camera poses")
+    assert all(f"{format.marker} ({format.name})" in message for format in FORMATS)
+    assert f"bags-jax sfm --root={tmp_path}" in message
     assert_refused(tmp_path, "format 'splat' is unknown", format="splat")
     assert_refused(tmp_path, "has no COLMAP model", format="colmap")
     assert_refused(tmp_path, "transforms_train.json is missing", format="blender")
