@@ -9,10 +9,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Context manager. The first signal only sets `is_wanted`; the second one raises KeyboardInterrupt at once."""
+    """Context manager. The first signal only sets `is_requested`; the second one raises KeyboardInterrupt at once."""
 
     def __init__(self):
-        self.is_wanted = False
+        self.is_requested = False
         self._before = {}
 
     def __enter__(self):
@@ -25,9 +25,9 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
     def _request(self, *_):
-        if self.is_wanted:
+        if self.is_requested:
             raise KeyboardInterrupt
-        self.is_wanted = True
+        self.is_requested = True
         tqdm.tqdm.write(
             "interrupted: the state is saved when the running steps are done; interrupt again to stop at once"
         )

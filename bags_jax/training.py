@@ -49,7 +49,7 @@ def train(config: Any, workdir: str | pathlib.Path) -> TrainState:
         state = restore_or_start(job, optimizers, checkpoints)
         dispatcher = Dispatcher(job, optimizers, state, programs)
         claim_capture(workdir, training_cameras(job.scene))  # after the check that there is something to train
-        for done in dispatcher.run(lambda: interruption.is_wanted):
+        for done in dispatcher.run(lambda: interruption.is_requested):
             check_finite(done, checkpoints)
             check_alive(done, settings)
             progress.update(done.stop, done.stage, done.metrics)

@@ -153,7 +153,7 @@ def test_the_second_signal_stops_at_once():
     with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-            assert interruption.is_wanted
+            assert interruption.is_requested
 
 
 def test_configuration_of_the_caller_stays_as_it_is(monkeypatch, tmp_path):

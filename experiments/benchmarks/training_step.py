@@ -94,7 +94,7 @@ def make_gsplat_steps(state: TrainState, dataset: Dataset, recipe: Recipe) -> Ca
 def measure(num: int, width: int, height: int, backends: list[str]) -> list[dict]:
     """Times all trainers in turn; returns one row per trainer."""
     state, dataset, recipe = make_case(num, width, height)
-    size = {"gaussians": num, "width": width, "height": height}
+    size: dict[str, float] = {"gaussians": num, "width": width, "height": height}
     size["intersections"] = largest_count(state, dataset, recipe.view)
     size["blended"] = round(count_blended(state, dataset, recipe), 1)
     runs, compile_s = {}, {}
