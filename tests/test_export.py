@@ -208,7 +208,7 @@ def test_invalid_gaussians_raise_errors_and_leave_no_file(tmp_path):
 
 def test_invalid_paths_raise_errors(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose a folder"):
+    with pytest.raises(UserError, match="expected a folder that can be written"):
         write_ply(tmp_path / "file" / "a.ply", cloud())
     with pytest.raises(UserError, match="cannot read"):
         read_ply(tmp_path / "absent.ply")
@@ -241,7 +241,7 @@ def test_video_has_its_frames_even_sides_and_colours(tmp_path):
         ("a.mp4", np.zeros((0, 4, 4, 3), np.uint8), 30, "at least one frame"),
         ("a.mp4", np.zeros((2, 4, 4, 3)), 30, "expected uint8"),
         ("a.mp4", np.zeros((2, 4, 4, 3), np.uint8), 0, "fps is 0"),
-        ("file/a.mp4", np.zeros((2, 4, 4, 3), np.uint8), 30, "choose a folder"),
+        ("file/a.mp4", np.zeros((2, 4, 4, 3), np.uint8), 30, "expected a folder that can be written"),
     ],
 )
 def test_invalid_videos_raise_errors(tmp_path, name, frames, fps, says):

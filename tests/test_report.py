@@ -42,7 +42,7 @@ def test_png_paths_are_checked(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="ends in .png"):
         write_png(tmp_path / "a.jpg", flat(0))
-    with pytest.raises(UserError, match="choose a folder"):
+    with pytest.raises(UserError, match="expected a folder that can be written"):
         write_png(tmp_path / "file" / "a.png", flat(0))
 
 
