@@ -3,7 +3,7 @@
 Training knows nothing else of a blur model. `proposal_network.py` is the model of the paper; docs/extending.md builds another one.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
@@ -12,6 +12,7 @@ from bags_jax.structs import BlurField
 RATE_GROUPS = ("network", "table", "mask")  # optim.network times 1, optim.table_gain, optim.mask_gain
 
 
+@runtime_checkable
 class BlurModel(Protocol):
     """The static part of a blur model; its parameters are a pytree of arrays that travels apart from it.
 
