@@ -15,7 +15,7 @@ from bags_jax.errors import UserError
 from bags_jax.sfm import client
 
 _MODEL_FILES = ("cameras", "images", "points3D")
-_SLOWEST_READ = 1e6  # bytes per second
+_SLOWEST_READ = 1e6  # bytes per second; slower reading of a model is an error
 
 
 def find_model(root: pathlib.Path) -> pathlib.Path | None:
@@ -24,12 +24,8 @@ def find_model(root: pathlib.Path) -> pathlib.Path | None:
     The first of sparse/0, sparse, colmap/sparse/0 and the other numbered folders that has a file of a model.
     """
     parents = root / "sparse", root / "colmap" / "sparse"
-    places = (
-        parents[0] / "0",
-        parents[0],
-        parents[1] / "0",
-        *(path for parent in parents for path in _list_models(parent)),
-    )
+    numbered = [path for parent in parents for path in _list_models(parent)]
+    places = [parents[0] / "0", parents[0], parents[1] / "0", *numbered]
     file_names = {f"{name}{suffix}" for name in _MODEL_FILES for suffix in (".bin", ".txt")}
     # List each folder: a file in a folder that may not be read can look as if it did not exist.
     return next((path for path in places if path.is_dir() and file_names & set(os.listdir(path))), None)
@@ -150,7 +146,7 @@ def _read_model(
 
 
 def _find_suffix(model: pathlib.Path) -> str:
-    """.bin if the model has any binary file, else .txt."""
+    """Returns .bin if the model has any binary file, else .txt."""
     return ".bin" if any((model / f"{name}.bin").is_file() for name in _MODEL_FILES) else ".txt"
 
 

@@ -35,8 +35,8 @@ def load_scene(
 
     Args:
       root: the scene's folder; ~ is expanded.
-      format: "colmap", "blender", "nerfstudio", "llff" (the table in data/formats.py), or "auto": the first of them
-        whose marker file is in the folder.
+      format: name of a format in the table of data/formats.py, such as "colmap"; or "auto": the first format of the
+        table whose marker file is in the folder.
       factor: downscale factor of the photographs; images_{factor}/ is used where it is complete.
       holdout: hold out every n-th view. 0: n of the scene's file hold=n, else 8. Lists of training and test views in
         the scene's own files take precedence.
@@ -62,7 +62,7 @@ def load_scene(
 def _load(
     folder: pathlib.Path, format: str, factor: int, holdout: int, background: tuple[float, float, float]
 ) -> Scene:
-    """load_scene; raises OSError for a file or folder that cannot be read."""
+    """Does the work of load_scene. Raises OSError for a file or folder that cannot be read."""
     capture = _sort_views(find_format(folder, format).read(folder, factor=factor))
     _check_poses(capture)
     capture = _move_to_origin(capture)
@@ -119,7 +119,7 @@ def _check_folder(root: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _sort_views(capture: Capture) -> Capture:
-    """Sorts the views by name: the order that the published split counts in."""
+    """Sorts the views by name, because the published split counts in this order."""
     order = sorted(range(len(capture.names)), key=capture.names.__getitem__)
     return dataclasses.replace(
         capture,

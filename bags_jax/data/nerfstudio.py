@@ -78,7 +78,7 @@ def read_ply_points(path: pathlib.Path) -> tuple[Float[np.ndarray, "P 3"], Float
         if not separator or lines[0] != ["ply"]:
             raise ValueError("no PLY header")
         encoding = next(line[1] for line in lines if line[:1] == ["format"])
-        count, fields = _vertex_layout(lines)
+        count, fields = _read_vertex_layout(lines)
         body = body[body.index(b"\n") + 1 :]
         if encoding == "binary_little_endian":
             vertices = np.frombuffer(body, np.dtype(fields), count)
@@ -102,7 +102,7 @@ def read_ply_points(path: pathlib.Path) -> tuple[Float[np.ndarray, "P 3"], Float
     return points, colors
 
 
-def _vertex_layout(lines: list[list[str]]) -> tuple[int, list[tuple[str, str]]]:
+def _read_vertex_layout(lines: list[list[str]]) -> tuple[int, list[tuple[str, str]]]:
     """Returns the number of vertices and their (name, numpy type) fields, from the words of the header's lines."""
     elements = [i for i, line in enumerate(lines) if line[:1] == ["element"]]
     if not elements or lines[elements[0]][1] != "vertex":

@@ -51,18 +51,6 @@ def read_transforms(path: pathlib.Path) -> dict[str, Any]:
     return transforms
 
 
-def read_number(values: dict[str, Any], key: str, where: object, default: float | None = None) -> float:
-    """Returns a finite number of a json object.
-
-    Raises:
-      UserError: the value is not a finite number, or it is missing and there is no default.
-    """
-    value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"{where}: {key} is {value!r}; expected a finite number")
-    return float(value)
-
-
 def list_frames(root: pathlib.Path, transforms: dict[str, Any], json_path: pathlib.Path) -> list[Frame]:
     """Returns the frames of a transforms file, with the picture of each.
 
@@ -188,20 +176,23 @@ def _read_lens(frame: Frame, photo: pathlib.Path) -> Lens:
     """
     values, where = {**frame.shared, **frame.own}, frame.where
 
-    def number(key: str, default: float | None = None) -> float:
-        return read_number(values, key, f"{where} ({photo.name})", default)
+    def read(key: str, default: float | None = None) -> float:
+        value = values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{where} ({photo.name}): {key} is {value!r}; expected a finite number")
+        return float(value)
 
-    def focal(axis: str, size: float) -> float | None:
+    def find_focal(axis: str, size: float) -> float | None:
         key = f"camera_angle_{axis}"
         if f"fl_{axis}" in values or key not in values:
-            return number(f"fl_{axis}") if f"fl_{axis}" in values else None
-        if not 0 < number(key) < math.pi:
+            return read(f"fl_{axis}") if f"fl_{axis}" in values else None
+        if not 0 < read(key) < math.pi:
             raise UserError(f"{where}: {key} is {values[key]}; expected radians between 0 and pi")
-        return 0.5 * size / math.tan(0.5 * number(key))
+        return 0.5 * size / math.tan(0.5 * read(key))
 
     # w and h are the size that the intrinsics belong to; without them it is the picture's own.
-    width, height = read_photo_size(photo) if "w" not in values or "h" not in values else (number("w"), number("h"))
-    fx, fy = focal("x", width), focal("y", height)
+    width, height = read_photo_size(photo) if "w" not in values or "h" not in values else (read("w"), read("h"))
+    fx, fy = find_focal("x", width), find_focal("y", height)
     if fx is None:
         raise UserError(
             f"{where}: fl_x is missing; expected fl_x (px) or camera_angle_x (radians), for this frame or for all"
@@ -212,8 +203,8 @@ def _read_lens(frame: Frame, photo: pathlib.Path) -> Lens:
             f"(Blender's angle_y is not the picture's); expected nearly square pixels; remove camera_angle_y, or give "
             f"fl_x and fl_y"
         )
-    center = (fx, fx if fy is None else fy, number("cx", width / 2), number("cy", height / 2))
-    k1, k2, k3, k4, p1, p2 = (number(key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
+    center = (fx, fx if fy is None else fy, read("cx", width / 2), read("cy", height / 2))
+    k1, k2, k3, k4, p1, p2 = (read(key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
     model = values.get("camera_model", "OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV")
     if model == "OPENCV_FISHEYE":
         return Lens("OPENCV_FISHEYE", round(width), round(height), (*center, k1, k2, k3, k4))

@@ -83,9 +83,8 @@ def read_model(model: str, binary: bool) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             for path in pathlib.Path(model).glob(f"*{pathlib.Path(points_name).suffix}"):
                 shutil.copy(path, folder)
-            pathlib.Path(folder, points_name).write_bytes(
-                bytes(8 if binary else 0)
-            )  # the number of points, 0; or no line
+            no_points = bytes(8 if binary else 0)  # a count of 0, or no line
+            pathlib.Path(folder, points_name).write_bytes(no_points)
             return read_model(folder, binary)
     reconstruction = load_pycolmap().Reconstruction()
     if binary:
@@ -231,10 +230,10 @@ def find_end_of_rigs(data: bytes) -> int:
 
 def find_end_of_lists(data: bytes, layout: str, *, item_size: int) -> int:
     """Count; per record the fields of `layout`, of which the last is the number of items, then the items."""
-    offset = 8
+    offset, size = 8, struct.calcsize(layout)
     for _ in range(unpack("<Q", data, 0)[0]):
         (num_items,) = unpack(layout, data, offset)
-        offset += struct.calcsize(layout) + item_size * num_items
+        offset += size + item_size * num_items
     return offset
 
 
