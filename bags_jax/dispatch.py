@@ -28,7 +28,7 @@ from bags_jax.programs import (
 )
 from bags_jax.scene.density import grow, is_density_step, is_reset_step, thresholds_at, ungrow
 from bags_jax.scene.optimizer import Optimizers
-from bags_jax.schedule import Stage, stage_at
+from bags_jax.schedule import Stage, late_from, stage_at
 from bags_jax.settings import Settings
 from bags_jax.step import Recipe, is_finite
 from bags_jax.structs import Dataset, TrainState, network_name
@@ -232,7 +232,7 @@ def after_steps(job: Job, state: TrainState, step: int, dataset: Dataset) -> Tra
         return state
     if is_density_step(density, step):
         key = jax.random.fold_in(jax.random.key(job.settings.seed + 1), step)
-        thresholds = thresholds_at(density, step, late_from=job.late_from)
+        thresholds = thresholds_at(density, step, late_from=late_from(job.settings, job.stages))
         state = control_density(state, step, key, thresholds, dataset)
     else:
         state = refresh_filter(state, step, dataset)

@@ -46,11 +46,6 @@ class Job:
         """Depth at which rendering begins, scene units."""
         return self.settings.data.near_plane or near_plane(self.extent)
 
-    @property
-    def late_from(self) -> int:
-        """First step of the late thresholds of density control: the restart, or the last stage where there is none."""
-        return int(self.settings.stages.restart) or self.stages[-1].start
-
     def view(self, width: int, height: int, *, margin: int = 0, max_intersections: int = 0) -> View:
         """How this scene is rendered at one image size."""
         return View(

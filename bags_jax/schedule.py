@@ -109,6 +109,11 @@ def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
     return stages[-1]
 
 
+def late_from(settings: Settings, stages: tuple[Stage, ...]) -> int:
+    """First step of the late thresholds of density control: the restart, or the last stage where there is none."""
+    return int(settings.stages.restart) or stages[-1].start
+
+
 def exponential(start: float, stop: float, progress: Float[Array, ""]) -> Float[Array, ""]:
     """Interpolates from start to stop along a straight line in log space, progress in [0, 1]."""
     return start * (stop / start) ** jnp.clip(progress, 0.0, 1.0)

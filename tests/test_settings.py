@@ -79,7 +79,7 @@ def test_no_range_is_lost():
     assert all(RULES[name].low >= 1 for name in COUNTS)
     assert all(RULES[name].low == 0 and RULES[name].exclusive for name in POSITIVE)
     assert all(RULES[name].low >= 0 for name in NOT_NEGATIVE)
-    assert all(RULES[name].low == 0 for name, rule in RULES.items() if rule.unit == STEPS and name != "stages.stops")
+    assert all(rule.low == 0 for name, rule in RULES.items() if rule.unit == STEPS and name != "stages.stops")
 
 
 def outside(name) -> list:
