@@ -1,4 +1,4 @@
-"""Density control at fixed capacity: who is cloned, split, pruned; what happens to the dead and to Adam's moments."""
+"""Density control at fixed capacity: its schedule, what is cloned, split and pruned, dead rows, Adam's moments."""
 
 import dataclasses
 
@@ -10,18 +10,23 @@ import pytest
 
 from bags_jax.geometry import apply_filter_3d, rotation_from_quat
 from bags_jax.scene.density import (
-    DensityRules,
+    Thresholds,
     add_stats,
     densify_and_prune,
     empty_stats,
     grow,
+    is_density_step,
+    is_reset_step,
     reset_opacity,
+    thresholds_at,
+    ungrow,
     view_stats,
 )
+from bags_jax.settings import Density
 from bags_jax.structs import DensityStats, Gaussians, Projected, TrainState
 
 NUM, LIVING = 12, 6
-RULES = DensityRules(min_opacity=0.1, clone_max_scale=0.1)  # with an extent of 2: split above 0.2
+THRESHOLDS = Thresholds(grad=0.5, min_opacity=0.1, clone_max_scale=0.1)  # with an extent of 2: split above 0.2
 SMALL, LARGE = np.log(0.05), np.log(0.6)
 
 
@@ -59,11 +64,11 @@ def make_state(grads=(), *, large=(), opacities=None, radii=()) -> TrainState:
     )
 
 
-_turn = jax.jit(densify_and_prune, static_argnames="rules")
+_control = jax.jit(densify_and_prune)
 
 
-def turn(state: TrainState, *, threshold: float = 0.5, seed: int = 0, rules: DensityRules = RULES) -> TrainState:
-    return _turn(state, jax.random.key(seed), jnp.float32(threshold), extent=2.0, rules=rules)
+def control(state: TrainState, *, seed: int = 0, thresholds: Thresholds = THRESHOLDS) -> TrainState:
+    return _control(state, jax.random.key(seed), thresholds, extent=2.0)
 
 
 def rows(state: TrainState, index) -> list[np.ndarray]:
@@ -76,7 +81,7 @@ def assert_same(a, b):
 
 def test_nothing_wanted_changes_nothing():
     state = make_state([0.1] * 6)
-    after = turn(state)
+    after = control(state)
     assert_same(
         (after.gaussians, after.alive, after.gaussians_opt), (state.gaussians, state.alive, state.gaussians_opt)
     )
@@ -85,7 +90,7 @@ def test_nothing_wanted_changes_nothing():
 
 def test_small_is_cloned():
     state = make_state([0, 0, 0.9])
-    after = turn(state)
+    after = control(state)
     assert after.alive.sum() == LIVING + 1 and after.alive[LIVING]
     assert_same(rows(after, LIVING), rows(state, 2))
     kept = np.arange(NUM) != LIVING
@@ -97,7 +102,7 @@ def test_small_is_cloned():
 
 def test_large_is_split():
     state = make_state([0, 0.9], large=[1])
-    after = turn(state)
+    after = control(state)
     assert after.alive.sum() == LIVING + 1
     shrunk = np.asarray(state.gaussians.log_scales[1]) - np.log(1.6)
     for row in (1, LIVING):
@@ -114,47 +119,47 @@ def test_large_is_split():
 
 def test_noise_depends_on_the_key_alone():
     state = make_state([0, 0.9], large=[1])
-    assert_same(turn(state, seed=3), turn(state, seed=3))
-    assert (turn(state, seed=3).gaussians.means[1] != turn(state, seed=4).gaussians.means[1]).any()
+    assert_same(control(state, seed=3), control(state, seed=3))
+    assert (control(state, seed=3).gaussians.means[1] != control(state, seed=4).gaussians.means[1]).any()
 
 
 def test_transparent_is_pruned_and_its_row_is_free():
     state = make_state([0, 0, 0, 0, 0.9, 0.9], opacities=[0.5, 0.05, 0.5, 0.5, 0.5, 0.05])
-    after = turn(state)
+    after = control(state)
     # Rows 1 and 5 go, and although 5 has a large gradient nothing grows from it; the clone of 4 moves into row 1.
     np.testing.assert_array_equal(after.alive, [True] * 5 + [False] * 7)
     assert_same(rows(after, 1), rows(state, 4))
 
 
 def test_too_large_is_pruned():
-    rules = dataclasses.replace(RULES, max_radius=0.2, max_scale=0.25)
-    after = turn(make_state(large=[3], radii=[0, 0.3]), rules=rules)
-    np.testing.assert_array_equal(after.alive[:LIVING], [True, False, True, False, True, True])
-    assert turn(make_state(large=[3], radii=[0, 0.3])).alive.sum() == LIVING
+    thresholds = THRESHOLDS._replace(max_radius=0.2)
+    after = control(make_state(large=[3], radii=[0, 0.3]), thresholds=thresholds)
+    np.testing.assert_array_equal(after.alive[:LIVING], [True, False, True, True, True, True])
+    assert control(make_state(large=[3], radii=[0, 0.3])).alive.sum() == LIVING
 
 
-def test_largest_gradients_come_first_where_room_runs_out():
+def test_largest_gradients_come_first_where_dead_rows_run_out():
     state = make_state([0.6, 0.9, 0.7, 0.8, 0.1, 1.0])
     state = dataclasses.replace(state, alive=state.alive.at[8:].set(True).at[6].set(True).at[4].set(True))
     assert int((~state.alive).sum()) == 1
-    after = turn(state)
+    after = control(state)
     assert after.alive.all()
     assert_same(rows(after, 7), rows(state, 5))
     state = dataclasses.replace(state, alive=state.alive.at[8].set(False))
-    after = turn(state)
+    after = control(state)
     assert_same(rows(after, 7), rows(state, 5))
     assert_same(rows(after, 8), rows(state, 1))
     full = dataclasses.replace(state, alive=jnp.ones(NUM, bool))
-    assert_same(turn(full).gaussians, full.gaussians)
+    assert_same(control(full).gaussians, full.gaussians)
 
 
 def test_dead_rows_take_no_part():
     state = make_state([0] * LIVING + [9.0] * (NUM - LIVING), large=[7, 8])
-    after = turn(state)
+    after = control(state)
     assert_same((after.gaussians, after.alive), (state.gaussians, state.alive))
 
 
-def test_growing_keeps_all_and_adds_dead_rows():
+def test_growing_adds_dead_rows_and_can_be_undone():
     state = make_state([0.5, 0.7])
     after = grow(state, 20)
     assert after.alive.shape == (20,) and after.alive.sum() == LIVING and not after.alive[NUM:].any()
@@ -165,6 +170,7 @@ def test_growing_keeps_all_and_adds_dead_rows():
         np.testing.assert_array_equal(new[:NUM] if old.ndim else new, old)
     with pytest.raises(ValueError, match="capacity 5 came for 12 rows"):
         grow(state, 5)
+    assert_same(ungrow(after, NUM), state)
 
 
 def test_reset_respects_the_3d_filter():
@@ -199,7 +205,7 @@ def test_statistics_are_in_ndc_and_add_up():
     assert_same(add_stats(stats, empty_stats(2)), stats)
 
 
-def test_what_lies_beyond_the_photograph_and_its_margin_is_not_seen():
+def test_gaussians_beyond_the_photograph_and_its_margin_are_not_seen():
     """The canvas goes on to the right and down where other photographs are larger."""
     means = jnp.array([[22.9, 5.0], [23.1, 5.0], [5.0, 16.9], [5.0, 17.1]])
     ones = jnp.ones(4)
@@ -207,3 +213,32 @@ def test_what_lies_beyond_the_photograph_and_its_margin_is_not_seen():
     stats = view_stats(jnp.ones((4, 2)), seen, width=20, height=14, margin=1)
     for found in (stats.counts, stats.max_radii * 20, stats.grad_norms / np.hypot(10, 7)):
         np.testing.assert_allclose(found, [1, 0, 1, 0], rtol=1e-6)
+
+
+DENSITY = Density(
+    every=100, start=200, stop=1000, grad_threshold=1e-3, grad_threshold_early=2e-3, min_opacity=0.1,
+    min_opacity_early=0.2, max_radius=0.5, max_radius_after=300, reset_every=250,
+)  # fmt: skip
+
+
+def test_density_steps_are_multiples_between_start_and_stop():
+    assert [step for step in range(1, 1300) if is_density_step(DENSITY, step)] == list(range(200, 1001, 100))
+
+
+def test_opacity_is_reset_at_density_steps():
+    """The period is rounded up to a multiple of density.every: 300 here."""
+    assert [step for step in range(1, 1300) if is_reset_step(DENSITY, step)] == [300, 600, 900]
+    at_stop = dataclasses.replace(DENSITY, reset_every=1000)
+    assert not any(is_reset_step(at_stop, step) for step in range(1300))  # not after the last density control step
+    never = dataclasses.replace(DENSITY, reset_every=0)
+    assert not any(is_reset_step(never, step) for step in range(1300))
+
+
+def test_thresholds_change_where_the_late_ones_begin():
+    early, late = (thresholds_at(DENSITY, step, late_from=600) for step in (599, 600))
+    assert (early.grad, early.min_opacity) == (2e-3, 0.2) and (late.grad, late.min_opacity) == (1e-3, 0.1)
+    assert early.clone_max_scale == late.clone_max_scale == DENSITY.clone_max_scale
+
+
+def test_largest_radius_holds_only_after_a_step():
+    assert [thresholds_at(DENSITY, step, late_from=600).max_radius for step in (300, 301)] == [0.0, 0.5]

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bags_jax.blur_model.protocol import BlurModel
+from bags_jax.blur_model.protocol import RATE_GROUPS, BlurModel
+from bags_jax.errors import UserError
 from bags_jax.schedule import exponential, hold_then_decay, phase_progress
 from bags_jax.settings import Optim
 from bags_jax.structs import Gaussians
@@ -78,13 +79,23 @@ def make_optimizers(optim: Optim, model: BlurModel | None, *, restart: int, num_
     network_rates = {name: functools.partial(network_rate, gain) for name, gain in gains.items()}
 
     def network_groups(params):
-        return {name: model.rate_groups(part) for name, part in params.items()} if model is not None else params
+        return {name: _rate_groups(model, part) for name, part in params.items()} if model is not None else params
 
     return Optimizers(
         gaussians=_adam(rates, _gaussian_groups),
         network=_adam(network_rates, network_groups),
         poses=optax.chain(optax.scale_by_adam(eps=1e-15), optax.scale_by_learning_rate(poses_rate)),
     )
+
+
+def _rate_groups(model: BlurModel, params):
+    """The rate groups of a blur model, checked: optax's own message says neither the name nor what was expected."""
+    groups = model.rate_groups(params)
+    for group in jax.tree.leaves(groups):
+        if group not in RATE_GROUPS:
+            expected = f"{', '.join(RATE_GROUPS[:-1])} or {RATE_GROUPS[-1]}"
+            raise UserError(f"{type(model).__name__}.rate_groups gives {group!r}, expected {expected}")
+    return groups
 
 
 def _gaussian_groups(gaussians: Gaussians):
