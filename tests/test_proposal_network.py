@@ -1,4 +1,4 @@
-"""The Blur Proposal Network: what it starts as, what is handed over, and where no gradient may flow."""
+"""The Blur Proposal Network: its initial blur, the hand-over between stages, and where gradients must not flow."""
 
 import functools
 import math
@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.blur_model.proposal_network import (
-    BlurProposalNetwork,
-    hand_over,
-    init_network,
-    normalize_depth,
-    position_waves,
-)
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork, position_waves
+from bags_jax.blur_model.protocol import RATE_GROUPS, BlurModel
 from bags_jax.blur_model.statistics import kernel_statistics
+from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.blur.reference import every_kernel
+from bags_jax.rendering import Rendered, propose_blur
+from bags_jax.schedule import Stage
+from bags_jax.structs import Projected
 
 SIZES, STRIDES = (3, 5), (1, 2)
 H, W = 9, 12
@@ -25,15 +24,13 @@ RGBD = jnp.asarray(np.random.default_rng(0).random((H, W, 4)), jnp.float32)
 
 @functools.cache
 def make_network(**options):
-    network = BlurProposalNetwork(
-        num_views=3, kernel_sizes=SIZES, strides=STRIDES, width=16, conv_width=8, feature_width=8, **options
-    )
-    return network, jax.jit(init_network, static_argnums=0)(network, jax.random.key(0))
+    network = BlurProposalNetwork(num_views=3, kernel_sizes=SIZES, width=16, conv_width=8, feature_width=8, **options)
+    return network, jax.jit(network.init_params)(jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnames=("network", "view", "head"))
 def propose(network, params, *, view: int = 1, head: int = 0, rgbd=RGBD):
-    return network.apply({"params": params}, jnp.int32(view), rgbd, head=head)
+    return network.field(params, jnp.int32(view), mean_blocks(rgbd, STRIDES[head]), head=head)
 
 
 @pytest.mark.parametrize("head", range(2))
@@ -54,7 +51,7 @@ def test_starts_as_delta_with_an_open_mask(head):
 
 
 def test_published_start_is_uniform_with_half_a_mask():
-    network, params = make_network(centre_logit=0.0, mask_logit=0.0, use_table=False, hand_over=False)
+    network, params = make_network(centre_logit=0.0, mask_logit=0.0, use_table=False, identity_layers=False)
     assert not any(name.startswith("table") for name in params)
     field = propose(network, params, head=1)
     np.testing.assert_allclose(every_kernel(field), 1 / 25, rtol=0.5)
@@ -70,7 +67,7 @@ def test_without_render_features():
 
 
 def with_known_blur():
-    """Parameters whose first head makes a broad kernel, leaning to the right in view 1 alone, and a mask of its own."""
+    """Parameters whose first head has a broad kernel, shifted to the right in view 1 only, and another mask."""
     network, params = make_network()
     y, x = np.mgrid[-1:2, -1:2]
     bias = jnp.asarray(-0.8 * (x**2 + y**2).ravel(), jnp.float32)
@@ -81,17 +78,17 @@ def with_known_blur():
     return network, {**params, **known}
 
 
-def test_handing_over_keeps_the_enlarged_kernel_and_the_mask():
+def test_hand_over_keeps_the_enlarged_kernel_and_the_mask():
     network, params = with_known_blur()
-    # The strides differ, and so the fields' resolution: a flat render makes both fields the same inside.
+    # The strides differ, and so does the resolution of the fields: a flat render makes both fields the same inside.
     flat = jnp.broadcast_to(jnp.array([0.2, 0.5, 0.7, 0.4]), (H, W, 4))
-    after = hand_over(params, source=0, target=1, kernel_sizes=SIZES, zoom=2.0)
+    after = network.hand_over(params, source=0, target=1, zoom=2.0)
     for view in (0, 1):
         old = propose(network, params, view=view, rgbd=flat)
         new = propose(network, after, view=view, head=1, rgbd=flat)
         old_stats, new_stats = (kernel_statistics(every_kernel(f).mean(axis=(1, 2))) for f in (old, new))
         np.testing.assert_allclose(new_stats.centroid[0] > 0.3, view == 1)
-        # Two pixels for one, but a kernel of 5 taps cuts what reaches beyond 2 px.
+        # Twice as wide, but a kernel of 5 taps ends 2 px from its centre.
         assert 1.3 < new_stats.rms_width / old_stats.rms_width < 2.1
         np.testing.assert_allclose(new.mask.mean(), old.mask.mean(), atol=0.02)
     untouched = [name for name in params if not name.endswith("_1") or name.startswith("trunk")]
@@ -104,23 +101,45 @@ def test_deeper_trunk_is_the_identity_at_first():
     del network
 
 
-def test_no_gradient_into_the_render():
-    network, params = make_network()
+def make_rendered(image, depth) -> Rendered:
+    """A render without a margin; only image and depth matter to the blur model."""
+    nothing = Projected(*(jnp.zeros(shape) for shape in ((1, 2), (1, 3), (1, 3), (1,), (1,), (1, 2))))
+    return Rendered(image, depth, jnp.ones(depth.shape), nothing, jnp.int32(0), jnp.int32(0))
 
-    def total(rgbd):
-        field = propose(network, params, rgbd=rgbd)
+
+@pytest.mark.parametrize("head", range(2))
+def test_no_gradient_into_the_render(head):
+    network, params = make_network()
+    stage = Stage(start=0, stop=1, scale=1.0, kernel_size=SIZES[head], head=head, stride=STRIDES[head])
+
+    def total(image, depth):
+        field = propose_blur(network, params, jnp.int32(1), make_rendered(image, depth), stage=stage)
         return jnp.sum(every_kernel(field) ** 2) + jnp.sum(field.mask**2)
 
-    assert not jax.grad(total)(RGBD).any()
+    image, depth = RGBD[..., :3], RGBD[..., 3]
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(image, depth)
+    assert not any(gradient.any() for gradient in gradients)
+    assert value != total(1.0 - image, depth), "the network should see the render"
 
 
-def test_mask_does_not_teach_the_trunk():
+def test_the_network_sees_block_means_of_the_render_and_its_depth():
     network, params = make_network()
-    taught = jax.grad(lambda p: jnp.sum(propose(network, p).mask))(params)
-    moved = {name for name, part in taught.items() if any(bool(x.any()) for x in jax.tree.leaves(part))}
+    stage = Stage(start=0, stop=1, scale=1.0, kernel_size=5, head=1, stride=2)
+    depth = 3.0 + 2.0 * (RGBD[..., 3] - jnp.min(RGBD[..., 3])) / jnp.ptp(RGBD[..., 3])
+    field = propose_blur(network, params, jnp.int32(1), make_rendered(RGBD[..., :3], depth), stage=stage)
+    rgbd = jnp.concatenate([RGBD[..., :3], 0.5 * (depth - 3.0)[..., None]], axis=-1)
+    expected = propose(network, params, head=1, rgbd=rgbd)
+    np.testing.assert_allclose(field.features, expected.features, atol=1e-5)
+    np.testing.assert_allclose(field.mask, expected.mask, atol=1e-6)
+
+
+def test_mask_does_not_train_the_trunk():
+    network, params = make_network()
+    gradient = jax.grad(lambda p: jnp.sum(propose(network, p).mask))(params)
+    moved = {name for name, part in gradient.items() if any(bool(x.any()) for x in jax.tree.leaves(part))}
     assert moved == {"mask_heads_0"}
-    taught = jax.grad(lambda p: jnp.sum(every_kernel(propose(network, p)) ** 2))(params)
-    moved = {name for name, part in taught.items() if any(bool(x.any()) for x in jax.tree.leaves(part))}
+    gradient = jax.grad(lambda p: jnp.sum(every_kernel(propose(network, p)) ** 2))(params)
+    moved = {name for name, part in gradient.items() if any(bool(x.any()) for x in jax.tree.leaves(part))}
     assert moved == {"trunk_0", "trunk_1", "embedding", "render_features", "kernel_heads_0", "table_0"}
 
 
@@ -133,7 +152,7 @@ def test_mask_cannot_close_for_good():
     least = 1.0 / (1.0 + math.exp(network.logit_bound))
     value, pull = jax.vjp(mean, jnp.array([-100.0]))
     np.testing.assert_allclose(value, least, rtol=1e-4)
-    # What wants it open still moves it, by the slope of the sigmoid at the bound; what wants it closed no further.
+    # A gradient that opens the mask passes, with the slope of the sigmoid at the bound; one that closes it further is 0.
     np.testing.assert_allclose(pull(jnp.float32(-1.0))[0], [-least * (1.0 - least)], rtol=1e-4)
     np.testing.assert_array_equal(pull(jnp.float32(1.0))[0], [0.0])
 
@@ -146,7 +165,9 @@ def test_position_code_tells_pixels_apart():
     assert distances.min() > 0.1
 
 
-def test_depth_spans_the_unit_interval():
-    depth = normalize_depth(jnp.array([[2.0, 3.0], [6.0, 4.0]]))
-    np.testing.assert_allclose(depth, [[0, 0.25], [1, 0.5]])
-    assert np.isfinite(normalize_depth(jnp.full((2, 2), 3.0))).all()
+def test_is_a_blur_model():
+    network, params = make_network()
+    assert isinstance(network, BlurModel) and hash(network) == hash(make_network()[0])
+    groups = network.rate_groups(params)
+    assert jax.tree.structure(groups) == jax.tree.structure(params)
+    assert set(jax.tree.leaves(groups)) == set(RATE_GROUPS)
