@@ -63,7 +63,9 @@ def rule_of(field: dataclasses.Field) -> Rule:
 class Data:
     """The capture."""
 
-    format: str = setting("auto", "Format of the capture: auto, colmap, llff, blender, nerfstudio or procedural.")
+    format: str = setting(
+        "auto", "Format of the capture: auto, procedural (an embedded world), or a name in data/formats.py."
+    )
     root: str = setting("", "Folder of the capture.")
     factor: int = setting(1, "Downscale factor of the photographs.", low=1)
     holdout: int = setting(0, "Hold out every n-th view. 0: the capture's file hold=n decides, else 8.", low=0)
