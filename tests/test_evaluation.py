@@ -53,17 +53,12 @@ def psnr(a, b):
     return -10 * np.log10(np.mean((np.clip(a, 0, 1) - np.clip(b, 0, 1)) ** 2) + 1e-12)
 
 
-def test_a_run_of_an_earlier_version_is_evaluated_as_it_was_trained(workdir, run, tmp_path):
-    """Settings that the older configuration lacks are switched off."""
+def test_a_run_of_another_format_is_refused(workdir, tmp_path):
     older = shutil.copytree(workdir, tmp_path / "older")
-    config = json.loads((older / "config.json").read_text())
-    for name in ("width_tv", "sharp", "sharp_start", "sharp_view_start"):
-        del config["loss"][name]
-    del config["blur"]["margin"]
-    (older / "config.json").write_text(json.dumps(config))
-    opened = open_run(older)
-    assert opened.job.config.loss.width_tv == 0.0 and run.job.config.blur.margin and not opened.job.config.blur.margin
-    jax.tree.map(np.testing.assert_array_equal, opened.state, run.state)
+    settings = json.loads((older / "config.json").read_text())
+    (older / "config.json").write_text(json.dumps({**settings, "format_version": 1}))
+    with pytest.raises(UserError, match="has format 1, this version of bags-jax reads format 2: train again"):
+        open_run(older)
 
 
 def test_a_smaller_photograph_is_padded_as_in_training(run):

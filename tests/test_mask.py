@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bags_jax import plan
-from bags_jax.blur_model.proposal_network import init_network
+from bags_jax.config import default_config, read_config
+from bags_jax.job import make_blur_model
 from bags_jax.ops.blur import blur
 from bags_jax.scene.optimizer import make_optimizers
 from bags_jax.training import train
-from configs import base, procedural
+from configs import procedural
 
 
 def mean_masks(config, workdir) -> dict[float, list[float]]:
@@ -29,7 +29,8 @@ def make_config(scales: tuple[float, ...], logit_bound: float):
     effect of 1000 unlucky steps by default.
     """
     config = procedural.get_config("motion,smoke")
-    config.data.width, config.data.height, config.data.num_train, config.data.num_points = 64, 42, 8, 500
+    scene = config.synthetic
+    scene.width, scene.height, scene.num_train, scene.num_points = 64, 42, 8, 500
     config.num_steps, config.max_gaussians = 140 * len(scales), 1000
     config.stages.scales = scales
     config.stages.stops = tuple((i + 1) / len(scales) for i in range(len(scales)))
@@ -41,7 +42,7 @@ def make_config(scales: tuple[float, ...], logit_bound: float):
 
 
 def test_mask_stays_open_at_every_scale(tmp_path):
-    bound = base.get_config().blur.logit_bound
+    bound = default_config().blur.logit_bound
     for scale, values in mean_masks(make_config((0.25, 0.5, 1.0), bound), tmp_path).items():
         assert len(values) >= 6
         # Twice the value that the bound alone guarantees (measured: 2.99 times). The mask loss does not train the
@@ -53,7 +54,7 @@ def test_without_the_bound_the_mask_closes(tmp_path):
     """Control of the test above: without the bound, as published, the same mask loss keeps closing the mask."""
     (values,) = mean_masks(make_config((1.0,), 0.0), tmp_path).values()
     # Below the bound's limit, and still falling.
-    assert values[-1] < 0.9 / (1.0 + math.exp(base.get_config().blur.logit_bound)), values
+    assert values[-1] < 0.9 / (1.0 + math.exp(default_config().blur.logit_bound)), values
     assert values[-1] == min(values), values
 
 
@@ -63,16 +64,17 @@ def test_a_closed_mask_opens_where_there_is_blur():
     config.num_steps = 150
     config.blur.use_rgbd = False  # compiles faster
     config.optim.network, config.optim.mask_gain = 0.05, 1.0  # ten times the rate: the default needs 1500 steps
-    network = plan.make_network(config, num_views=1)
-    optimizer = make_optimizers(plan.make_rates(config), restart=0, num_steps=config.num_steps).network
-    params = jax.jit(init_network, static_argnums=0)(network, jax.random.key(0))
+    settings = read_config(config)
+    model = make_blur_model(settings, num_views=1)
+    optimizer = make_optimizers(settings.optim, model, restart=0, num_steps=config.num_steps).network
+    params = jax.jit(model.init_params)(jax.random.key(0))
     params["mask_heads_0"] = {**params["mask_heads_0"], "bias": jnp.array([-config.blur.logit_bound - 3.0])}
     rgbd = jax.random.uniform(jax.random.key(1), (12, 16, 4))
     sharp = rgbd[..., :3]
     photo = (jnp.roll(sharp, 1, axis=1) + sharp + jnp.roll(sharp, -1, axis=1)) / 3.0
 
     def loss(params):
-        field = network.apply({"params": params["first"]}, jnp.int32(0), rgbd, head=0)
+        field = model.field(params["first"], jnp.int32(0), rgbd, head=0)
         mask = jnp.mean(field.mask)
         return jnp.mean(jnp.abs(blur(sharp, field)[0] - photo)) + config.loss.mask * mask, mask
 

@@ -12,9 +12,14 @@ import sys
 import numpy as np
 import pytest
 
-from bags_jax import plan
+from bags_jax import published
+from bags_jax.config import default_config, read_config
 from bags_jax.errors import UserError
-from configs import base, presets, procedural
+from bags_jax.job import load_photographs, make_blur_model
+from bags_jax.schedule import late_from, make_stages
+from bags_jax.settings import Settings, in_steps
+from bags_jax.workdir import claim_workdir
+from configs import procedural
 from experiments.benchmarks.quality import runs, suites, tables
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -26,6 +31,12 @@ def flat(config, prefix=""):
     for name, value in config.items():
         found |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {f"{prefix}{name}": value}
     return found
+
+
+def procedural_settings(words: str) -> Settings:
+    """Settings of an embedded scene, with numbers of steps."""
+    settings = read_config(procedural.get_config(words))
+    return in_steps(settings, settings.num_steps)
 
 
 # --- the published settings, at equal steps --------------------------------------------------------------------------
@@ -48,23 +59,21 @@ def test_published_differs_only_in_the_blur_model_and_its_schedule(words):
 
 
 def test_published_switches_the_blur_model_off_at_the_start_and_again_at_full_scale():
-    stages = plan.make_stages(procedural.get_config("motion,published"))
-    ours = plan.make_stages(procedural.get_config("motion"))
+    settings, our_settings = procedural_settings("motion,published"), procedural_settings("motion")
+    stages, ours = make_stages(settings), make_stages(our_settings)
     without = [(s.start, s.stop, s.scale) for s in stages if not s.kernel_size]
     full = min(s.start for s in ours if s.scale == 1.0)
     assert without == [(0, 12, 0.25), (full, full + 12, 1.0)]
     assert {(s.scale, s.kernel_size) for s in stages if s.kernel_size} == {(0.25, 3), (0.5, 5), (1.0, 9)}
     assert stages[-1].stop == ours[-1].stop
-    density = [
-        plan.make_density_plan(procedural.get_config(w), s) for w, s in (("motion", ours), ("motion,published", stages))
-    ]
-    assert density[0] == density[1]
+    assert settings.density == our_settings.density
+    assert late_from(settings, stages) == late_from(our_settings, ours)
 
 
 def test_published_changes_any_configuration():
-    config = presets.at_equal_steps(base.get_config(), network_rate=1e-3)
-    assert config.optim.network == 1e-3 and plan.make_network(config, 3) is not None
-    assert plan.make_stages(procedural.get_config("motion,published,smoke"))[-1].stop == 12
+    config = published.at_equal_steps(default_config(), network_rate=1e-3)
+    assert config.optim.network == 1e-3 and make_blur_model(read_config(config), 3) is not None
+    assert make_stages(procedural_settings("motion,published,smoke"))[-1].stop == 12
 
 
 # --- cases, methods, runs --------------------------------------------------------------------------------------------
@@ -76,9 +85,10 @@ def test_cases_of_the_procedural_suite():
     assert len(suites.find_cases("procedural", ["*"])) == 2 * len(cases)
     (case,) = suites.find_cases("procedural", ["corner-defocus-easy-large"])
     config = suites.make_config(case, "default", 107)
-    data = config.data
-    assert (data.layout, data.blur, data.blur_scale, data.width, data.height) == ("corner", "defocus", 0.5, 192, 128)
-    assert config.seed == data.seed == 107 and config.blur.enabled
+    scene = config.synthetic
+    assert (scene.layout, scene.blur, scene.blur_scale) == ("corner", "defocus", 0.5)
+    assert (scene.width, scene.height) == (192, 128)
+    assert config.seed == scene.seed == 107 and config.blur.enabled
     assert not suites.make_config(case, "plain", 107).blur.enabled
 
 
@@ -100,11 +110,11 @@ def test_one_oracle_serves_all_blurs_of_a_layout(tmp_path):
     by_figure = runs.list_runs(tmp_path, cases, ["oracle"], [100], smoke=True)
     (run,) = runs.distinct(by_figure)
     assert run.name == "still_life-none/plain/100" and not run.config.blur.enabled
-    sharp = plan.load(run.config)
+    sharp = load_photographs(read_config(run.config))
     for case in cases:
         config = suites.make_config(case, "plain", 100, smoke=True)
         config.data.use_sharp = True
-        scene = plan.load(config)
+        scene = load_photographs(read_config(config))
         np.testing.assert_array_equal(scene.viewmats, sharp.viewmats)
         np.testing.assert_array_equal(scene.points, sharp.points)
         for a, b in zip(scene.images, sharp.images, strict=True):
@@ -121,8 +131,7 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path):
     (case,) = suites.find_cases("procedural", ["corner-none"])
     run = runs.make_run(tmp_path, case, "plain", 100)
     assert run.status() == "to do" and run.row() is None
-    run.folder.mkdir(parents=True)
-    (run.folder / "config.json").write_text(run.config.to_json_best_effort())
+    claim_workdir(run.folder, read_config(run.config))
     assert run.status() == "begun"
     (run.folder / "row.json").write_text("{}")
     assert run.status() == "done"
