@@ -5,8 +5,6 @@ Splatting: `rasterization` (gsplat's interface: Gaussians and cameras in, images
 `evaluate`, or `train_step` in your own loop. Files: `load_scene`, `make_scene` (embedded worlds), `write_ply`, `read_ply`.
 """
 
-import importlib.metadata
-
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.blur_model.statistics import kernel_statistics
@@ -26,10 +24,7 @@ from bags_jax.structs import BlurField, BlurMoments, Camera, Dataset, Gaussians,
 from bags_jax.synthetic import make_scene
 from bags_jax.training import train
 
-try:
-    __version__ = importlib.metadata.version("bags-jax")
-except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
-    __version__ = "0.2.0"
+__version__ = "0.2.0"  # pyproject.toml reads it here
 
 __all__ = [
     "BlurField",

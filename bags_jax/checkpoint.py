@@ -1,4 +1,7 @@
-"""Checkpoints by Orbax: the training state as plain arrays, readable on any number of devices."""
+"""Checkpoints by Orbax: the training state as plain arrays, readable on any number of devices.
+
+Only `Checkpoints` imports Orbax: that takes long, and `import bags_jax` should not.
+"""
 
 import dataclasses
 import math
@@ -8,7 +11,6 @@ from typing import Any
 import flax.serialization
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
@@ -27,6 +29,9 @@ class Checkpoints:
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
         if not create and not self.directory.is_dir():  # reading must not create the folder
             raise UserError(f"no checkpoint in {self.directory}: train with this --workdir first")
+        import orbax.checkpoint as ocp
+
+        self._args = ocp.args
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
         handler = ocp.StandardCheckpointHandler()
         try:
@@ -67,7 +72,7 @@ class Checkpoints:
             arrays: dict[str, Any] = flatten_dict(flax.serialization.to_state_dict(state), sep="/")
             arrays = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses empty arrays
             try:
-                self._manager.save(step, args=ocp.args.StandardSave(arrays))
+                self._manager.save(step, args=self._args.StandardSave(arrays))
             except WRITE_PROBLEMS as error:
                 raise self._unwritten(error) from error
 
@@ -123,7 +128,7 @@ class Checkpoints:
         """All arrays of a checkpoint by path, in host memory."""
         try:
             shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._manager.item_metadata(step))
-            saved: Any = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+            saved: Any = self._manager.restore(step, args=self._args.StandardRestore(shapes))
             return dict(saved)
         except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
             raise self._unreadable(step, error) from error

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import runpy
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -119,3 +120,28 @@ def shipped_configs() -> dict[str, pathlib.Path]:
     """The shipped configuration files by name."""
     files = sorted(config_folder().glob("*.py"))
     return {file.stem: file for file in files if not file.stem.startswith("_")}
+
+
+def find_config(name: str) -> pathlib.Path:
+    """The file of a configuration: a shipped one by its name, any other by its path.
+
+    Raises:
+      UserError: neither a shipped configuration nor a file.
+    """
+    shipped, path = shipped_configs(), pathlib.Path(name).expanduser()
+    if name not in shipped and not path.is_file():
+        raise UserError(
+            f"--config={name} came, expected a shipped configuration ({', '.join(shipped)}) or the path of a Python file"
+        )
+    return shipped.get(name, path)
+
+
+def load_config(name: str) -> Any:
+    """The ConfigDict of a configuration, named as on the command line: `custom`, `procedural:motion,smoke`, `my/own.py`.
+
+    Raises:
+      UserError: neither a shipped configuration nor a file.
+    """
+    file, colon, words = name.partition(":")
+    get_config = runpy.run_path(str(find_config(file)))["get_config"]
+    return get_config(words) if colon else get_config()

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, and what becomes of damaged ones."""
+"""Checkpoints: states are restored to the last bit, and damaged checkpoints are refused in one line."""
 
 import dataclasses
 import pathlib
@@ -12,25 +12,19 @@ import pytest
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.errors import UserError
-from bags_jax.scene.initialize import init_state
-from bags_jax.scene.optimizer import Optimizers, Rates, make_optimizers
+from bags_jax.scene.initialize import init_gaussians, init_state, with_optimizers
+from bags_jax.scene.optimizer import make_optimizers
+from bags_jax.settings import Optim
 
-NETWORK = BlurProposalNetwork(
-    num_views=2, kernel_sizes=(3,), width=4, embedding_width=4, conv_width=4, feature_width=4, strides=(1,)
-)
-RATES = Rates(1e-4, 1e-5, 1e-3, 5e-3, 0.05, 2.5e-3, 1e-4, 5e-3, 5e-4, 0.5, 1.0, 1.0)
+MODEL = BlurProposalNetwork(num_views=2, kernel_sizes=(3,), width=4, embedding_width=4, conv_width=4, feature_width=4)
 
 
-@pytest.fixture(scope="module")
-def optimizers() -> Optimizers:
-    return make_optimizers(RATES, restart=0, num_steps=10)
-
-
-def make_state(optimizers, *, capacity=16, step=0, network=None, sh_degree=1):
+def make_state(*, capacity=16, step=0, model=None, sh_degree=1):
     points = np.random.default_rng(step).normal(size=(10, 3)).astype(np.float32)
-    state = init_state(
-        points, np.abs(points) % 1, network, optimizers, capacity=capacity, num_views=2, sh_degree=sh_degree
-    )
+    colors = np.abs(points) % 1
+    gaussians = init_gaussians(points, colors, capacity=capacity, sh_degree=sh_degree, opacity=0.1)
+    state = init_state(gaussians, jnp.arange(capacity) < 10, num_views=2, model=model)
+    state = with_optimizers(state, make_optimizers(Optim(), model, restart=0, num_steps=10))
     return dataclasses.replace(state, step=jnp.int32(step))
 
 
@@ -45,7 +39,7 @@ def assert_same(a, b):
 
 
 class FullDisk:
-    """Stands before a manager of checkpoints whose disk is full."""
+    """A checkpoint manager whose disk is full."""
 
     def __init__(self, manager, fails_in: str):
         self._manager, self._fails_in, self.is_closed = manager, fails_in, False
@@ -62,16 +56,16 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("fails_in", ["save", "wait_until_finished"])
-def test_a_full_disk_is_told_in_one_line(optimizers, tmp_path, fails_in):
+def test_full_disk_is_reported_in_one_line(tmp_path, fails_in):
     checkpoints = Checkpoints(tmp_path)
     checkpoints._manager = disk = FullDisk(checkpoints._manager, fails_in)
-    says = r"cannot be written to .*No space left on device\): make room"
+    says = r"cannot be written to .*No space left on device\): free space"
     with pytest.raises(UserError, match=says) as caught, checkpoints:
-        checkpoints.save(make_state(optimizers))
+        checkpoints.save(make_state())
     assert "\n" not in str(caught.value) and disk.is_closed
 
 
-def test_a_full_disk_does_not_hide_what_was_wrong_before(tmp_path):
+def test_full_disk_does_not_hide_an_earlier_error(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints._manager = disk = FullDisk(checkpoints._manager, "wait_until_finished")
     with pytest.raises(UserError, match="the loss is not finite"), checkpoints:
@@ -97,10 +91,10 @@ def refused(folder, state, match):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("network", [None, NETWORK], ids=["plain", "blur"])
+@pytest.mark.parametrize("model", [None, MODEL], ids=["plain", "blur"])
 @pytest.mark.parametrize("sh_degree", [0, 1])
-def test_all_comes_back(tmp_path, optimizers, network, sh_degree):
-    state = make_state(optimizers, step=3, network=network, sh_degree=sh_degree)
+def test_state_is_restored(tmp_path, model, sh_degree):
+    state = make_state(step=3, model=model, sh_degree=sh_degree)
     write(tmp_path, state)
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(template_of(state))
@@ -109,17 +103,17 @@ def test_all_comes_back(tmp_path, optimizers, network, sh_degree):
     assert_same(restored, state)
 
 
-def test_another_number_of_gaussians_comes_back(tmp_path, optimizers):
-    """Also into the arrays that are empty, which are not saved."""
-    state = make_state(optimizers, capacity=24, step=3, sh_degree=0)
+def test_another_number_of_gaussians_is_restored(tmp_path):
+    """Empty arrays, too, get that number of rows, although they are not saved."""
+    state = make_state(capacity=24, step=3, sh_degree=0)
     write(tmp_path, state)
     with Checkpoints(tmp_path) as checkpoints:
-        assert_same(checkpoints.restore(template_of(make_state(optimizers, capacity=16, sh_degree=0))), state)
+        assert_same(checkpoints.restore(template_of(make_state(capacity=16, sh_degree=0))), state)
 
 
-def test_what_the_template_leaves_out_is_left_out(tmp_path, optimizers):
-    """Whatever optimiser wrote it: that is how a run is evaluated."""
-    state = make_state(optimizers, step=3, network=NETWORK)
+def test_fields_that_the_template_leaves_out_are_not_restored(tmp_path):
+    """A run is evaluated without its optimizers."""
+    state = make_state(step=3, model=MODEL)
     write(tmp_path, state)
     bare = {"gaussians_opt": (), "network_opt": (), "poses_opt": ()}
     with Checkpoints(tmp_path) as checkpoints:
@@ -128,8 +122,8 @@ def test_what_the_template_leaves_out_is_left_out(tmp_path, optimizers):
     assert restored.gaussians_opt == restored.network_opt == restored.poses_opt == ()
 
 
-def test_last_or_chosen_step(tmp_path, optimizers):
-    states = [make_state(optimizers, step=step) for step in (2, 4, 6)]
+def test_last_or_chosen_step(tmp_path):
+    states = [make_state(step=step) for step in (2, 4, 6)]
     write(tmp_path, *states)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [2, 4, 6]
@@ -139,23 +133,23 @@ def test_last_or_chosen_step(tmp_path, optimizers):
             checkpoints.restore(template_of(states[0]), 5)
 
 
-def test_only_the_last_are_kept(tmp_path, optimizers):
+def test_only_the_last_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3, 4):
-            checkpoints.save(make_state(optimizers, step=step))
+            checkpoints.save(make_state(step=step))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [3, 4]
 
 
-def test_saved_step_is_not_written_again(tmp_path, optimizers):
-    folder = write(tmp_path, make_state(optimizers, step=3))
+def test_saved_step_is_not_written_again(tmp_path):
+    folder = write(tmp_path, make_state(step=3))
     before = contents(folder)
-    write(tmp_path, dataclasses.replace(make_state(optimizers, step=1), step=jnp.int32(3)))
+    write(tmp_path, dataclasses.replace(make_state(step=1), step=jnp.int32(3)))
     assert contents(folder) == before
 
 
-def test_none_there(tmp_path, optimizers):
-    refused(tmp_path, make_state(optimizers), "no checkpoint in .*: train with this --workdir first")
+def test_no_checkpoint(tmp_path):
+    refused(tmp_path, make_state(), "no checkpoint in .*: train with this --workdir first")
 
 
 def truncate_data(folder):
@@ -194,8 +188,8 @@ DAMAGES = [truncate_data, garble_data, remove_data, remove_metadata, garble_meta
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damaged_is_refused_or_passed_over_and_left_alone(tmp_path, optimizers, damage):
-    states = [make_state(optimizers, step=step) for step in (2, 4)]
+def test_damaged_checkpoint_is_refused_or_skipped_and_left_alone(tmp_path, damage):
+    states = [make_state(step=step) for step in (2, 4)]
     folder = write(tmp_path, *states)
     damage(folder / "4")
     before = contents(folder)
@@ -213,15 +207,15 @@ def test_damaged_is_refused_or_passed_over_and_left_alone(tmp_path, optimizers, 
 
 
 @pytest.mark.parametrize("damage", [truncate_data, remove_arrays], ids=lambda damage: damage.__name__)
-def test_damaged_and_alone(tmp_path, optimizers, damage):
-    state = make_state(optimizers, step=4)
+def test_damaged_only_checkpoint(tmp_path, damage):
+    state = make_state(step=4)
     damage(write(tmp_path, state) / "4")
     refused(tmp_path, state, "cannot be read .*remove that folder to start again")
 
 
-def test_save_that_was_cut_off_is_passed_over(tmp_path, optimizers):
-    """Orbax writes into a folder of another name until all is there."""
-    states = [make_state(optimizers, step=step) for step in (2, 4)]
+def test_save_that_was_cut_off_is_skipped(tmp_path):
+    """Orbax writes into a folder of another name, and renames it when the checkpoint is complete."""
+    states = [make_state(step=step) for step in (2, 4)]
     folder = write(tmp_path, *states)
     truncate_data(folder / "4")
     (folder / "4").rename(folder / "4.orbax-checkpoint-tmp")
@@ -230,8 +224,8 @@ def test_save_that_was_cut_off_is_passed_over(tmp_path, optimizers):
         assert_same(checkpoints.restore(template_of(states[0])), states[0])
 
 
-def test_save_after_one_that_was_cut_off(tmp_path, optimizers):
-    states = [make_state(optimizers, step=step) for step in (2, 4)]
+def test_save_after_one_that_was_cut_off(tmp_path):
+    states = [make_state(step=step) for step in (2, 4)]
     folder = write(tmp_path, *states)
     (folder / "4").rename(folder / "4.orbax-checkpoint-tmp")
     write(tmp_path, states[1])
@@ -239,13 +233,13 @@ def test_save_after_one_that_was_cut_off(tmp_path, optimizers):
         assert_same(checkpoints.restore(template_of(states[0])), states[1])
 
 
-def test_other_network_is_refused(tmp_path, optimizers):
-    write(tmp_path, make_state(optimizers, step=4, network=NETWORK))
-    wider = dataclasses.replace(NETWORK, kernel_sizes=(3, 5), strides=(1, 1))
-    refused(tmp_path, make_state(optimizers, network=wider), "cannot be read .*damaged or of another version")
+def test_other_network_is_refused(tmp_path):
+    write(tmp_path, make_state(step=4, model=MODEL))
+    wider = dataclasses.replace(MODEL, kernel_sizes=(3, 5))
+    refused(tmp_path, make_state(model=wider), "cannot be read .*damaged or of another version")
 
 
-def test_folder_that_cannot_be_made(tmp_path):
+def test_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         Checkpoints(pathlib.Path(tmp_path / "file" / "run"))

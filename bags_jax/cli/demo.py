@@ -1,8 +1,8 @@
-"""The whole road in minutes on a CPU: a blurred scene, plain splatting and BAGS on it, and what each makes of it.
+"""Trains plain splatting and BAGS on a small blurred scene and compares both, in minutes on a CPU.
 
-  python -m experiments.demo --workdir=runs/demo
+  bags-jax demo --workdir=runs/demo
 
-Writes runs/demo/results.json, before_after.png and scene.ply, beside the two runs plain/ and bags/.
+Writes results.json, before_after.png and scene.ply, and the folders plain/ and bags/ of the two runs.
 """
 
 import json
@@ -13,6 +13,7 @@ from absl import flags
 
 from bags_jax.atomic import write_atomic
 from bags_jax.cli.launch import launch, use_compilation_cache
+from bags_jax.config import load_config
 from bags_jax.evaluation import evaluate, mean_scores, score_view
 from bags_jax.export.splat import check_export
 from bags_jax.metrics import why_no_lpips
@@ -20,23 +21,22 @@ from bags_jax.report.pictures import make_contact_sheet, to_uint8, write_png
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
 from bags_jax.run import nearest_training_view, open_run, render_scene_views
 from bags_jax.training import train
-from configs import procedural
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder for all that the demo writes.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder for all files of the demo.")
 _BLUR = flags.DEFINE_enum("blur", "motion", ["motion", "defocus", "mixed"], "Kind of blur.")
-_SMOKE = flags.DEFINE_bool("smoke", False, "Everything in seconds, learning nothing: a test of the road itself.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "A test of the demo itself: runs in seconds and learns nothing.")
 
 NUM_ROWS = 3  # held-out views in the picture
 
 
 def photo_scores(scene) -> dict:
-    """How the blurred training photographs compare with their sharp truth, in the shape of an evaluation."""
+    """Scores of the blurred training photographs against their sharp truth, in the format of `evaluate`."""
     views = {scene.names[i]: score_view(scene.images[i] / 255.0, scene.sharp_images[i]) for i in scene.train_ids}
     return mean_scores(views)
 
 
 def before_after(plain, bags):
-    """Nearest blurred photograph, plain splatting, BAGS and truth, for some held-out views."""
+    """A picture with one row for each of some held-out views: nearest blurred photograph, plain splatting, BAGS, truth."""
     scene = bags.scene
     ids = scene.test_ids[np.linspace(0, len(scene.test_ids) - 1, min(NUM_ROWS, len(scene.test_ids))).astype(int)]
     renders = zip(render_scene_views(plain, ids), render_scene_views(bags, ids), strict=True)
@@ -49,7 +49,7 @@ def before_after(plain, bags):
 
 
 def table(results: dict, photos: dict) -> str:
-    """Scores in both protocols: they are never to be compared with each other."""
+    """Scores in both protocols, which must not be compared with each other."""
     rows = []
     for protocol in ("deblur_nerf", "gaussian_splatting"):
         named = {"photo blur": photos, "plain splatting": results["plain"], "BAGS": results["bags"]}
@@ -59,8 +59,8 @@ def table(results: dict, photos: dict) -> str:
 
 
 def main() -> None:
-    """Trains both, scores both, shows both."""
-    config = procedural.get_config(_BLUR.value + (",smoke" if _SMOKE.value else ""))
+    """Trains and scores both methods, then prints and draws the comparison."""
+    config = load_config(f"procedural:{_BLUR.value}{',smoke' if _SMOKE.value else ''}")
     use_compilation_cache(config.compilation_cache)
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     results = {}
@@ -79,13 +79,9 @@ def main() -> None:
     gain = results["bags"]["deblur_nerf"]["PSNR"] - results["plain"]["deblur_nerf"]["PSNR"]
     print(f"BAGS is ahead of plain splatting by {gain:.2f} dB on held-out sharp views.")
     print(check_export(bags, workdir / "scene.ply"))
-    print(f"Look at {workdir / 'before_after.png'} and at the blur that was found in {workdir / 'bags' / 'blur'}.")
+    print(f"See {workdir / 'before_after.png'}, and the estimated blur in {workdir / 'bags' / 'blur'}.")
 
 
 def run() -> None:
-    """The program, as a command."""
+    """The command `bags-jax demo`."""
     launch(main, resumes=True)
-
-
-if __name__ == "__main__":
-    run()

@@ -1,6 +1,8 @@
-"""Writes a trained scene as a standard 3DGS PLY, which ordinary splat viewers open. The 3D filter is baked in.
+"""Writes a trained scene as a standard 3DGS PLY file, which splat viewers open.
 
-python -m experiments.export --workdir=runs/motion --output=scene.ply
+  bags-jax export --workdir=runs/motion --output=scene.ply
+
+The 3D smoothing filter is applied to the scales and opacities that are written.
 """
 
 from absl import flags
@@ -10,19 +12,15 @@ from bags_jax.export.splat import export
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The .ply file to write.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the last.")
 
 
 def main() -> None:
-    """Exports from the flags."""
+    """Exports the run of the flags."""
     count, step = export(_WORKDIR.value, _OUTPUT.value, step=_STEP.value)
     print(f"{count} Gaussians of step {step} in {_OUTPUT.value}")
 
 
 def run() -> None:
-    """The program, as a command."""
+    """The command `bags-jax export`."""
     launch(main)
-
-
-if __name__ == "__main__":
-    run()

@@ -1,23 +1,22 @@
-"""What every program here shares: parse flags, run, and turn a user's mistake into one line and exit code 2."""
+"""Runs a program: parses its flags, and turns a mistake of the user into one line and exit code 2."""
 
 import ast
 import contextlib
-import os
 import pathlib
 import sys
 import warnings
 from collections.abc import Callable
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes about the machine
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
 from bags_jax.cache_home import find_cache_home
+from bags_jax.cli.config_flag import expand_config
+from bags_jax.cli.help import ASKS_FOR_HELP, print_help
 from bags_jax.errors import UserError
 
-# What ml_collections and configuration files raise for what stands in a flag or in such a file.
+# Exceptions with which absl, ml_collections and configuration files answer a bad flag or configuration.
 MISTAKES = (
     flags.Error,
     LookupError,
@@ -32,16 +31,23 @@ MISTAKES = (
 
 
 def launch(main: Callable[[], None], *, resumes: bool = False) -> None:
-    """Runs a program. Flags are parsed first, then UserError is what the user can mend; all else is our bug.
+    """Parses the flags and runs a program. Exit code 2: a mistake of the user, in one line; 130: Ctrl-C.
+
+    After the flags are parsed, only UserError is a mistake of the user. Any other exception is a bug and keeps its traceback.
 
     Args:
       main: the program.
-      resumes: called again, it goes on where it was stopped.
+      resumes: the same command continues an interrupted run.
     """
 
     def parse(argv):
+        if ASKS_FOR_HELP & set(argv[1:]):
+            print_help(sys.modules[main.__module__])
+            sys.exit(0)
         try:
-            rest = flags.FLAGS(argv)
+            rest = flags.FLAGS(expand_config(argv) if "config" in flags.FLAGS else argv)
+        except UserError as error:
+            fail(str(error))
         except MISTAKES as error:
             fail(f"{_one_line(error)}: see --help")
         if len(rest) > 1:
@@ -57,58 +63,41 @@ def launch(main: Callable[[], None], *, resumes: bool = False) -> None:
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            fail(
-                "interrupted" + resumes * ": the same command goes on from the last checkpoint, if there is one",
-                code=130,
-            )
+            hint = ": the same command continues from the last checkpoint, if there is one" if resumes else ""
+            fail(f"interrupted{hint}", code=130)
 
     app.run(run, flags_parser=parse)
 
 
-def _report_unraisable(unraisable) -> None:
-    """Python's own report, but for the reads that Orbax leaves behind when one of them fails: they say nothing new."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
-
-
-def fail(message: str, *, code: int = 2) -> None:
-    """Ends the program with one line."""
+def fail(message: str, *, code: int = 2) -> NoReturn:
+    """Prints an error in one line and ends the program."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _report_unraisable(unraisable) -> None:
+    """Python's report, except for reads that Orbax abandons when one of them fails: that failure is reported anyway."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _one_line(error: Exception) -> str:
     said = str(error)
     if "\\n" in said:
-        with contextlib.suppress(ValueError, SyntaxError):  # lines that somebody has put in quotes
+        with contextlib.suppress(ValueError, SyntaxError):  # absl quotes the message of a parser
             said = str(ast.literal_eval(said))
     lines = said.strip().splitlines() or [type(error).__name__]
-    if any("Traceback" in line for line in lines):  # of a configuration file: its last line says what is wrong
+    if any("Traceback" in line for line in lines):  # of a configuration file: its last line has the error
         lines = [lines[0].split(" Error whilst")[0].rstrip(":"), lines[-1].partition(": ")[2] or lines[-1]]
     text = " ".join(" ".join(lines).split()).rstrip(":. ").strip('"')
     if not (isinstance(error, KeyError | AttributeError) and text.startswith("'")):
         return text
-    field, _, guess = text.partition(" ")
-    return f"the configuration has no field {field}" + (
-        f". {guess}" if guess else ", expected one of those in configs/base.py"
-    )
-
-
-def read_config(holder: flags.FlagHolder) -> ConfigDict:
-    """The configuration of a flag; ml_collections reports a file that it could not load only here."""
-    name = config_flags.get_config_filename(flags.FLAGS[holder.name])
-    if not pathlib.Path(name.partition(":")[0]).is_file():
-        raise UserError(f"--config={name} is no file: expected --config=FILE.py or --config=FILE.py:argument")
-    try:
-        config = holder.value
-        config.num_steps  # noqa: B018
-        return config
-    except OSError as error:
-        raise UserError(f"{_one_line(error)}: expected --config=FILE.py or --config=FILE.py:argument") from error
+    field, _, guess = text.partition(" ")  # ml_collections: 'nokey' Did you mean ...?
+    return f"the configuration has no field {field}" + (f". {guess}" if guess else "")
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs on disk, those that compile fast too, so that the second run starts at once; "auto": in the cache folder."""
+    """Stores every compiled program in a folder, so that the next run starts at once. auto: in the cache folder; "": nowhere."""
     folder = str(find_cache_home() / "xla") if folder == "auto" else folder
     if folder:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))

@@ -1,9 +1,9 @@
 """Renders a trained scene: PNG files and an mp4 film in the folder of the run.
 
-  python -m experiments.render --workdir=runs/motion --path=spiral
+  bags-jax render --workdir=runs/motion --path=spiral
 
-Paths: test (the held-out cameras), train (the training cameras, in order of name), spiral (a loop about
-them, or around what they stand around).
+Paths of the camera: test (the held-out cameras), train (the training cameras, sorted by name),
+spiral (a loop around the training cameras, or around the object that they surround).
 """
 
 import pathlib
@@ -18,20 +18,20 @@ from bags_jax.report.pictures import to_uint8, write_png
 from bags_jax.run import open_run, render_path
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_PATH = flags.DEFINE_enum("path", "spiral", ["test", "train", "spiral"], "Cameras.")
-_FRAMES = flags.DEFINE_integer("frames", 120, "Frames of the spiral.", lower_bound=2)
+_PATH = flags.DEFINE_enum("path", "spiral", ["test", "train", "spiral"], "Path of the camera.")
+_FRAMES = flags.DEFINE_integer("frames", 120, "Number of frames of the spiral.", lower_bound=2)
 _FPS = flags.DEFINE_float("fps", 30.0, "Frames per second of the film.", lower_bound=0.1, upper_bound=240)
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last.")
-_DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it is not where training found it.")
-_CACHE = flags.DEFINE_string("compilation_cache", "auto", "Folder for compiled programs; empty: none.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the last.")
+_DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it has moved since training.")
+_CACHE = flags.DEFINE_string("compilation_cache", "auto", "Folder of compiled programs; empty: none.")
 
 
 def main() -> None:
-    """Renders from the flags."""
+    """Renders the run of the flags."""
     use_compilation_cache(_CACHE.value)
     run = open_run(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
     folder = pathlib.Path(run.workdir) / "renders" / _PATH.value
-    for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of an earlier film, which may have been longer
+    for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # an earlier film may have been longer
         old.unlink()
     files, shapes = [], set()
     for number, rendered in enumerate(render_path(run, _PATH.value, num_frames=_FRAMES.value)):
@@ -39,7 +39,7 @@ def main() -> None:
         shapes.add(rendered.image.shape)
         write_png(files[-1], to_uint8(rendered.image))
     if len(shapes) > 1:
-        print(f"{len(files)} pictures in {folder}; no film: their sizes differ")
+        print(f"{len(files)} pictures in {folder}; no film, because their sizes differ")
         return
     film = folder.with_suffix(".mp4")
     write_video(film, (np.asarray(Image.open(file)) for file in files), fps=_FPS.value)
@@ -47,9 +47,5 @@ def main() -> None:
 
 
 def run() -> None:
-    """The program, as a command."""
+    """The command `bags-jax render`."""
     launch(main)
-
-
-if __name__ == "__main__":
-    run()
