@@ -1,12 +1,12 @@
 """The state that training starts from."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax import plan
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.data.scene import Scene
-from bags_jax.errors import UserError
 from bags_jax.scene.initialize import (
     init_gaussians,
     init_state,
@@ -14,9 +14,10 @@ from bags_jax.scene.initialize import (
     neighbour_distance,
     random_points,
     scene_extent,
+    with_optimizers,
 )
 from bags_jax.scene.optimizer import make_optimizers
-from configs import base
+from bags_jax.settings import Optim
 
 
 def test_neighbour_distance_is_that_of_the_three_nearest():
@@ -38,19 +39,19 @@ def test_extent_is_the_reach_of_the_cameras():
 
 
 def test_cameras_in_one_place_have_an_extent_too():
-    """But for rounding, on a tripod: 3e-7 units would put everything into the lens."""
+    """A tripod: the extent of 3e-7 units would be rounding noise, and far too small."""
     viewmats = np.tile(np.eye(4), (3, 1, 1))
     viewmats[:, 0, 3] = [100.0, 100.0 + 1e-5, 100.0]
     assert scene_extent(viewmats) == 1.0
 
 
 @pytest.mark.parametrize("extent, depth", [(7.0, 0.2), (0.97, 0.2), (0.1, 0.025)])
-def test_pictures_begin_before_the_subject_of_a_small_scene(extent, depth):
+def test_near_plane_is_smaller_in_a_small_scene(extent, depth):
     assert near_plane(extent) == pytest.approx(depth)
 
 
 def test_random_points_are_where_the_views_see_something():
-    """Between the depths that the capture tells, in the picture of a training view: here the first and the last of three."""
+    """Between the depth bounds of the capture, inside the image of a training view: here the first and the last of three."""
     viewmats = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
     viewmats[:, 0, 3] = [0.0, 500.0, -1000.0]
     K = np.array([[30.0, 0, 20], [0, 30, 12], [0, 0, 1]], np.float32)
@@ -83,10 +84,17 @@ def test_gaussians_stand_on_the_points_with_their_colours():
     assert gaussians.sh_rest.shape == (10, 8, 3) and not gaussians.sh_rest.any()
 
 
-def test_more_points_than_rows_are_refused():
-    optimizers = make_optimizers(plan.make_rates(base.get_config()), restart=0, num_steps=10)
-    points = np.zeros((5, 3), np.float32)
-    with pytest.raises(UserError, match="max_gaussians"):
-        init_state(points, points, None, optimizers, capacity=4, num_views=2)
-    state = init_state(points, points, None, optimizers, capacity=8, num_views=2)
-    assert int(jnp.sum(state.alive)) == 5 and int(state.step) == 0
+def test_state_at_step_0():
+    points = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    gaussians = init_gaussians(points, np.abs(points) % 1, capacity=8, sh_degree=3, opacity=0.1)
+    model = BlurProposalNetwork(num_views=2, kernel_sizes=(3,), width=4, embedding_width=2, use_rgbd=False)
+    state = init_state(gaussians, jnp.arange(8) < 5, num_views=2, model=model, num_networks=2, seed=7)
+    assert int(jnp.sum(state.alive)) == 5 and int(state.step) == 0 and int(state.seed) == 7
+    assert state.network.keys() == {"first", "second"}
+    first, second = (state.network[name]["trunk_0"]["kernel"] for name in ("first", "second"))
+    assert (first != second).all(), "each network has random numbers of its own"
+    assert state.poses.shape == (2, 6) and not state.blur_px.any() and not state.density.counts.any()
+    assert state.gaussians_opt == state.network_opt == state.poses_opt == ()
+    ready = with_optimizers(state, make_optimizers(Optim(), model, restart=0, num_steps=10))
+    assert all(jax.tree.leaves(opt) for opt in (ready.gaussians_opt, ready.network_opt, ready.poses_opt))
+    assert not init_state(gaussians, jnp.arange(8) < 5, num_views=2).network
