@@ -1,6 +1,4 @@
-"""Losses against the metrics and a naive convolution; padding changes none of them. With C++ and without."""
-
-import os
+"""Terms of the loss: padding does not change them, and the total is their weighted sum."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +6,14 @@ import numpy as np
 import pytest
 
 from bags_jax import metrics
-from bags_jax.losses import l1, mse, psnr_from_mse, ssim, total_variation
+from bags_jax.losses import blur_terms, l1, mse, photo_terms, psnr_from_mse, total_variation, weighted_sum
+from bags_jax.ops.ssim import ssim
+from bags_jax.rendering import Rendered, normalize_depth
+from bags_jax.schedule import Stage
+from bags_jax.settings import Loss
+from bags_jax.structs import BlurMoments, Projected
 
 H, W = 17, 21
-
-
-@pytest.fixture(autouse=True, params=["1", "0"], ids=["native", "xla"])
-def native(monkeypatch, request):
-    monkeypatch.setenv("BAGS_JAX_NATIVE", request.param)
 
 
 def pair(seed: int = 0):
@@ -25,42 +23,10 @@ def pair(seed: int = 0):
     return jnp.asarray(image, jnp.float32), jnp.asarray(target, jnp.float32), jnp.ones((H, W), bool)
 
 
-def ssim_naive(image, target):
-    """By one dense convolution, not separable, no gradient rule of its own."""
-    taps = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
-    taps = jnp.asarray(np.outer(taps, taps) / taps.sum() ** 2, jnp.float32)
-
-    def window(x):
-        planes = jnp.moveaxis(x, -1, 0)[:, None]
-        return jnp.moveaxis(jax.lax.conv(planes, taps[None, None], (1, 1), "SAME")[:, 0], 0, -1)
-
-    a, b = window(image), window(target)
-    var_a, var_b, cov = window(image**2) - a**2, window(target**2) - b**2, window(image * target) - a * b
-    return jnp.mean((2 * a * b + 1e-4) * (2 * cov + 9e-4) / ((a**2 + b**2 + 1e-4) * (var_a + var_b + 9e-4)))
-
-
-def test_ssim_is_the_metric():
-    image, target, valid = pair()
-    expected = metrics.gaussian_splatting(np.asarray(image), np.asarray(target))
-    np.testing.assert_allclose(ssim(image, target, valid), expected.ssim, atol=1e-5)
-    np.testing.assert_allclose(psnr_from_mse(mse(image, target, valid)), expected.psnr, rtol=1e-5)
-    np.testing.assert_allclose(ssim(target, target, valid), 1.0, atol=1e-5)
-
-
-def test_gradient_of_ssim_is_autodiff_of_the_formula():
-    image, target, valid = pair()
-    ours = jax.grad(lambda i: ssim(i, target, valid))(image)
-    naive = jax.grad(lambda i: ssim_naive(i, target))(image)
-    np.testing.assert_allclose(ours, naive, atol=1e-3 * float(jnp.abs(naive).max()))
-    direction = jnp.asarray(np.random.default_rng(3).normal(size=image.shape), jnp.float32)
-    high, low = (ssim_naive(image + s * 0.01 * direction, target) for s in (1, -1))
-    np.testing.assert_allclose(jnp.sum(ours * direction), (high - low) / 0.02, rtol=0.02)
-
-
 @pytest.mark.parametrize(
     "loss",
-    [l1, mse, ssim, lambda image, target, valid: total_variation(image, valid)],
-    ids=["l1", "mse", "ssim", "total_variation"],
+    [l1, mse, lambda image, target, valid: total_variation(image, valid)],
+    ids=["l1", "mse", "total_variation"],
 )
 def test_padding_changes_nothing(loss):
     image, target, valid = pair()
@@ -75,6 +41,8 @@ def test_padding_changes_nothing(loss):
 
 def test_plain_means():
     image, target, valid = pair()
+    expected = metrics.gaussian_splatting(np.asarray(image), np.asarray(target))
+    np.testing.assert_allclose(psnr_from_mse(mse(image, target, valid)), expected.psnr, rtol=1e-5)
     np.testing.assert_allclose(l1(image, target, valid), np.mean(np.abs(image - target)), rtol=1e-5)
     np.testing.assert_allclose(mse(image, target, valid), np.mean((image - target) ** 2), rtol=1e-5)
     steps = np.mean(np.abs(np.diff(image, axis=0))) + np.mean(np.abs(np.diff(image, axis=1)))
@@ -83,44 +51,53 @@ def test_plain_means():
     assert np.isfinite(psnr_from_mse(jnp.float32(0.0)))
 
 
-def test_nothing_valid_is_zero_not_nan():
+def test_no_valid_pixel_is_zero_not_nan():
     image, target, valid = pair()
-    for loss in (l1, mse, ssim):
+    for loss in (l1, mse):
         value, gradient = jax.value_and_grad(loss)(image, target, ~valid)
         assert value == 0 and not gradient.any()
 
 
-# Rows of fewer numbers than the C++ takes at a time, and of more; blocks of rows that are whole, and not.
-@pytest.mark.parametrize("height, width, channels", [(1, 1, 1), (2, 3, 3), (16, 8, 1), (33, 25, 4), (40, 64, 3)])
-def test_ssim_of_every_size_equals_the_naive_one(height, width, channels):
-    rng = np.random.default_rng(1)
-    image, target = (jnp.asarray(rng.random((height, width, channels)), jnp.float32) for _ in range(2))
-    valid = jnp.ones((height, width), bool)
-    (value, gradient), (expected, naive) = (
-        jax.value_and_grad(f)(image, target) for f in (lambda i, t: ssim(i, t, valid), ssim_naive)
+def make_rendered(seed: int = 1) -> Rendered:
+    rng = np.random.default_rng(seed)
+    nothing = Projected(*(jnp.zeros(shape) for shape in ((1, 2), (1, 3), (1, 3), (1,), (1,), (1, 2))))
+    image, depth = (jnp.asarray(rng.random(shape), jnp.float32) for shape in ((H, W, 3), (H, W)))
+    return Rendered(image, 5.0 * depth, jnp.ones((H, W)), nothing, jnp.int32(0), jnp.int32(0))
+
+
+def test_terms_of_the_photograph():
+    image, photo, valid = pair()
+    sharp, loss = make_rendered(), Loss(depth_tv=0.1, rgb_tv=0.2)
+    terms = photo_terms(image, photo, valid, sharp, loss=loss)
+    expected = {
+        "l1": l1(image, photo, valid),
+        "dssim": 1.0 - ssim(image, photo, valid),
+        "depth_tv": total_variation(normalize_depth(sharp.depth)[..., None], valid),
+        "rgb_tv": total_variation(sharp.image, valid),
+    }
+    assert terms.keys() == expected.keys()
+    jax.tree.map(np.testing.assert_array_equal, terms, expected)
+    assert photo_terms(image, photo, valid, sharp, loss=Loss()).keys() == {"l1", "dssim"}
+
+
+def test_terms_of_the_blur():
+    """Kernels of one width, 3 px at half scale, in the left half of the photograph; the right half is sharp."""
+    mask = jnp.zeros((4, 6)).at[:, :3].set(0.5)
+    moments = BlurMoments(mask, jnp.full((2, 4, 6), 1.0), jnp.stack([jnp.full((4, 6), x) for x in (9.0, 0.0, 9.0)]))
+    share = jnp.full((4, 6), 1 / 24)
+    stage = Stage(start=0, stop=9, scale=0.5, kernel_size=9, head=0, stride=2)
+    blur_px, loss = jnp.full(3, 0.5), Loss(sharp_start=4, sharp_view_start=9)
+    early, late = (
+        blur_terms(moments, share, blur_px, jnp.int32(1), jnp.int32(step), stage=stage, loss=loss) for step in (3, 4)
     )
-    np.testing.assert_allclose(value, expected, atol=1e-5)
-    np.testing.assert_allclose(gradient, naive, atol=1e-4 * float(jnp.abs(naive).max()))
+    np.testing.assert_allclose(late["mask"], 0.25, rtol=1e-6)
+    np.testing.assert_allclose(late["centroid"], 0.25 * 2, rtol=1e-6)
+    step = np.sqrt(9 + 0.1**2) - 0.1  # of the width, over one of the 5 borders between columns and 2 px of stride
+    np.testing.assert_allclose(late["width_tv"], step / 5 / 2, rtol=1e-5)
+    assert early["sharp"] == 0.0 and 0.9 < late["sharp"] < 1.0
 
 
-def test_ssim_of_a_batch_is_that_of_each():
-    image, target, valid = pair()
-    images, holes = jnp.stack([image, image**2]), jnp.stack([valid, image[..., 0] > 0.3])
-    values, gradients = jax.vmap(jax.value_and_grad(ssim), in_axes=(0, None, 0))(images, target, holes)
-    for k in range(2):
-        value, gradient = jax.value_and_grad(ssim)(images[k], target, holes[k])
-        np.testing.assert_allclose(values[k], value, rtol=1e-6)
-        np.testing.assert_allclose(gradients[k], gradient, atol=1e-7)
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU: there is one thread whatever is asked for")
-def test_number_of_threads_changes_no_bit_of_ssim(monkeypatch):
-    rng = np.random.default_rng(2)
-    image, target = (jnp.asarray(rng.random((90, 70, 3)), jnp.float32) for _ in range(2))
-    results = []
-    for threads in ("1", "2", "2"):
-        monkeypatch.setenv("BAGS_JAX_NUM_THREADS", threads)
-        results.append(jax.value_and_grad(ssim)(image, target, jnp.ones((90, 70), bool)))
-    for value, gradient in results[1:]:
-        assert value == results[0][0]
-        np.testing.assert_array_equal(gradient, results[0][1])
+def test_total_is_weighted_and_leaves_out_terms_without_weight():
+    terms = {name: jnp.float32(value) for name, value in {"l1": 1, "dssim": 10, "mask": 100, "sharp": jnp.nan}.items()}
+    total = weighted_sum(terms, Loss(ssim=0.25, mask=0.5, sharp=0.0))
+    np.testing.assert_allclose(total, 0.75 * 1 + 0.25 * 10 + 0.5 * 100)
