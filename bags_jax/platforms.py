@@ -1,4 +1,4 @@
-"""Which kind of device JAX works on, as far as it can be told when a program is traced."""
+"""The platform that JAX uses, as far as it is known while a program is traced."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def current_platform() -> str:
-    """The platform of jax.default_device where that is set, else of JAX's default backend: cpu, gpu or tpu."""
+    """Returns the platform of jax.default_device if set, else of JAX's default backend: cpu, gpu or tpu."""
     device = jax.config.jax_default_device  # type: ignore[reportAttributeAccessIssue]
     if device is None:
         return jax.default_backend()
@@ -22,9 +22,9 @@ def current_platform() -> str:
 
 
 def follows_arrays(function: Callable[P, R]) -> Callable[P, R]:
-    """Calls a function with the device of its arrays as the default one, where they were put on another kind of device.
+    """Wraps a function to run with the device of its arrays as default device, if they are on another platform.
 
-    Within jit and vmap arrays do not say where they are, and nothing is followed.
+    Within jit and vmap the device of arrays is unknown and the default device stays.
     """
 
     @functools.wraps(function)
@@ -36,7 +36,9 @@ def follows_arrays(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _default_device_of(leaves: list) -> contextlib.AbstractContextManager:
-    leaves = [x.to_concrete_value() if isinstance(x, Tracer) else x for x in leaves]  # jax.grad's hold arrays
+    leaves = [
+        x.to_concrete_value() if isinstance(x, Tracer) else x for x in leaves
+    ]  # the tracers of jax.grad hold arrays
     put = next((x for x in leaves if isinstance(x, jax.Array) and x.committed), None)
     if put is None or any(x is None for x in leaves):
         return contextlib.nullcontext()

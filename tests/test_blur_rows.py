@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from emulated import emulated
 
 from bags_jax.ops.blur import stream_blur
 from bags_jax.ops.toolchain import cpp_build
+from tools import ptx_emulator
 
 F = 6
 METHODS = ("cpu", "cuda")
@@ -20,9 +20,9 @@ METHODS = ("cpu", "cuda")
 @contextlib.contextmanager
 def only(method: str):
     """A context in which a backend can be used: CUDA kernels on an emulator where there is no GPU."""
-    if method == "cpu" and (problem := cpp_build.find_problem()):
+    if problem := (cpp_build if method == "cpu" else ptx_emulator).find_problem():
         pytest.skip(problem)
-    with emulated() if method == "cuda" else contextlib.nullcontext():
+    with ptx_emulator.emulated() if method == "cuda" else contextlib.nullcontext():
         yield
 
 
@@ -154,7 +154,7 @@ def test_repeat_and_number_of_threads_change_no_bit(method, monkeypatch):
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="C++ is for CPUs")
-def test_native_code_can_be_forbidden(monkeypatch):
+def test_the_cpp_can_be_switched_off(monkeypatch):
     args, _ = layer(8, 8, side=3, stride=2, margin=0)
     monkeypatch.setenv("BAGS_JAX_NATIVE", "0")
     assert calls(args, stride=2, bound=2.0) == 0

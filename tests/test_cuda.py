@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import screen
-from emulated import emulated
 from screen import Scene, flat, with_gradients
 from splats import HEIGHT, KINDS, NUM, WIDTH, make_splats, project_splats
 
@@ -22,6 +21,7 @@ from bags_jax.ops.rasterize.tiles import bin_tiles, total
 from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.splatting import rasterization
 from bags_jax.structs import Projected
+from tools import ptx_emulator
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
 CAPACITY = 1024
@@ -30,7 +30,9 @@ ANY_ORDER = 1e-4  # of the largest: float32 sums by atomic additions, in another
 
 @pytest.fixture(autouse=True, scope="module")
 def _kernels():
-    with emulated():
+    if problem := ptx_emulator.find_problem():
+        pytest.skip(problem)
+    with ptx_emulator.emulated():
         yield
 
 

@@ -141,7 +141,7 @@ def test_launcher_loads_kernels_where_their_stream_is(tmp_path):
         pytest.skip("no g++: the second way to launch kernels is not built")
     driver = tmp_path / "libcuda.so.1"
     folders = [f"-I{path}" for path in (jax.ffi.include_dir(), cuda_build.TOOLCHAIN)]
-    source = str(pathlib.Path(__file__).parent / "fake_driver.cc")
+    source = str(pathlib.Path(__file__).parents[1] / "tools" / "ptx_emulator" / "fake_driver.cc")
     named = ["-fPIC", "-shared", f"-Wl,-soname,{driver.name}"]
     subprocess.run(["g++", "-std=c++17", "-w", *named, *folders, source, "-o", str(driver), "-ldl"], check=True)
     done = subprocess.run([sys.executable, "-c", LAUNCH, str(driver)], capture_output=True, text=True, check=True)

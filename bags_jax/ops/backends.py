@@ -65,7 +65,10 @@ def choose(operator: str, backend: str = AUTO, *, unsupported: str = "") -> str:
         raise UserError(f"backend={backend!r} came, expected one of {', '.join((AUTO, *BACKENDS))}")
     row = TABLE[operator]
     if backend == AUTO:
-        name = _choose_best(row)
+        name, problems = _find_best(row)
+        for better, problem in problems.items():
+            if problem != cpp_build.FORBIDDEN:  # the user's own choice needs no warning
+                _warn_once(f"backend {better!r} cannot be used, plain XLA is slower: {problem}")
     else:
         if problem := (row.get(backend) or TABLE["rasterize"][backend]).find_problem():
             raise UserError(
@@ -78,15 +81,15 @@ def choose(operator: str, backend: str = AUTO, *, unsupported: str = "") -> str:
     return name
 
 
-def _choose_best(row: dict[str, Implementation]) -> str:
+def _find_best(row: dict[str, Implementation]) -> tuple[str, dict[str, str]]:
+    """Returns the first backend that this machine can run, and the problems of better ones for its platform."""
+    problems = {}
     for name, implementation in row.items():
-        if implementation.platform not in ("", current_platform()):
-            continue
-        problem = implementation.find_problem()
-        if not problem:
-            return name
-        if problem != cpp_build.FORBIDDEN:  # the user's own choice needs no warning
-            _warn_once(f"backend {name!r} cannot be used, plain XLA is slower: {problem}")
+        if implementation.platform in ("", current_platform()):
+            problem = implementation.find_problem()
+            if not problem:
+                return name, problems
+            problems[name] = problem
     raise AssertionError("the last implementation of a row runs everywhere")
 
 
@@ -105,8 +108,8 @@ def explain(operator: str, backend: str) -> str:
         return f"JAX runs on {current_platform()}, needs {platform}"
     if problem := find_problem():
         return problem
-    taken = choose(operator)
-    return "" if backend == taken else f"{taken} is faster here"
+    best, _ = _find_best(row)
+    return "" if backend == best else f"{best} is faster here"
 
 
 def describe() -> str:

@@ -36,7 +36,7 @@ def blur(
     Returns:
       The blurred image without the margin, and the moments of its kernels.
     Raises:
-      ValueError: sizes of image and field that do not fit, or a backend that is unknown or that this machine cannot run.
+      ValueError: sizes of image and field do not fit, or a backend is unknown or cannot run on this machine.
     Differentiable in the image and all arrays of the field, once, in reverse mode.
     """
     planes = jnp.moveaxis(image, -1, 0)

@@ -2,7 +2,8 @@
 
 Clipping the logits keeps gradients alive, but leaves at least e^(-2 bound) in every tap. The sum over hundreds of taps
 is a glare that shows in the dark parts of sharp photographs. So 99 % of the smallest possible weight, the floor, is
-subtracted from every tap before the weights are normalised: a tap at the lower bound is almost 0, and its gradient stays.
+subtracted from every tap before the weights are normalised: a tap at the lower bound is almost 0, and its gradient
+stays.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ class KernelBlock:
 
     @property
     def floor(self) -> float:
-        """Weight that is subtracted from exp(logit - bound) of every tap. 0: none, the largest logit replaces the bound."""
+        """Weight to subtract from exp(logit - bound) of every tap. 0: none, the largest logit replaces the bound."""
         return floor_of(self.bound)
 
 
@@ -74,7 +75,7 @@ def clip(logits: Float[Array, "*S"], bound: float) -> Float[Array, "*S"]:
 
 
 def floor_of(bound: float) -> float:
-    """Returns the weight that is subtracted from exp(logit - bound) of every tap, for logits clipped to +- bound (0: none)."""
+    """Returns the weight to subtract from exp(logit - bound) of every tap; 0 without a bound."""
     return FLOOR * math.exp(-2.0 * bound) if 0.0 < bound <= LARGEST_BOUND else 0.0
 
 

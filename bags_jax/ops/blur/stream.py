@@ -25,7 +25,7 @@ DEVICE_BLOCK_BYTES = 100 << 20  # on an accelerator: few launches
 
 
 def rows_per_block(height: int, width: int, num_taps: int, block_bytes: int) -> int:
-    """Returns the rows of a coarse field whose logits fit a budget, at least one. All blocks have about the same height."""
+    """Returns the rows of a coarse field whose logits fit a budget, at least one, for blocks of similar height."""
     most = max(1, block_bytes // (4 * width * num_taps))
     return -(-height // -(-height // most))
 

@@ -1,6 +1,6 @@
 """The blur of a block of rows in plain XLA, one tap after the other, and its gradient.
 
-Columns of the image are grouped by x mod stride, so that the weights of neighbouring kernels multiply neighbours in memory.
+Columns of the image are grouped by x mod stride, so that weights of neighbouring kernels multiply neighbours in memory.
 """
 
 import functools
@@ -101,7 +101,7 @@ def _tap_table(block: KernelBlock):
 
 
 def _peak(logits, block: KernelBlock):
-    """Returns the number to subtract before exp. A scan: XLA's CPU code for a maximum over the leading axis is scalar."""
+    """Returns the number to subtract before exp. A scan: XLA's CPU code for a leading-axis maximum is scalar."""
     if block.floor:
         return jnp.full(logits.shape[1:], block.bound)
     return jax.lax.scan(lambda m, x: (jnp.maximum(m, x), None), logits[0], logits)[0]

@@ -13,8 +13,8 @@ BLOCK_BYTES = 1 << 20  # size of a block of shifted copies: fits the cache of a 
 def convolve(image: Float[Array, "h w Ci"], kernel: Float[Array, "K K Ci Co"]) -> Float[Array, "h w Co"]:
     """Correlates an image with a kernel of odd size, zeros beyond the border.
 
-    The gradient of the kernel is one matrix product per block of rows: K copies of the image shifted in x times K copies
-    of the cotangent shifted in y.
+    The gradient of the kernel is one matrix product per block of rows: K copies of the image shifted in x times K
+    copies of the cotangent shifted in y.
     """
     return xla.convolve(image, kernel)
 

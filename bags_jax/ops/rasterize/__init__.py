@@ -108,7 +108,7 @@ def rasterize(
     name, size = _resolve(backend, width, height, tile_size)
     if max_intersections is not None and not 1 <= max_intersections <= MAX_BUFFER:
         raise UserError(
-            f"max_intersections={max_intersections} came, expected 1 to {MAX_BUFFER}, or None to count the intersections"
+            f"max_intersections={max_intersections} came, expected 1 to {MAX_BUFFER}, or None to count intersections"
         )
     projected, features = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (projected, features))
     if features.shape[0] == 0:
@@ -177,7 +177,7 @@ def buffer_size(count: int) -> int:
     size = -(-max(count, 1) // step) * step
     if size > MAX_BUFFER:
         raise UserError(
-            f"{count} intersections of tiles and Gaussians in one image came, expected at most {MAX_BUFFER}: take smaller"
-            " images (config.data.factor), or fewer or smaller Gaussians"
+            f"{count} intersections of tiles and Gaussians in one image came, expected at most {MAX_BUFFER}: "
+            "take smaller images (config.data.factor), or fewer or smaller Gaussians"
         )
     return size

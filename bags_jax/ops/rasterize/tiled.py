@@ -24,7 +24,7 @@ def rasterize_by(
     """Rasterizes at least one Gaussian with a buffer for at least one intersection; arguments as for `rasterize`.
 
     Args:
-      blend: (attributes [N 6+E], gaussian_ids, starts) -> sum of weight times feature per pixel of each tile, row-major.
+      blend: (attributes [N 6+E], gaussian_ids, starts) -> sum of weight times feature per pixel of a tile, row-major.
     """
     tiles = bin_tiles(projected, width=width, height=height, tile_size=tile_size, max_intersections=max_intersections)
     geometry = [projected.means_px, projected.conics, projected.opacities[:, None]]

@@ -52,7 +52,7 @@ def check_tile_size(tile_size: int, backend: str) -> None:
     """Raises UserError unless the kernels of a backend, "cuda" or "tpu", are compiled for tiles of this size."""
     if tile_size != TILE:
         raise UserError(
-            f"tile_size={tile_size} came with backend={backend!r}, expected {TILE}, the only size that its kernels have: "
+            f"tile_size={tile_size} came with backend={backend!r}, whose kernels have tiles of {TILE} px: "
             "pass tile_size=None, or backend='xla'"
         )
 

@@ -6,7 +6,8 @@ running remainder, the part of the image that is still to come:
 
   dL/dalpha_i = T_i (c_i . g) - (sum over j > i of w_j c_j . g) / (1 - alpha_i),    w_i = T_i alpha_i
 
-The gradients of mean and conic are moments of one scalar per pixel against [1, x, y, x^2, xy, y^2] about the tile centre.
+The gradients of mean and conic are moments of one scalar per pixel against [1, x, y, x^2, xy, y^2], relative to the
+tile centre.
 """
 
 import dataclasses
@@ -81,7 +82,7 @@ def _batches(starts: Int[Array, "S"], grid: TileGrid) -> tuple[_Batch, Int[Array
 
 
 def _fetch(attributes, ids, batch: _Batch, i, unroll: int):
-    """Returns attributes [U, B, 6 + E] of the next Gaussians of each list, means relative to tile centres; ids [U, B]."""
+    """Returns attributes [U, B, 6 + E] of the next Gaussians of each list, relative to tile centres; ids [U, B]."""
     offsets = i + jnp.arange(unroll, dtype=jnp.int32)[:, None]
     live = offsets < batch.lengths[None]
     gaussian = ids.at[batch.starts[None] + offsets].get(mode="clip")
@@ -212,7 +213,7 @@ blend.defvjp(_blend_fwd, _blend_bwd)
 
 
 def _tile_grid(width: int, height: int, tile_size: int) -> TileGrid:
-    """Chooses the sizes of the loop by measurement: short vectors for the cache of a CPU, wide ones for an accelerator."""
+    """Returns measured loop sizes: short vectors for the cache of a CPU, wide ones for an accelerator."""
     batch = 4 if current_platform() == "cpu" else 1024
     return TileGrid(width, height, tile_size, batch=batch, unroll=4)
 

@@ -1,5 +1,6 @@
-"""Builds the C++ of all operators (ops/*/cpu) with the system's compiler, once per machine, and registers it with XLA."""
+"""Compiles the C++ of all operators (ops/*/cpu) with the compiler of the system, once, and registers it with XLA."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -9,8 +10,11 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -52,15 +56,15 @@ def cache_folder() -> pathlib.Path:
 
 
 def _compiler() -> list[str]:
-    """The words of the command that CXX says, which may have several (ccache g++), else the first compiler there is."""
-    wished = os.environ.get("CXX", "")
-    commands = [[wished], wished.split()] if wished.strip() else [[name] for name in COMPILERS]
+    """Returns the words of the command in CXX (there may be several: ccache g++), else the first compiler in PATH."""
+    wanted = os.environ.get("CXX", "")
+    commands = [[wanted], wanted.split()] if wanted.strip() else [[name] for name in COMPILERS]
     found = [[path, *options] for program, *options in commands if (path := shutil.which(program))]
     if found:
         return found[0]
-    if wished.strip():
+    if wanted.strip():
         raise UserError(
-            f"CXX is {wished!r}, and {wished.split()[0]} is not in PATH: set it to a C++ compiler, or unset it"
+            f"CXX is {wanted!r}, and {wanted.split()[0]} is not in PATH: set it to a C++ compiler, or unset it"
         )
     raise UserError(
         f"no C++ compiler ({', '.join(COMPILERS)}) in PATH: install one (Debian: apt install g++, macOS: xcode-select"
@@ -69,12 +73,12 @@ def _compiler() -> list[str]:
 
 
 def _cpu() -> str:
-    """What -march=native looks at: a library must not be taken to a machine that lacks its instructions."""
+    """Describes the CPU as -march=native sees it: another CPU may lack instructions that the library uses."""
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    wanted = ("model name", "flags", "Features", "CPU part")
-    seen = dict.fromkeys(line for line in lines if line.startswith(wanted))
-    return "\n".join([platform.machine(), platform.processor(), platform.system(), *seen])
+    keys = ("model name", "flags", "Features", "CPU part")
+    distinct = dict.fromkeys(line for line in lines if line.startswith(keys))
+    return "\n".join([platform.machine(), platform.processor(), platform.system(), *distinct])
 
 
 def _fingerprint(compiler: list[str]) -> str:
@@ -85,7 +89,7 @@ def _fingerprint(compiler: list[str]) -> str:
 
 
 def _compile(compiler: list[str], library: pathlib.Path) -> None:
-    """Writes the library under another name and renames it: whoever builds at the same time finds all of it or nothing."""
+    """Compiles under another name, then renames: processes that build at the same time find a whole library or none."""
     library.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=library.parent, prefix=".building_", suffix=".so")
     os.close(handle)
@@ -102,8 +106,16 @@ def _compile(compiler: list[str], library: pathlib.Path) -> None:
         pathlib.Path(draft).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _timed_messages() -> Iterator[None]:
+    start = time.perf_counter()
+    print("bags_jax: compiling the C++ kernels for this CPU (about 10 s, once) ...", file=sys.stderr, flush=True)
+    yield
+    print(f"bags_jax: compiled in {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
 def build() -> pathlib.Path:
-    """The library for this machine, built unless it is there already.
+    """Returns the library for this machine. Compiles it, with two lines on stderr, unless it is in the cache.
 
     Raises:
       UserError: no compiler, one that fails, or a cache that cannot be written.
@@ -113,10 +125,11 @@ def build() -> pathlib.Path:
     if library.is_file():
         return library
     try:
-        _compile(compiler, library)
+        with _timed_messages():
+            _compile(compiler, library)
     except OSError as error:
         raise UserError(
-            f"cannot write {library.parent} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be"
+            f"cannot write {library.parent} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources to the PTX that the package ships: `python -m bags_jax.ops.toolchain.cuda_build`, needs nvcc.
+"""Compiles the CUDA sources to the shipped PTX, with nvcc: `python -m bags_jax.ops.toolchain.cuda_build`.
 
 Users need no compiler: the driver translates PTX for their GPU. Every PTX file names the fingerprint of its source;
 tests/test_cuda_build.py fails if the source beside it has another one.
@@ -14,6 +14,7 @@ import tempfile
 import numpy as np
 
 from bags_jax.ops.limits import CHANNELS, COLORS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, STRIDES, TILE
+from bags_jax.ops.toolchain.cuda_launch import ptx_path
 
 TOOLCHAIN = pathlib.Path(__file__).parent
 # Names of the PTX files, with the macros that each is compiled with.
@@ -40,11 +41,6 @@ def source(program: str) -> pathlib.Path:
     """Returns the source file of a program."""
     name = program.partition("_")[0]
     return TOOLCHAIN.parent / ("blur" if name == "blur" else "rasterize") / "cuda" / f"{name}.cu"
-
-
-def ptx_path(program: str) -> pathlib.Path:
-    """Returns the PTX file of a program."""
-    return source(program).parent / "ptx" / f"{program}.ptx"
 
 
 def fingerprint(program: str) -> str:

@@ -1,8 +1,8 @@
-"""How a CUDA kernel gets into an XLA program: its PTX text goes along in the call, and the driver translates it.
+"""Launches CUDA kernels in XLA programs: a custom call carries the PTX text, and the driver translates it.
 
-Two routes lead there, behind `launch`. "xla" is a custom call that XLA brings along: nothing is compiled, but its name is
-XLA's own business. "ffi" is the documented way, a handler in a library that is built at first use (launcher.cc; g++ or nvcc
-will do) and launches the same PTX through the driver. Tests add a third, an emulator on the CPU.
+There are two routes. XLA is a custom call that XLA has: nothing is compiled, but its name is not part of XLA's API. FFI
+is the documented way: a handler in a library that is compiled at first use (launcher.cc, by g++ or nvcc) launches the
+same PTX through the driver. Tests add a third route, an emulator on the CPU (tools/ptx_emulator).
 """
 
 import contextlib
@@ -23,10 +23,10 @@ import numpy as np
 from bags_jax.cache_home import find_cache_home
 
 FOLDER = pathlib.Path(__file__).parent
-ENTRY = ".visible .entry "  # what a kernel begins with in PTX
-LEAST_CAPABILITY = (8, 0)
-TYPES = {"float32", "int32", "uint32", "uint16"}  # that kernels read
-# What XLA, the driver or a compiler may answer; XLA's own errors are RuntimeErrors. The other route may still work.
+ENTRY = ".visible .entry "  # start of a kernel in PTX
+MIN_CAPABILITY = (8, 0)
+TYPES = {"float32", "int32", "uint32", "uint16"}  # types of the operands of kernels
+# Errors of XLA (RuntimeError), the driver or a compiler. The other route may still work.
 PROBLEMS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, NotImplementedError)
 
 
@@ -44,15 +44,15 @@ class Kernel(NamedTuple):
 
 
 def ptx_path(program: str) -> pathlib.Path:
-    """The shipped PTX file of a program."""
+    """Returns the shipped PTX file of a program."""
     operator = "blur" if program.startswith("blur") else "rasterize"
     return FOLDER.parent / operator / "cuda" / "ptx" / f"{program}.ptx"
 
 
 @functools.cache
 def ptx(program: str, name: str) -> str:
-    """Text of one kernel of a shipped PTX file: a driver translates all that it is given, for each call of each program."""
-    head, *entries = (ptx_path(program)).read_text().split(ENTRY)
+    """Returns the text of one kernel of a shipped PTX file. The driver translates the whole text of every call."""
+    head, *entries = ptx_path(program).read_text().split(ENTRY)
     (text,) = [entry for entry in entries if entry.startswith(f"{name}(")]
     return head + ENTRY + text[: text.rindex("}")] + "}\n"
 
@@ -68,14 +68,14 @@ def launch(
     """Launches a kernel on operands and outputs, in this order.
 
     Args:
-      kernel: what runs.
+      kernel: program and name of the kernel, and threads per block.
       outputs: shapes of the results.
-      operands: device arrays; scalars go in an array too.
+      operands: device arrays. Scalars must be in an array.
       grid: blocks in x and y.
-      aliases: operand -> output that has its memory.
-      route: None: the one that works here.
+      aliases: operand -> output that uses its memory.
+      route: name of the custom call; None: the route that works on this machine.
     Raises:
-      TypeError: an operand that no kernel is written for: kernels take memory for what they expect.
+      TypeError: an operand of a type that no kernel has. Kernels do not check types.
     """
     if wrong := {str(x.dtype) for x in operands} - TYPES:
         raise TypeError(
@@ -107,7 +107,7 @@ _forced: list[str] = []
 
 @contextlib.contextmanager
 def forced_route(route: str) -> Iterator[None]:
-    """Within this, kernels are traced to be launched one way, untried: for programs for another machine, and in tests."""
+    """Within this context, kernels take this route, untested. For programs for another machine, and for tests."""
     _forced.append(route)
     try:
         yield
@@ -116,7 +116,7 @@ def forced_route(route: str) -> Iterator[None]:
 
 
 def current_route() -> str:
-    """The route that kernels take here."""
+    """Returns the route that kernels take on this machine."""
     return _forced[-1] if _forced else find_route().route or XLA
 
 
@@ -143,8 +143,8 @@ def find_route() -> Found:
     if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
         return Found("", f"JAX runs on {device}: it needs an NVIDIA GPU and pip install 'jax[cuda13]'")
     capability = tuple(int(x) for x in str(getattr(device, "compute_capability", "0.0")).split("."))
-    if capability < LEAST_CAPABILITY:
-        needed = ".".join(map(str, LEAST_CAPABILITY))
+    if capability < MIN_CAPABILITY:
+        needed = ".".join(map(str, MIN_CAPABILITY))
         return Found("", f"{device.device_kind} has compute capability {device.compute_capability}, needs {needed}")
     problems = []
     for route, prepare in ((XLA, lambda: None), (FFI, register_launcher)):
@@ -161,11 +161,13 @@ def find_route() -> Found:
 
 
 def _probe(route: str) -> None:
-    """Runs the smallest kernel in the way that asks most of XLA, that of `blend_backward`: with one operand given twice and
-    the memory of another for the result. The sum of slots 2 and 3 goes to 0; the others stay as they came.
+    """Runs the smallest kernel with the features of XLA that `blend_backward` needs.
+
+    One operand is passed twice, and the result uses the memory of another operand. The kernel writes the sum of slots 2
+    and 3 to slot 0 and leaves the other slots.
 
     Raises:
-      RuntimeError: it does not run, or gives something else.
+      RuntimeError: the kernel does not run, or returns a wrong result.
     """
     kernel = Kernel("binning", "sum_slots", 256)
 
@@ -179,14 +181,14 @@ def _probe(route: str) -> None:
         dtypes = jnp.int32, jnp.int32, jnp.float32
         found = jax.device_get(add(*map(jnp.array, operands, dtypes))).tolist()
     if found != [12, 2, 4, 8]:
-        raise RuntimeError(f"a kernel ran and gave {found}, expected [12, 2, 4, 8]")
+        raise RuntimeError(f"a kernel ran and returned {found}, expected [12, 2, 4, 8]")
 
 
 def build_launcher(folder: pathlib.Path) -> pathlib.Path:
-    """Compiles launcher.cc into a folder, unless it is there; returns the library.
+    """Compiles launcher.cc into a folder, unless the library is there. Returns the library.
 
     Raises:
-      RuntimeError: no compiler, or it fails.
+      RuntimeError: no compiler, or the compiler fails.
     """
     code = FOLDER / "launcher.cc"
     library = folder / f"launcher-{hashlib.sha256(code.read_bytes() + jax.__version__.encode()).hexdigest()[:16]}.so"
@@ -203,12 +205,12 @@ def build_launcher(folder: pathlib.Path) -> pathlib.Path:
         done = subprocess.run([*command, "-o", str(output), "-ldl"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-        output.replace(library)  # appears whole or not at all: several processes may be building
+        output.replace(library)  # a process that builds at the same time finds all of the library or none
     return library
 
 
 @functools.cache
 def register_launcher() -> None:
-    """Builds launcher.cc where the user's caches are, and tells XLA of it."""
+    """Compiles launcher.cc into the cache folder of the user, and registers it with XLA."""
     library = ctypes.CDLL(str(build_launcher(find_cache_home())))
     jax.ffi.register_ffi_target(FFI, jax.ffi.pycapsule(library.LaunchPtx), platform="CUDA")

@@ -1,8 +1,8 @@
-// What the kernel files share.
+// Constants and functions that the kernel files share.
 //
-// Compiled with -fmad=false: a multiplication and an addition are one instruction exactly where fmaf says so, in every
-// kernel alike, so that two kernels that count the same tiles cannot disagree in the last bit.
-// cuda_build.py defines MIN_ALPHA, MAX_ALPHA, MIN_TRANSMITTANCE, TILE (side of a tile, px) and COLORS from ops/limits.py.
+// Compiled with -fmad=false: multiplication and addition are one instruction only where the code says fmaf. So two
+// kernels that count the same tiles never differ in the last bit. cuda_build.py defines MIN_ALPHA, MAX_ALPHA,
+// MIN_TRANSMITTANCE, TILE (side of a tile, px) and COLORS from ops/limits.py.
 #pragma once
 
 #define KERNEL extern "C" __global__ void

@@ -1,6 +1,6 @@
-// The documented way into an XLA program: an FFI handler that launches PTX through the CUDA driver. It takes the attributes
-// of XLA's own PTX call, so that both are made by one function (launch.py). No CUDA toolkit is needed to build it: the few
-// functions of the driver are declared here and looked up when the library is first used.
+// An XLA FFI handler that launches PTX through the CUDA driver, the documented way to call a kernel from an XLA
+// program. It takes the attributes of XLA's own PTX call, so one function builds both calls (cuda_launch.py). It
+// compiles without a CUDA toolkit: the few functions of the driver are declared here and looked up at first use.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -27,7 +27,8 @@ struct Driver {
   Result (*leave)(Context*);
   Result (*load)(Module*, const void*);
   Result (*function)(Function*, Module, const char*);
-  Result (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**);
+  Result (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**,
+                   void**);
   Result (*describe)(Result, const char**);
   bool complete = false;
 };
@@ -58,7 +59,7 @@ static ffi::Error failure(const char* what, Result result) {
   return ffi::Error::Internal(std::string(what) + ": " + (text ? text : "unknown error"));
 }
 
-// The context of a stream, that is its GPU, is current as long as this lives: with several GPUs it need not be so already.
+// Makes the context (GPU) of a stream current for its lifetime: with several GPUs another one may be current.
 struct Within {
   explicit Within(Stream stream) {
     result = driver().context(stream, &context);
@@ -74,7 +75,7 @@ struct Within {
   Result result = 0;
 };
 
-// The driver translates a text once for each context. The first line of a text is its fingerprint.
+// Loads a kernel once per context: the driver translates the text then. The first line of a text is its fingerprint.
 static ffi::Error load(Context context, std::string_view ptx, std::string_view name, Function* function) {
   static std::mutex mutex;
   static std::map<std::tuple<Context, std::string, std::string>, Function> loaded;
@@ -82,8 +83,9 @@ static ffi::Error load(Context context, std::string_view ptx, std::string_view n
   Function& found = loaded[{context, std::string(ptx.substr(0, ptx.find('\n'))), std::string(name)}];
   if (!found) {
     Module module = nullptr;
-    if (const Result result = driver().load(&module, std::string(ptx).c_str())) return failure("cuModuleLoadData", result);
-    const Result result = driver().function(&found, module, std::string(name).c_str());
+    Result result = driver().load(&module, std::string(ptx).c_str());
+    if (result) return failure("cuModuleLoadData", result);
+    result = driver().function(&found, module, std::string(name).c_str());
     if (result) return failure("cuModuleGetFunction", result);
   }
   *function = found;
@@ -95,7 +97,7 @@ static ffi::Error launch(Stream stream, ffi::RemainingArgs args, ffi::RemainingR
                          int32_t block_x, int32_t block_y, int32_t block_z, int32_t shared_mem_bytes) {
   if (!driver().complete) return ffi::Error::Internal("libcuda.so.1 cannot be loaded: is the NVIDIA driver installed?");
   const Within within(stream);
-  if (within.result) return failure("the context of the stream", within.result);
+  if (within.result) return failure("cannot enter the context of the stream", within.result);
   Function function = nullptr;
   if (ffi::Error error = load(within.context, ptx, name, &function); error.failure()) return error;
   std::vector<void*> buffers;

@@ -1,4 +1,4 @@
-// A loop over XLA's own thread pool: its size follows the CPUs that the process may use, and no second pool competes.
+// A parallel loop on XLA's own thread pool: its size follows the CPUs of the process, and no second pool competes.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 
 namespace bags {
 
-// At most as many threads as BAGS_JAX_NUM_THREADS says, as the pool has, and as the calling thread has CPUs.
+// Returns the smallest of BAGS_JAX_NUM_THREADS, the threads of the pool, and the CPUs of the calling thread.
 inline int64_t NumThreads(const xla::ffi::ThreadPool& pool) {
   int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
 #if defined(__linux__)
@@ -30,7 +30,8 @@ inline int64_t NumThreads(const xla::ffi::ThreadPool& pool) {
   return std::max<int64_t>(threads, 1);
 }
 
-// What the threads of one loop share. A helper may start when all is over: it then only reads `next` and leaves.
+// State that the threads of one loop share. A helper that starts after the end of the loop only reads next_ and
+// returns.
 class Loop {
  public:
   Loop(int64_t count, std::function<void(int64_t)> body) : count_(count), body_(std::move(body)) {}
@@ -58,10 +59,10 @@ class Loop {
   int64_t done_ = 0;
 };
 
-// Calls body(item) for each item, by several threads, each taking the next one when it is free.
+// Calls body(item) for each item. Several threads each take the next item when they are free.
 //
-// The caller works too and waits only for items that a running thread has taken: it never depends on a helper that has
-// not started, so that the pool cannot lock up however many of its threads are in here.
+// The caller works too, and waits only for items that a running thread has taken. It never depends on a helper that has
+// not started, so the pool cannot deadlock, no matter how many of its threads run loops.
 inline void ParallelFor(xla::ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> body) {
   if (count <= 0) return;
   const int64_t helpers = std::min(NumThreads(pool), count) - 1;

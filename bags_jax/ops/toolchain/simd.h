@@ -1,4 +1,4 @@
-// Eight floats at a time, by the vector extensions that GCC and Clang share: AVX, two NEON registers, or plain code.
+// Vectors of eight floats, by the extensions that GCC and Clang share: AVX, two NEON registers, or plain code.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace bags {
 
 constexpr int kLanes = 8;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));  // of a comparison: -1 where it holds, 0 elsewhere
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));  // result of a comparison: -1 where true, 0 elsewhere
 
 inline Floats Splat(float x) { return Floats{} + x; }
 inline Floats Max(Floats a, Floats b) { return a > b ? a : b; }
@@ -26,7 +26,7 @@ inline Floats Load(const float* from) {
 
 inline void Store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
-// Bit k is set where lane k of a comparison holds.
+// Returns a mask: bit k is lane k of a comparison.
 inline uint32_t Bits(Ints mask) {
 #if defined(__AVX__)
   return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
@@ -37,10 +37,10 @@ inline uint32_t Bits(Ints mask) {
 #endif
 }
 
-// 2^-x for x >= 0, relative error under 2e-7; 2^-125 beyond x = 125.
+// Returns 2^-x for x >= 0 with a relative error under 2e-7; 2^-125 for x > 125.
 //
-// x = n - f with n an integer and |f| <= 1/2. Adding 1.5 * 2^23 leaves n in the low bits of the sum, from where a shift
-// brings it into the exponent. 2^f is a polynomial of degree 5, fitted by least squares at Chebyshev nodes.
+// x = n - f with n an integer and |f| <= 1/2. Adding 1.5 * 2^23 leaves n in the low bits of the sum; a shift moves it
+// into the exponent. 2^f is a polynomial of degree 5, fitted by least squares at Chebyshev nodes.
 inline Floats Exp2Minus(Floats x) {
   const Floats magic = Splat(12582912.0f);
   const Floats y = -Min(x, Splat(125.0f));
@@ -57,11 +57,11 @@ inline Floats Exp2Minus(Floats x) {
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define BAGS_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else  // GCC before 12 has it by another name
+#else  // other name in GCC before 12
 #define BAGS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
 #endif
 
-// The sums over lanes of eight vectors, as one vector: three rounds that add neighbours.
+// Returns the sums over lanes of eight vectors as one vector, in three rounds that add neighbours.
 inline Floats SumEach(const Floats* v) {
   Floats a[4], b[2];
   for (int k = 0; k < 4; ++k) {

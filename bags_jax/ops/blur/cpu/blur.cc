@@ -1,13 +1,14 @@
-// The blur of a block of rows as XLA custom calls, forward and backward. `build.py` builds and binds it.
+// The blur of a block of rows as XLA custom calls, forward and backward. cpp_build.py compiles it, binding.py calls it.
 //
-// Every result is a function of the arguments alone, bit for bit, whatever the number of threads: kernels are one thread's,
-// and what they add to the gradient of the image is added up in pieces of a fixed number of rows, and these in their order.
+// Results depend on the arguments alone, bit for bit, not on the number of threads: one thread handles a kernel, and
+// the gradient of the image is summed in pieces of a fixed number of rows, which are then summed in their order.
 
 #include "blur.h"
 
 #include <cstdint>
-#include <type_traits>
+#include <utility>
 
+#include "constant.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -19,7 +20,7 @@ namespace {
 using FloatsIn = ffi::Buffer<ffi::F32>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 
-// Whether arrays have the sizes that kernels need.
+// Returns whether arrays have the sizes that kernels need.
 bool Fits(const Kernels& kernels, int64_t slab, int64_t logits, int64_t image, int64_t moments) {
   if (kernels.side < 1 || kernels.stride < 1) return false;
   return slab == kernels.phases() * kColors * kernels.slab_rows() * kernels.columns() &&
@@ -33,19 +34,13 @@ int64_t Count(const Array& array) {
   return static_cast<int64_t>(array.element_count());
 }
 
-ffi::Error WrongSizes() { return ffi::Error::InvalidArgument("arrays of other sizes than the kernels need"); }
+ffi::Error WrongSizes() { return ffi::Error::InvalidArgument("arrays do not have the sizes that the kernels need"); }
 
 // Calls body with the stride as a compile-time constant.
 template <typename F>
 ffi::Error WithStride(int32_t stride, F&& body) {
-  switch (stride) {
-    case 1: body(std::integral_constant<int, 1>()); break;
-    case 2: body(std::integral_constant<int, 2>()); break;
-    case 3: body(std::integral_constant<int, 3>()); break;
-    case 4: body(std::integral_constant<int, 4>()); break;
-    default: return ffi::Error::InvalidArgument("blocks of pixels need a side of 1 to 4");
-  }
-  return ffi::Error::Success();
+  if (WithConstant(Strides(), stride, std::forward<F>(body))) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument("no code for this stride");
 }
 
 ffi::Error FilterRows(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logits, int32_t side, int32_t stride, float bound,
@@ -64,7 +59,7 @@ ffi::Error FilterRows(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logits, int3
   });
 }
 
-// Sums, for each row of pixels of a slab, the pieces that have it, in their order.
+// Sums, for each row of pixels of a slab, the pieces that contain the row, in their order.
 void SumPieces(ffi::ThreadPool& pool, const Kernels& kernels, int64_t piece_rows, const float* pieces, float* d_slab) {
   const int64_t rows = piece_rows * kernels.stride + 2 * kernels.radius(), columns = kernels.columns();
   const int64_t num = (kernels.rows + piece_rows - 1) / piece_rows, planes = kernels.phases() * kColors;
@@ -112,7 +107,7 @@ ffi::Error FilterRowsGradient(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logi
   });
 }
 
-// The static part of every call.
+// The attributes of every call.
 template <typename Binding>
 auto WithSizes(Binding binding) {
   return std::move(binding)

@@ -1,8 +1,8 @@
-// Kernels of blocks of kStride x kStride px: applied to an image, measured, and the gradient of both, eight kernels of a row
-// at a time (blur_stream/).
+// Applies kernels of blocks of kStride x kStride px to an image and computes their moments, and the gradient of both,
+// eight kernels of a row at a time (../stream.py).
 //
-// Images come with their columns apart by their place in a block of pixels (rows_xla.split), so that eight kernels multiply
-// eight neighbours in memory. What kernels add up is in registers while their taps go by.
+// The columns of images are grouped by x mod kStride (split in ../xla.py), so that eight kernels multiply eight
+// neighbours in memory. The sums of a kernel stay in registers during the loop over its taps.
 #pragma once
 
 #include <algorithm>
@@ -10,36 +10,38 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "simd.h"
 
 namespace bags {
 
-constexpr int kColors = 3;
+constexpr int kColors = BAGS_COLORS;                       // from ops/limits.py
+using Strides = std::integer_sequence<int, BAGS_STRIDES>;  // strides that have code, from ops/limits.py
 constexpr int kBlurMoments = 5;  // dx, dy, dx dx, dx dy, dy dy
 constexpr float kLog2E = 1.44269504f;
 
-// A block of rows: logits are [taps][rows][width], what is known of a kernel [rows][width].
+// A block of rows of kernels: logits are [taps][rows][width], results of a kernel [rows][width].
 struct Kernels {
   int64_t rows, width, side, stride;
 
   int64_t radius() const { return side / 2; }
   int64_t count() const { return rows * width; }
-  int64_t columns() const { return width + 2 * radius() / stride; }    // of what the kernels read
+  int64_t columns() const { return width + 2 * radius() / stride; }    // of the image that the kernels read
   int64_t slab_rows() const { return rows * stride + 2 * radius(); }
   int64_t phases() const { return 2 * stride - 1; }
 };
 
-// Where a tap begins to read, from where the first one does.
+// Position where a tap starts to read, relative to the first tap.
 struct Tap {
   int64_t phase, row, column;
 };
 
-// An image [phases][kColors][rows][columns], from where it is looked at.
+// A position in an image [phases][kColors][rows][columns].
 template <typename T>
 struct Planes {
   T* at;
-  int64_t phase, color, row;  // how far apart these are in memory
+  int64_t phase, color, row;  // distances in memory
 
   Planes(T* start, int64_t rows, int64_t columns)
       : at(start), phase(kColors * rows * columns), color(rows * columns), row(columns) {}
@@ -60,17 +62,17 @@ struct Planes {
 };
 
 struct Limits {
-  float bound;  // of the logits; infinity: none
-  float floor;  // what is taken off exp(logit - bound); 0: nothing, and the largest logit takes the place of the bound
+  float bound;  // of the logits; infinity: no bound
+  float floor;  // subtracted from exp(logit - bound); 0: no floor, and the largest logit replaces the bound
 
   bool HaveFloor() const { return floor > 0.0f; }
   Floats Clip(Floats x) const { return x > bound ? Splat(bound) : x < -bound ? Splat(-bound) : x; }
 };
 
-// e^x for x < 87; what is no number stays so.
+// Returns e^x for x < 87. NaN stays NaN.
 inline Floats Exp(Floats x) { return x == x ? Exp2Minus(-kLog2E * x) : x; }
 
-// Up to eight neighbours, all eight where kWhole.
+// Loads and stores up to eight neighbours, all eight if kWhole.
 template <bool kWhole>
 struct Lanes {
   int count;
@@ -93,7 +95,7 @@ template <int kStride>
 struct BlockPixels {
   Floats of[kStride][kColors][kStride];
 
-  // Calls body(value, j, c, i) for each of them.
+  // Calls body(value, j, c, i) for each pixel.
   template <typename F>
   void Each(F&& body) {
     for (int j = 0; j < kStride; ++j)
@@ -125,7 +127,7 @@ struct BlurCotangents {
   const float *image, *moments;
 };
 
-// Applies and measures the kernels x .. x + 7 of a row.
+// Applies the kernels x .. x + 7 of a row and computes their moments.
 template <int kStride, bool kWhole>
 void FilterEight(const Kernels& kernels, const Limits& limits, const BlurIn& in, const Filtered& out, int64_t y,
                  int64_t x) {
@@ -168,8 +170,8 @@ void FilterEight(const Kernels& kernels, const Limits& limits, const BlurIn& in,
   for (int k = 0; k < lanes.count; ++k) out.normalizer[here + k] = peak[k] + std::log(sum[k]);
 }
 
-// Gradients of the logits of the kernels x .. x + 7 of a row, and of what they read: these are added to d_slab, which begins
-// with the first row of pixels that these kernels read.
+// Computes the gradients of the logits of the kernels x .. x + 7 of a row, and adds the gradients of the pixels that
+// they read to d_slab, which begins with the first row of pixels that these kernels read.
 template <int kStride, bool kWhole>
 void DifferentiateEight(const Kernels& kernels, const Limits& limits, const BlurIn& in, const FilteredIn& filtered,
                         const BlurCotangents& cotangents, const Planes<float>& d_slab, float* d_logits, int64_t y,
@@ -180,7 +182,7 @@ void DifferentiateEight(const Kernels& kernels, const Limits& limits, const Blur
   const auto image = Planes<const float>(filtered.image, image_rows, kernels.width).Moved(y * kStride, x);
   const auto d_image = Planes<const float>(cotangents.image, image_rows, kernels.width).Moved(y * kStride, x);
   BlockPixels<kStride> g;
-  Floats inner = {}, d[kBlurMoments];  // inner: sum_k h_k dh_k, from the outputs
+  Floats inner = {}, d[kBlurMoments];  // inner: sum_k h_k dh_k, computed from the outputs
   g.Each([&](Floats& value, int j, int c, int i) {
     value = lanes.Load(d_image.Pixel(j, c, i));
     inner += value * lanes.Load(image.Pixel(j, c, i));
@@ -209,13 +211,14 @@ void DifferentiateEight(const Kernels& kernels, const Limits& limits, const Blur
         lanes.Store(sum, lanes.Load(sum) + kernel * value);
       });
       gradient *= slope;
-      const Ints leads_out = ((logit > limits.bound) & (gradient < 0.0f)) | ((logit < -limits.bound) & (gradient > 0.0f));
-      lanes.Store(d_logits + k * count + here, leads_out ? Floats{} : gradient);
+      const Ints above = (logit > limits.bound) & (gradient < 0.0f);
+      const Ints below = (logit < -limits.bound) & (gradient > 0.0f);
+      lanes.Store(d_logits + k * count + here, (above | below) ? Floats{} : gradient);
     });
   }
 }
 
-// Calls body(x, whole) for each eight kernels of a row; the last ones may be fewer.
+// Calls body(x, whole) for every eight kernels of a row. The last group may be smaller.
 template <typename F>
 void ForEachEight(const Kernels& kernels, F&& body) {
   int64_t x = 0;

@@ -1,9 +1,10 @@
-// A kernel of its own for each block of STRIDE x STRIDE px: applied to an image and measured, and the gradient of that
-// (blur_stream/, compiled once for each stride). A launch has some rows of blocks.
+// Applies one kernel per block of STRIDE x STRIDE px to an image and computes its moments, and the gradient of both
+// (../stream.py). Compiled once for each stride. A launch handles some rows of blocks.
 //
-// A thread has one block. It walks along the taps of its kernel, row by row, and keeps the pixels that the present tap reads
-// in registers: the next tap along a row needs one more column. Logits lie tap by tap, so that neighbours read neighbours.
-// Nothing is added up by atomics: the gradient of the image is gathered, pixel by pixel, from the kernels that have read it.
+// A thread handles one block. It walks along the taps of its kernel, row by row, and holds the pixels of the current
+// tap in registers: the next tap in a row needs one more column. Logits are stored tap by tap, so neighbouring threads
+// read neighbours. There are no atomics: the gradient of the image is gathered, pixel by pixel, from the kernels that
+// read it.
 #include "device.cuh"
 
 constexpr int THREADS = 128;
@@ -11,12 +12,12 @@ constexpr float LOG2_E = 1.44269504f;
 
 __device__ __forceinline__ float exp_approx(float x) { return exp2_approx(x * LOG2_E); }
 
-// A launch: the arrays are [taps][rows][width] or [rows][width], images [COLORS][height][row].
+// Sizes of a launch. Arrays are [taps][rows][width] or [rows][width], images [COLORS][height][row].
 struct Shape {
   int rows, width, side;  // blocks, blocks, taps
   int radius, count;      // taps, blocks
   int row, size;          // of a filtered image: px of a row, px of a colour
-  int slab_row, slab_size;  // the same of what the kernels read
+  int slab_row, slab_size;  // the same of the image that the kernels read
 
   __device__ __forceinline__ explicit Shape(const int* sizes) : rows(sizes[0]), width(sizes[1]), side(sizes[2]) {
     radius = side / 2;
@@ -27,13 +28,13 @@ struct Shape {
     slab_size = slab_row * (rows * STRIDE + 2 * radius);
   }
 
-  // First pixel of block i in images that are `row` wide.
+  // First pixel of block i in an image whose rows have `row` px.
   __device__ __forceinline__ int corner(int i, int row) const { return i / width * STRIDE * row + i % width * STRIDE; }
 };
 
 struct Limits {
-  float bound;  // of the logits; infinity: none
-  float floor;  // what is taken off exp(logit - bound); 0: nothing, and the largest logit takes the place of the bound
+  float bound;  // of the logits; infinity: no bound
+  float floor;  // subtracted from exp(logit - bound); 0: no floor, and the largest logit replaces the bound
 
   __device__ __forceinline__ explicit Limits(const float* limits) : bound(limits[0]), floor(limits[1]) {}
   __device__ __forceinline__ bool have_floor() const { return floor > 0.0f; }
@@ -41,7 +42,7 @@ struct Limits {
   __device__ __forceinline__ float clip(float x) const { return x > bound ? bound : x < -bound ? -bound : x; }
 };
 
-// The pixels of one block, of all colours.
+// The pixels of one block, all colours.
 struct Pixels {
   float of[COLORS][STRIDE][STRIDE];
 
@@ -55,7 +56,7 @@ struct Pixels {
         for (int x = 0; x < STRIDE; ++x) function(of[c][y][x], c, y, x);
   }
 
-  // From an image whose rows have `row` px and whose colours are `size` px apart.
+  // Loads from an image whose rows have `row` px and whose colours are `size` px apart.
   __device__ __forceinline__ void load(const float* corner, int row, int size) {
     each([&](float& value, int c, int y, int x) { value = corner[c * size + y * row + x]; });
   }
@@ -67,12 +68,12 @@ struct Pixels {
   }
 };
 
-// What the taps of a row of the kernel read, one after the other.
+// The pixels that the current tap reads; steps along a row of taps.
 struct Window {
   Pixels now;
-  const float* next;  // first row of the column to come
+  const float* next;  // first row of the next column
 
-  // All but the last column of the first tap.
+  // Loads all columns of the first tap except the last one.
   __device__ __forceinline__ void begin(const float* corner, const Shape& shape) {
 #pragma unroll
     for (int x = 0; x + 1 < STRIDE; ++x) read(corner + x, x + 1, shape);
@@ -95,7 +96,7 @@ struct Window {
   }
 };
 
-// Filtered pixels, moments and log of the sum of the weights of each block.
+// Computes filtered pixels, moments and the log of the sum of the weights of each block.
 KERNEL filter_rows(const int* sizes, const float* limit, const float* slab, const float* logits, float* image,
                    float* moments, float* normalizer) {
   const Shape shape(sizes);
@@ -147,7 +148,7 @@ KERNEL filter_rows(const int* sizes, const float* limit, const float* slab, cons
   normalizer[i] = peak + logf(sum);
 }
 
-// Gradients of the logits, and the kernels: they may be written over the logits.
+// Computes the gradients of the logits, and the kernels, which may use the memory of the logits.
 KERNEL logit_gradients(const int* sizes, const float* limit, const float* slab, const float* logits, const float* image,
                        const float* moments, const float* normalizer, const float* d_image, const float* d_moments,
                        float* kernels, float* d_logits) {
@@ -157,7 +158,7 @@ KERNEL logit_gradients(const int* sizes, const float* limit, const float* slab, 
   if (i >= shape.count) return;
   const float log_sum = normalizer[i];
   const float floor = limits.have_floor() ? limits.floor * expf(limits.bound - log_sum) : 0.0f;
-  // sum_k h_k dh_k, from the outputs
+  // sum_k h_k dh_k, computed from the outputs
   Pixels g, filtered;
   g.load(d_image + shape.corner(i, shape.row), shape.row, shape.size);
   filtered.load(image + shape.corner(i, shape.row), shape.row, shape.size);
@@ -188,13 +189,13 @@ KERNEL logit_gradients(const int* sizes, const float* limit, const float* slab, 
   }
 }
 
-// Gradient of what the kernels have read, a thread for each pixel.
+// Computes the gradient of the image that the kernels read, one thread per pixel.
 KERNEL slab_gradients(const int* sizes, const float* kernels, const float* d_image, float* d_slab) {
   const Shape shape(sizes);
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= shape.slab_size) return;
   const int x = i % shape.slab_row, y = i / shape.slab_row;
-  // Taps by which a pixel of the filtered image, at x - dx and y - dy, has read this one.
+  // Range of taps (dx, dy) with which the filtered pixel at (x - dx, y - dy) read this pixel.
   const int first_x = max(0, x - (shape.row - 1)), last_x = min(shape.side - 1, x);
   const int first_y = max(0, y - (shape.rows * STRIDE - 1)), last_y = min(shape.side - 1, y);
   float sum[COLORS] = {};

@@ -32,7 +32,7 @@ class Frame:
 
 
 class Bins(NamedTuple):
-    """Intersections sorted by tile, front to back within a tile. Slot: place of an intersection when sorted by Gaussian."""
+    """Intersections sorted by tile, front to back within a tile. A slot is the place when sorted by Gaussian."""
 
     gaussian_ids: Int[Array, "M"]  # arbitrary behind the last intersection, like slots
     slots: Int[Array, "M"]

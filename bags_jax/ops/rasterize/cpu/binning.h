@@ -1,4 +1,4 @@
-// Which Gaussians touch which tiles, front to back: the rules of tiles.py, without its detours around static shapes.
+// Lists the intersections of tiles and Gaussians, front to back: the rules of tiles.py, without static shapes.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace bags {
 
-constexpr float kSlackPx = 1e-3f;  // intervals are widened so that rounding never loses a pixel
+constexpr float kSlackPx = 1e-3f;  // widens intervals, so that rounding never loses a pixel
 
 struct Grid {
   int32_t width, height;  // image, px
@@ -23,7 +23,7 @@ struct Grid {
   int32_t rows() const { return (height + tile - 1) / tile; }
 };
 
-// N Gaussians on the screen, as struct Projected has them.
+// N Gaussians on the screen: arrays of struct Projected.
 struct Screen {
   const float* means;   // [N, 2]
   const float* covs;    // [N, 3]
@@ -34,7 +34,7 @@ struct Screen {
   bool visible(int64_t n) const { return radii[2 * n] > 0 && radii[2 * n + 1] > 0; }
 };
 
-// Consecutive tiles of one row of tiles that one Gaussian touches.
+// Consecutive tiles in one row of tiles that one Gaussian touches.
 struct Strip {
   int32_t gaussian, row, first, count;
 };
@@ -43,15 +43,15 @@ struct Range {
   int32_t first, stop;
 };
 
-// Tiles of which some pixel centre lies between low and high; centres are half a pixel inside the border of a tile.
+// Returns the tiles with a pixel centre between low and high. Centres are half a pixel inside the border of a tile.
 inline Range TilesBetween(float low, float high, int32_t tile, int32_t limit) {
   const float first = std::ceil((low + 0.5f) / tile) - 1.0f, stop = std::floor((high - 0.5f) / tile) + 1.0f;
-  const float most = static_cast<float>(limit);  // clipped before the cast, which is undefined beyond 2^31
+  const float most = static_cast<float>(limit);  // clip before the cast, which is undefined beyond 2^31
   return {static_cast<int32_t>(std::fmin(std::fmax(first, 0.0f), most)),
           static_cast<int32_t>(std::fmin(std::fmax(stop, 0.0f), most))};
 }
 
-// Appends the strips of one Gaussian. The right border of an ellipse is a concave function of y: its maximum over a row
+// Appends the strips of one Gaussian. The right border of an ellipse is a concave function of y. Its maximum over a row
 // of tiles is at the y of the rightmost point, clipped to the row. The left border likewise.
 inline void AppendStrips(const Screen& screen, int32_t n, const Grid& grid, std::vector<Strip>& strips) {
   const float x = screen.means[2 * n], y = screen.means[2 * n + 1];
@@ -70,7 +70,7 @@ inline void AppendStrips(const Screen& screen, int32_t n, const Grid& grid, std:
   }
 }
 
-// Bits of a float that order like the float when read as an unsigned number.
+// Returns the bits of a float, changed so that they order like the float when read as an unsigned number.
 inline uint32_t OrderedBits(float x) {
   x += 0.0f;  // -0 becomes +0
   uint32_t bits;
@@ -78,7 +78,7 @@ inline uint32_t OrderedBits(float x) {
   return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
 }
 
-// Numbers of the visible Gaussians by depth, equal ones by number: a radix sort, 11 bits a round.
+// Returns the indices of the visible Gaussians by depth, then by index: a radix sort with 11 bits per round.
 inline std::vector<int32_t> DepthOrder(const Screen& screen) {
   struct Item {
     uint32_t key;
@@ -106,7 +106,7 @@ inline std::vector<int32_t> DepthOrder(const Screen& screen) {
   return order;
 }
 
-// The strips of all visible Gaussians, front to back, in pieces that several threads made.
+// Returns the strips of all visible Gaussians, front to back, in pieces made by several threads.
 inline std::vector<std::vector<Strip>> MakeStrips(const Screen& screen, const std::vector<int32_t>& order,
                                                   const Grid& grid, xla::ffi::ThreadPool& pool) {
   constexpr int64_t kPiece = 1024;  // Gaussians
@@ -120,7 +120,7 @@ inline std::vector<std::vector<Strip>> MakeStrips(const Screen& screen, const st
   return pieces;
 }
 
-inline int64_t CountPairs(const std::vector<std::vector<Strip>>& pieces) {
+inline int64_t CountIntersections(const std::vector<std::vector<Strip>>& pieces) {
   int64_t total = 0;
   for (const auto& piece : pieces) {
     for (const Strip& strip : piece) total += strip.count;
@@ -132,30 +132,29 @@ inline int32_t Saturate(int64_t count) {
   return static_cast<int32_t>(std::min<int64_t>(count, std::numeric_limits<int32_t>::max()));
 }
 
-// Pairs of tile and Gaussian by tile, front to back. A pair also has a slot: its place when pairs are listed by
-// Gaussian instead, where the gradients of one Gaussian lie side by side.
+// Intersections sorted by tile, front to back within a tile. The slot of an intersection is its place when sorted by
+// Gaussian, where the gradients of one Gaussian are neighbours.
 struct Bins {
-  int32_t* ids;     // [M] Gaussian of a pair
-  int32_t* slots;   // [M] slot of a pair
-  int32_t* starts;  // [T + 1] tile t owns the pairs starts[t] : starts[t + 1]
-  int32_t* spans;   // [N, 2] first slot of a Gaussian, and the one after its last
-  int64_t room;
+  int32_t* ids;     // [M] Gaussian of an intersection
+  int32_t* slots;   // [M] slot of an intersection
+  int32_t* starts;  // [T + 1] tile t owns the intersections starts[t] : starts[t + 1]
+  int32_t* spans;   // [N, 2] first slot of a Gaussian, and the slot after its last one
 };
 
-// Cuts the strips to the room that there is: what lies farthest back is left out.
-inline void CutToRoom(std::vector<std::vector<Strip>>& pieces, int64_t room) {
+// Drops the tiles farthest back that exceed the capacity of the buffer.
+inline void CutToCapacity(std::vector<std::vector<Strip>>& pieces, int64_t capacity) {
   for (auto& piece : pieces) {
     for (Strip& strip : piece) {
-      strip.count = static_cast<int32_t>(std::min<int64_t>(strip.count, room));
-      room -= strip.count;
+      strip.count = static_cast<int32_t>(std::min<int64_t>(strip.count, capacity));
+      capacity -= strip.count;
     }
   }
 }
 
-// A counting sort of the pairs by tile: they come front to back and stay so.
+// Sorts the intersections by tile, by counting. They are front to back before and after.
 inline void FillBins(const std::vector<std::vector<Strip>>& pieces, const Screen& screen, const Grid& grid, Bins bins) {
   const int32_t columns = grid.columns(), tiles = columns * grid.rows();
-  std::vector<int32_t> next(tiles + 1, 0);  // first the change in count from a tile to the next, then where to write
+  std::vector<int32_t> next(tiles + 1, 0);  // first differences of counts between tiles, then places to write
   for (const auto& piece : pieces) {
     for (const Strip& strip : piece) {
       ++next[strip.row * columns + strip.first];
@@ -175,9 +174,9 @@ inline void FillBins(const std::vector<std::vector<Strip>>& pieces, const Screen
       int32_t* span = bins.spans + 2 * strip.gaussian;
       if (span[1] == 0) span[0] = slot;
       for (int32_t k = 0; k < strip.count; ++k, ++slot) {
-        const int32_t pair = next[strip.row * columns + strip.first + k]++;
-        bins.ids[pair] = strip.gaussian;
-        bins.slots[pair] = slot;
+        const int32_t place = next[strip.row * columns + strip.first + k]++;
+        bins.ids[place] = strip.gaussian;
+        bins.slots[place] = slot;
       }
       span[1] = slot;
     }

@@ -1,44 +1,46 @@
-// Front-to-back blending of binned Gaussians and its gradient, eight pixels of a row at a time.
+// Front-to-back blending and its gradient, eight pixels of a row at a time.
 //
-// A tile is worked on in blocks of at most 8 x 8 pixels, one row a vector. For each Gaussian of the tile's list it is
-// first asked which rows of the block it reaches, all eight at once; only those are blended. Rows in which no pixel lets
-// light through any more drop out, and with the last of them the block is done.
+// A tile is split into blocks of at most 8 x 8 pixels, one vector per row. For each Gaussian in the list of the tile,
+// one test finds the rows of the block that the Gaussian reaches; only these are blended. A row is closed when none of
+// its pixels has transmittance left, and the block ends with its last row.
 //
 // The exponent is a completed square, with k = xy / xx and d = yy - xy^2 / xx of the conic, and s = log2(e) / 2:
 //   sigma log2(e) = s xx (dx + k dy)^2 + s d dy^2
-// The second term and k dy are the same for a row, and no difference of large products is left to round: d is computed
-// once a Gaussian, in double precision.
+// The second term and k dy are the same for a row. No difference of large products is rounded, because d is computed
+// once per Gaussian in double precision.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "binning.h"
 #include "simd.h"
 
 namespace bags {
 
-// bags_jax/ops/limits.py has these numbers; toolchain/cpp_build.py passes them on.
+// From ops/limits.py, defined by toolchain/cpp_build.py.
 constexpr float kMinAlpha = BAGS_MIN_ALPHA;
 constexpr float kMaxAlpha = BAGS_MAX_ALPHA;
 constexpr float kMinTransmittance = BAGS_MIN_TRANSMITTANCE;
+using Channels = std::integer_sequence<int, BAGS_CHANNELS>;  // channel counts that have code
+constexpr int kMaxChannels = std::max({BAGS_CHANNELS});
 
-constexpr int kSide = kLanes;        // of a block, px
-constexpr int kMaxChannels = 8;      // of the features
-constexpr int kMoments = 6;          // of dL/dsigma: 1, dx, dy, dx^2, dx dy, dy^2
-constexpr int kOpenEvery = 16;       // Gaussians between two looks at which rows still let light through
+constexpr int kSide = kLanes;    // of a block, px
+constexpr int kMoments = 6;      // of dL/dsigma: 1, dx, dy, dx^2, dx dy, dy^2
+constexpr int kOpenEvery = 16;   // Gaussians between two tests for rows with transmittance left
 constexpr double kHalfLog2E = 0.72134752044448170368;
 
-// All that blending needs of one Gaussian, on one cache line.
+// Numbers of one Gaussian that blending reads, on one cache line.
 struct alignas(64) Record {
   float x, y;      // mean, px
   float along;     // s xx
   float slope;     // k
   float across;    // s d
   float opacity;
-  float reach;     // the largest exponent at which alpha is not under 1/255, and a little more: whoever is beyond is skipped
+  float reach;     // largest exponent at which alpha is at least 1/255, plus some slack; pixels beyond are skipped
   float padding;
   float features[kMaxChannels];
 };
@@ -63,7 +65,7 @@ struct Block {
   int32_t x, y, columns, rows;
   bool first;  // of its tile
 
-  // A lane is 1 where it is a pixel of the block, else 0.
+  // Transmittance of a row at the start: 1 for pixels of the block, 0 for other lanes.
   Floats Light() const {
     Floats light;
     for (int k = 0; k < kLanes; ++k) light[k] = k < columns ? 1.0f : 0.0f;
@@ -82,15 +84,15 @@ void ForEachBlock(const Grid& grid, int32_t tile, F&& body) {
   }
 }
 
-// Pixel centres about the corner of a block; the same numbers for the columns and for the rows.
+// Pixel centres relative to the corner of a block, the same for columns and rows.
 inline Floats Centers() { return Floats{0.5f, 1.5f, 2.5f, 3.5f, 4.5f, 5.5f, 6.5f, 7.5f}; }
 
-// What one Gaussian has in common for the pixels of a row, for the eight rows of a block.
+// Terms of the exponent of one Gaussian that are the same for all pixels of a row, for the eight rows of a block.
 struct alignas(32) RowTerms {
-  float shift[kSide];  // u + k dy: with the pixel's x taken away, what is squared
+  float shift[kSide];  // u + k dy; minus x of the pixel, it is squared
   float start[kSide];  // s d dy^2
-  float u, v;          // mean about the corner of the block
-  uint32_t rows;       // bit r: row r is reached
+  float u, v;          // mean relative to the corner of the block
+  uint32_t rows;       // bit r: the Gaussian reaches row r
 };
 
 inline void FindRows(const Record& g, const Block& block, RowTerms& terms) {
@@ -98,7 +100,7 @@ inline void FindRows(const Record& g, const Block& block, RowTerms& terms) {
   terms.v = g.y - static_cast<float>(block.y);
   const Floats dy = terms.v - Centers();
   const Floats shift = terms.u + g.slope * dy, start = g.across * dy * dy;
-  // How far the row's pixels are from the ridge of the Gaussian: 0 if it passes between the first and the last.
+  // Distance of the pixels of a row from the ridge of the Gaussian: 0 if it passes between the first and the last.
   const Floats gap = Max(Max(shift - (kSide - 0.5f), 0.5f - shift), Floats{});
   terms.rows = Bits(g.along * gap * gap + start <= g.reach);
   Store(terms.shift, shift);
@@ -106,7 +108,7 @@ inline void FindRows(const Record& g, const Block& block, RowTerms& terms) {
 }
 
 struct Alpha {
-  Floats alpha;  // clamped; 0 where the Gaussian is not drawn
+  Floats alpha;  // clamped; 0 where the Gaussian is skipped
   Floats raw;    // before the clamp
 };
 
@@ -118,7 +120,8 @@ inline Alpha AlphaOfRow(const Record& g, const RowTerms& terms, int row) {
   return {Min(raw, Splat(kMaxAlpha)), raw};
 }
 
-// Weight of a Gaussian; light becomes that behind it, and drops to 0 for good at the pixel's last Gaussian.
+// Returns the weight of a Gaussian and updates the transmittance `light`: 0 from the Gaussian on at which a pixel
+// stops.
 inline Floats Absorb(Floats alpha, Floats& light) {
   const Floats behind = light * (1.0f - alpha);
   const Ints goes_on = behind > kMinTransmittance;
@@ -127,26 +130,26 @@ inline Floats Absorb(Floats alpha, Floats& light) {
   return weight;
 }
 
-// Rows in which some pixel still lets light through.
+// Returns the rows in which some pixel has transmittance left.
 inline uint32_t OpenRows(const Floats* light) {
   uint32_t open = 0;
   for (int r = 0; r < kSide; ++r) open |= (Bits(light[r] > 0.0f) != 0 ? 1u : 0u) << r;
   return open;
 }
 
-// Walks down the list of a tile: visit(pair, record, terms, rows) for each Gaussian; rows is 0 where it shows nothing.
-// Returns the first pair that was not looked at, because no light was left.
+// Walks down the list of a tile: calls visit(place, record, terms, rows) for each Gaussian; rows may be 0.
+// Returns the first place that was not visited because no transmittance was left.
 template <typename F>
 int32_t Walk(const Record* records, const int32_t* ids, int32_t start, int32_t stop, const Block& block,
              const Floats* light, F&& visit) {
   RowTerms terms;
   uint32_t open = OpenRows(light);
-  for (int32_t pair = start; pair < stop; ++pair) {
-    if ((pair - start) % kOpenEvery == 0 && (open = OpenRows(light)) == 0) return pair;
-    if (pair + 4 < stop) __builtin_prefetch(&records[ids[pair + 4]]);
-    const Record& g = records[ids[pair]];
+  for (int32_t place = start; place < stop; ++place) {
+    if ((place - start) % kOpenEvery == 0 && (open = OpenRows(light)) == 0) return place;
+    if (place + 4 < stop) __builtin_prefetch(&records[ids[place + 4]]);
+    const Record& g = records[ids[place]];
     FindRows(g, block, terms);
-    visit(pair, g, terms, terms.rows & open);
+    visit(place, g, terms, terms.rows & open);
   }
   return stop;
 }
@@ -154,7 +157,7 @@ int32_t Walk(const Record* records, const int32_t* ids, int32_t start, int32_t s
 template <int kChannels>
 void BlendBlock(const Grid& grid, const Block& block, const Record* records, const int32_t* ids, int32_t start,
                 int32_t stop, float* colors, float* alphas) {
-  Floats light[kSide] = {}, sums[kSide][kChannels + 1] = {};  // the last sum is that of the weights
+  Floats light[kSide] = {}, sums[kSide][kChannels + 1] = {};  // the last one sums the weights
   for (int r = 0; r < block.rows; ++r) light[r] = block.Light();
   Walk(records, ids, start, stop, block, light, [&](int32_t, const Record& g, const RowTerms& terms, uint32_t rows) {
     for (; rows != 0; rows &= rows - 1) {
@@ -178,12 +181,12 @@ struct Pixels {
   const float *colors, *alphas, *d_colors, *d_alphas;
 };
 
-// What the backward pass knows of the pixels of a block.
+// State of the pixels of a block in the backward pass.
 template <int kChannels>
 struct BlockGradient {
   Floats light[kSide] = {};
-  Floats remainder[kSide] = {};         // light still to come, times the cotangent
-  Floats toward[kSide][kChannels + 1];  // cotangent of the channels, and of alpha
+  Floats remainder[kSide] = {};         // contribution of the Gaussians still to come, times the cotangent
+  Floats toward[kSide][kChannels + 1];  // cotangents of the channels and of alpha
 
   BlockGradient(const Grid& grid, const Block& block, const Pixels& pixels) {
     std::memset(toward, 0, sizeof toward);
@@ -202,8 +205,8 @@ struct BlockGradient {
     }
   }
 
-  // Adds what the rows of one Gaussian contribute: moments of dL/dsigma and the gradients of the features, as
-  // kMoments + kChannels numbers. See blend_xla.py for dL/dalpha with a running remainder.
+  // Adds the contribution of the rows of one Gaussian: moments of dL/dsigma and the gradients of the features, as
+  // kMoments + kChannels numbers. ../xla.py explains dL/dalpha with a running remainder.
   void AddRows(const Record& g, const RowTerms& terms, uint32_t rows, float* gradient) {
     constexpr int kSums = kMoments + kChannels, kPadded = (kSums + kLanes - 1) / kLanes * kLanes;
     Floats plain = {}, by_dy = {}, by_dy_dy = {};  // sums over rows of dL/dsigma times 1, dy, dy^2
@@ -237,20 +240,20 @@ struct BlockGradient {
   }
 };
 
-// Writes the sums of each pair of a tile to its slot.
+// Writes the sums of each intersection of a tile to its slot.
 template <int kChannels>
 void DifferentiateBlock(const Grid& grid, const Block& block, const Record* records, const Bins& bins, int32_t tile,
                         const Pixels& pixels, float* by_slot) {
   constexpr int kSums = kMoments + kChannels;
   const int32_t start = bins.starts[tile], stop = bins.starts[tile + 1];
   BlockGradient<kChannels> gradient(grid, block, pixels);
-  const auto slot_of = [&](int32_t pair) { return by_slot + static_cast<int64_t>(bins.slots[pair]) * kSums; };
+  const auto slot_of = [&](int32_t place) { return by_slot + static_cast<int64_t>(bins.slots[place]) * kSums; };
   if (block.first) {
-    for (int32_t pair = start; pair < stop; ++pair) std::memset(slot_of(pair), 0, kSums * sizeof(float));
+    for (int32_t place = start; place < stop; ++place) std::memset(slot_of(place), 0, kSums * sizeof(float));
   }
   Walk(records, bins.ids, start, stop, block, gradient.light,
-       [&](int32_t pair, const Record& g, const RowTerms& terms, uint32_t rows) {
-         if (rows != 0) gradient.AddRows(g, terms, rows, slot_of(pair));
+       [&](int32_t place, const Record& g, const RowTerms& terms, uint32_t rows) {
+         if (rows != 0) gradient.AddRows(g, terms, rows, slot_of(place));
        });
 }
 
@@ -259,8 +262,8 @@ struct GradientRow {
   float *mean, *conic, *opacity, *features;
 };
 
-// Adds up the slots of one Gaussian, in their order, and turns moments into gradients: sigma is half the conic's
-// quadratic form of dx and dy, and dL/dopacity is -(sum of dL/dsigma) / opacity.
+// Sums the slots of one Gaussian, in their order, and turns moments into gradients: sigma is half the quadratic form of
+// the conic in dx and dy, and dL/dopacity is -(sum of dL/dsigma) / opacity.
 template <int kChannels>
 void ReduceSlots(const float* by_slot, const int32_t* span, const float* conic, float opacity, GradientRow out) {
   constexpr int kSums = kMoments + kChannels;

@@ -1,14 +1,15 @@
-// The CPU rasterizer as XLA custom calls: binning, blending and its gradient. `build.py` builds and binds it.
+// The CPU rasterizer as XLA custom calls: binning, blending and its gradient. cpp_build.py compiles it, binding.py
+// calls it.
 //
-// Every result is a function of the arguments alone, bit for bit, whatever the number of threads: a tile is one thread's,
-// and what tiles add to a Gaussian is written down pair by pair and then summed in a fixed order.
+// Results depend on the arguments alone, bit for bit, not on the number of threads: one thread handles a tile, and the
+// gradients of a Gaussian are stored per intersection and then summed in a fixed order.
 
 #include <cstdint>
-#include <type_traits>
 #include <utility>
 
 #include "binning.h"
 #include "blend.h"
+#include "constant.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -41,22 +42,23 @@ Screen MakeScreen(const FloatsIn& means, const FloatsIn& covs, const FloatsIn& r
 ffi::Error Count(ffi::ThreadPool pool, FloatsIn means, FloatsIn covs, FloatsIn radii, FloatsIn depths, int32_t width,
                  int32_t height, int32_t tile, IntsOut total) {
   const Screen screen = MakeScreen(means, covs, radii, depths);
-  total->typed_data()[0] = Saturate(CountPairs(MakeStrips(screen, DepthOrder(screen), {width, height, tile}, pool)));
+  const auto pieces = MakeStrips(screen, DepthOrder(screen), {width, height, tile}, pool);
+  total->typed_data()[0] = Saturate(CountIntersections(pieces));
   return ffi::Error::Success();
 }
 
 ffi::Error Bin(ffi::ThreadPool pool, FloatsIn means, FloatsIn covs, FloatsIn radii, FloatsIn depths, int32_t width,
-               int32_t height, int32_t tile, IntsOut ids, IntsOut slots, IntsOut starts, IntsOut spans, IntsOut totals) {
+               int32_t height, int32_t tile, IntsOut ids, IntsOut slots, IntsOut starts, IntsOut spans,
+               IntsOut totals) {
   const Screen screen = MakeScreen(means, covs, radii, depths);
   const Grid grid{width, height, tile};
-  const int64_t room = static_cast<int64_t>(ids->element_count());
+  const int64_t capacity = static_cast<int64_t>(ids->element_count());
   auto pieces = MakeStrips(screen, DepthOrder(screen), grid, pool);
-  const int64_t total = CountPairs(pieces);
-  if (total > room) CutToRoom(pieces, room);
-  FillBins(pieces, screen, grid,
-           {ids->typed_data(), slots->typed_data(), starts->typed_data(), spans->typed_data(), room});
+  const int64_t total = CountIntersections(pieces);
+  if (total > capacity) CutToCapacity(pieces, capacity);
+  FillBins(pieces, screen, grid, {ids->typed_data(), slots->typed_data(), starts->typed_data(), spans->typed_data()});
   totals->typed_data()[0] = Saturate(total);
-  totals->typed_data()[1] = Saturate(std::max<int64_t>(total - room, 0));
+  totals->typed_data()[1] = Saturate(std::max<int64_t>(total - capacity, 0));
   return ffi::Error::Success();
 }
 
@@ -80,17 +82,11 @@ void DifferentiateTiles(ffi::ThreadPool& pool, const Grid& grid, const Record* r
   });
 }
 
-// Calls body with the number of channels as a compile-time constant. Python pads the features to one of these numbers.
+// Calls body with the number of channels as a compile-time constant. Python pads the features to one of `Channels`.
 template <typename F>
 ffi::Error WithChannels(int64_t channels, F&& body) {
-  switch (channels) {
-    case 1: body(std::integral_constant<int, 1>()); break;
-    case 3: body(std::integral_constant<int, 3>()); break;
-    case 4: body(std::integral_constant<int, 4>()); break;
-    case 8: body(std::integral_constant<int, 8>()); break;
-    default: return ffi::Error::InvalidArgument("features need 1, 3, 4 or 8 channels");
-  }
-  return ffi::Error::Success();
+  if (WithConstant(Channels(), channels, std::forward<F>(body))) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument("no code for this number of channels");
 }
 
 ffi::Error Blend(ffi::ThreadPool pool, FloatsIn means, FloatsIn conics, FloatsIn opacities, FloatsIn features,
@@ -113,8 +109,7 @@ ffi::Error BlendGradient(ffi::ThreadPool pool, FloatsIn records, FloatsIn conics
                          FloatsIn d_alphas, int32_t width, int32_t height, int32_t tile, FloatsOut d_means,
                          FloatsOut d_conics, FloatsOut d_opacities, FloatsOut d_features, FloatsOut by_slot) {
   const Record* record = reinterpret_cast<const Record*>(records.typed_data());
-  const Bins bins{ids.typed_data(), slots.typed_data(), starts.typed_data(), spans.typed_data(),
-                  static_cast<int64_t>(ids.element_count())};
+  const Bins bins{ids.typed_data(), slots.typed_data(), starts.typed_data(), spans.typed_data()};
   const Pixels pixels{colors.typed_data(), alphas.typed_data(), d_colors.typed_data(), d_alphas.typed_data()};
   return WithChannels(d_features->dimensions()[1], [&](auto constant) {
     DifferentiateTiles<constant>(pool, {width, height, tile}, record, bins, pixels, by_slot->typed_data());
@@ -127,7 +122,7 @@ ffi::Error BlendGradient(ffi::ThreadPool pool, FloatsIn records, FloatsIn conics
   });
 }
 
-// The static part of every call: the image and the side of a tile, px.
+// The attributes of every call: sizes of the image and of a tile, px.
 template <typename Binding>
 auto WithGrid(Binding binding) {
   return std::move(binding).template Attr<int32_t>("width").template Attr<int32_t>("height").template Attr<int32_t>(

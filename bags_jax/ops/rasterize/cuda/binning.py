@@ -53,8 +53,8 @@ def _check_fits(cameras: int, num: int, width: int, height: int, capacity: int) 
     tiles = math.prod(grid_size(width, height, TILE))
     if max(capacity + num + tiles, cameras * num, cameras * (tiles + 1), BLOCK * tiles) >= MAX_COUNT - BLOCK:
         raise UserError(
-            f"{num} Gaussians, {cameras} x {width} x {height} px and a buffer for {capacity} intersections came, expected"
-            f" buffer size, Gaussians x cameras, tiles x cameras and {BLOCK} x tiles below 2^31: take fewer of them"
+            f"{num} Gaussians, {cameras} x {width} x {height} px and a buffer for {capacity} intersections came, "
+            f"expected buffer size, Gaussians x cameras, tiles x cameras and {BLOCK} x tiles below 2^31: take fewer"
         )
 
 

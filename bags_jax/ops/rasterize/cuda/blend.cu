@@ -1,40 +1,41 @@
-// Front-to-back blending of the pairs of each tile, and its gradient, for CHANNELS features (compiled once for each count).
+// Front-to-back blending of the intersections of each tile, and its gradient. Compiled once for each number of
+// CHANNELS.
 //
-// A block has one tile of one camera, and in it each warp a patch, in which a lane has some pixels of one column: what depends
-// on x alone is computed once for all of them. Gaussians come in batches through shared memory. The thread that fetches one
-// finds out which patches its ellipse touches; a warp then walks down the set bits of its own mask, and pays nothing for what
-// touches only other patches. Patches are 8 x 8 px forward, and 8 x 16 where a Gaussian costs much before its first pixel: with
-// many features, and backward, where the warp sums.
+// A block handles one tile of one camera, a warp one patch of the tile, a lane some pixels of one column of the patch,
+// so that terms in x alone are computed once. Gaussians come in batches through shared memory. The thread that fetches
+// a Gaussian finds the patches that its ellipse touches. A warp walks along the set bits of its own mask and skips
+// Gaussians that only touch other patches at no cost. Patches have 8 x 8 px forward. They have 8 x 16 px where the cost
+// of a Gaussian before its first pixel is high: with many features, and backward, where the warp sums.
 //
-// The gradient walks front to back once more, with the light still to come as a running remainder (blend_xla.py):
+// The gradient walks front to back again and updates a running remainder, the sum over the Gaussians still to come:
 //   dL/dalpha_i = T_i (c_i . g) - (sum over j > i of w_j c_j . g) / (1 - alpha_i),    w_i = T_i alpha_i,
 //   dL/dsigma_i = -alpha_i dL/dalpha_i = w_i ((sum over j > i of w_j c_j . g) / T_(i+1) - c_i . g).
-// Nothing was kept for each pixel but the image itself.
+// The forward pass stores nothing per pixel except the image.
 #include "device.cuh"
 
-constexpr int FORWARD_PIXELS = CHANNELS <= 4 ? 2 : 4;  // of a lane, one below the other
+constexpr int FORWARD_PIXELS = CHANNELS <= 4 ? 2 : 4;  // of a lane, in one column
 constexpr int BACKWARD_PIXELS = 4;
 constexpr int PATCH_WIDTH = 8;                         // px
-constexpr int LANE_ROWS = WARP / PATCH_WIDTH;          // a lane's pixels are this far apart
+constexpr int LANE_ROWS = WARP / PATCH_WIDTH;          // distance of the pixels of a lane
 constexpr int GEOMETRY = 6;                            // x, y, three terms of the exponent, opacity
 constexpr int QUADS = (GEOMETRY + CHANNELS + 3) / 4;   // float4s of a Gaussian
-constexpr int SUMS = GEOMETRY + CHANNELS;              // what the gradient of a Gaussian is made of
+constexpr int SUMS = GEOMETRY + CHANNELS;              // values of the gradient of a Gaussian
 
-// How a tile is shared out among the threads of a block.
+// Distribution of a tile over the threads of a block.
 template <int PIXELS>
 struct Patches {
   static constexpr int HEIGHT = LANE_ROWS * PIXELS;  // px
   static constexpr int COUNT = TILE * TILE / (PATCH_WIDTH * HEIGHT);
   static constexpr int THREADS = COUNT * WARP;
-  static constexpr int WORDS = THREADS / WARP;  // masks of a patch: a batch has one Gaussian for each thread
+  static constexpr int WORDS = THREADS / WARP;  // words of the mask of a patch: a batch has one Gaussian per thread
 
-  // First pixel of a patch, px from that of the tile.
+  // First pixel of a patch relative to the first pixel of the tile, px.
   static __device__ __forceinline__ int x(int patch) { return patch % (TILE / PATCH_WIDTH) * PATCH_WIDTH; }
   static __device__ __forceinline__ int y(int patch) { return patch / (TILE / PATCH_WIDTH) * HEIGHT; }
 };
 
 struct View {
-  int gaussians, room;  // of one camera
+  int gaussians, capacity;  // of one camera
   int columns, tiles;
   int width, height;  // px
   int rows;           // rows of gradients of one camera
@@ -44,7 +45,7 @@ __device__ __forceinline__ View read_view(const int* sizes) {
   return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
 }
 
-// As it lies in memory: alpha = opacity * 2^(dx (xx dx + xy dy) + yy dy^2), d = mean - pixel.
+// A Gaussian in memory: alpha = opacity * 2^(dx (xx dx + xy dy) + yy dy^2), d = mean - pixel.
 union Splat {
   struct {
     float x, y, xx, xy, yy, opacity;
@@ -57,10 +58,10 @@ template <int PIXELS>
 struct Batch {
   using Split = Patches<PIXELS>;
   Splat splats[Split::THREADS];
-  unsigned touched[Split::COUNT][Split::WORDS];  // bit k of word w: the patch sees Gaussian 32 w + k
+  unsigned touched[Split::COUNT][Split::WORDS];  // bit k of word w: Gaussian 32 w + k touches the patch
 };
 
-// Where a lane's pixels are.
+// Position of the pixels of a lane.
 template <int PIXELS>
 struct Place {
   int tile_x, tile_y;  // first pixel of the tile, px
@@ -85,10 +86,10 @@ struct Place {
   }
 };
 
-// How far a Gaussian reaches. Approximations do: the exponent is flat where it is largest, and `touches` has some slack.
+// Extent of a Gaussian. Approximations are enough: the exponent is flat at its maximum, and `touches` has some slack.
 struct Reach {
-  float toward_y;  // along a column of pixels the exponent is largest this far beside the mean, px for each px in x
-  float toward_x;  // the same along a row
+  float toward_y;  // dy of the maximum of the exponent in a column of pixels, per px of dx
+  float toward_x;  // dx of the maximum in a row, per px of dy
   float least;     // exponent at MIN_ALPHA
 
   __device__ __forceinline__ explicit Reach(const Splat& s)
@@ -96,8 +97,9 @@ struct Reach {
         least(-__log2f(s.opacity * (1.0f / MIN_ALPHA))) {}
 };
 
-// Whether a Gaussian has alpha >= MIN_ALPHA somewhere between the pixel centres of a patch that begins at (left, top). The
-// exponent is concave: its maximum over the rectangle is at the mean, or on one of the two sides that face it.
+// Returns whether a Gaussian has alpha >= MIN_ALPHA between the pixel centres of a patch that begins at (left, top).
+// The exponent is concave: its maximum over the rectangle is at the mean, or on one of the two sides that face the
+// mean.
 __device__ __forceinline__ bool touches(const Splat& s, const Reach& reach, float left, float top, int height) {
   const float right = left + (PATCH_WIDTH - 1), bottom = top + (height - 1);
   const float dx = s.x - clamp(s.x, left, right), dy = s.y - clamp(s.y, top, bottom);
@@ -105,12 +107,12 @@ __device__ __forceinline__ bool touches(const Splat& s, const Reach& reach, floa
   const float best_dx = clamp(reach.toward_x * dy, s.x - right, s.x - left);
   const float beside = fmaf(dx, fmaf(s.xx, dx, s.xy * best_dy), s.yy * best_dy * best_dy);
   const float above = fmaf(dy, fmaf(s.yy, dy, s.xy * best_dx), s.xx * best_dx * best_dx);
-  // Rounding must not lose a pixel: needles cancel terms far larger than their sum.
+  // Rounding must not lose a pixel: for thin Gaussians terms cancel that are far larger than their sum.
   const float size = fmaf(s.xx, fmaf(dx, dx, best_dx * best_dx), s.yy * fmaf(dy, dy, best_dy * best_dy));
   return fmaxf(beside, above) + fmaf(-1e-6f, size, 1e-3f) >= reach.least;
 }
 
-// Fetches the Gaussian `id` for this thread, or none, and tells each patch whether it is touched.
+// Fetches the Gaussian `id` (-1: none) for this thread, and sets its bits in the masks of the patches.
 template <int PIXELS>
 __device__ __forceinline__ void fetch(
     Batch<PIXELS>& batch, const View& view, const float4* splats, int id, const Place<PIXELS>& place) {
@@ -131,7 +133,7 @@ __device__ __forceinline__ void fetch(
   }
 }
 
-// What one Gaussian does at the pixels of one lane: the column's share of the exponent, then each pixel's.
+// The exponent of one Gaussian at the pixels of one lane: terms of the column, then of each pixel.
 struct Column {
   float dy, linear, constant, yy, opacity;
 
@@ -145,7 +147,7 @@ struct Column {
 
   __device__ __forceinline__ float offset(int p) const { return dy - p * LANE_ROWS; }
 
-  // Falloff times opacity, before the clamp; 0 where the Gaussian is not drawn.
+  // Alpha before the clamp; 0 where the Gaussian is skipped.
   __device__ __forceinline__ float falloff(int p) const {
     const float power = fmaf(offset(p), fmaf(yy, offset(p), linear), constant);
     const float raw = opacity * exp2_approx(power);
@@ -153,8 +155,8 @@ struct Column {
   }
 };
 
-// Takes a Gaussian's part of the light of one pixel, its weight; 0 if the pixel has stopped. It stops before the Gaussian that
-// would take its light to MIN_TRANSMITTANCE, and for good: the sign says so, the magnitude stays.
+// Returns the weight of a Gaussian at one pixel and updates the transmittance `light`. A pixel stops before the
+// Gaussian that would lower its transmittance to MIN_TRANSMITTANCE: then the weight is 0, and `light` becomes negative.
 __device__ __forceinline__ float absorb(float alpha, float& light) {
   const float behind = fmaf(-alpha, light, light);
   const bool goes_on = behind > MIN_TRANSMITTANCE;
@@ -181,7 +183,7 @@ KERNEL __launch_bounds__(Patches<FORWARD_PIXELS>::THREADS) blend_forward(
   const Place<PIXELS> place(view);
   const int* bounds = starts + size_t(blockIdx.y) * (view.tiles + 1) + blockIdx.x;
   const int end = bounds[1];
-  ids += size_t(blockIdx.y) * view.room;
+  ids += size_t(blockIdx.y) * view.capacity;
 
   float light[PIXELS], sums[PIXELS][CHANNELS];
 #pragma unroll
@@ -191,7 +193,7 @@ KERNEL __launch_bounds__(Patches<FORWARD_PIXELS>::THREADS) blend_forward(
     for (int c = 0; c < CHANNELS; ++c) sums[p][c] = 0.0f;
   }
   for (int first = bounds[0]; first < end; first += Split::THREADS) {
-    if (!__syncthreads_or(any_positive(light))) break;  // and no warp still reads the batch before this one
+    if (!__syncthreads_or(any_positive(light))) break;  // a barrier, too: no warp still reads the last batch
     const int next = first + threadIdx.x;
     fetch(batch, view, splats, next < end ? ids[next] : -1, place);
     __syncthreads();
@@ -219,8 +221,8 @@ KERNEL __launch_bounds__(Patches<FORWARD_PIXELS>::THREADS) blend_forward(
   }
 }
 
-// Sums COUNT values over a warp in one butterfly. At each step two lanes share the work: they exchange halves of their
-// values, and each goes on with the sums of one half. It takes COUNT + 2 shuffles or so instead of 5 COUNT.
+// Sums COUNT values over a warp in one butterfly. At each step two lanes exchange halves of their values, and each
+// continues with the sums of one half. It takes about COUNT + 2 shuffles instead of 5 COUNT.
 template <int COUNT, int MASK>
 __device__ __forceinline__ void fold(float* values, int lane) {
   constexpr int HALF = (COUNT + 1) / 2;
@@ -228,7 +230,7 @@ __device__ __forceinline__ void fold(float* values, int lane) {
 #pragma unroll
   for (int i = 0; i < HALF; ++i) {
     float keep = values[i], give = keep;
-    if (i + HALF < COUNT) {  // else both lanes go on with the same sum
+    if (i + HALF < COUNT) {  // else both lanes continue with the same sum
       keep = upper ? values[i + HALF] : values[i];
       give = upper ? values[i] : values[i + HALF];
     }
@@ -237,7 +239,7 @@ __device__ __forceinline__ void fold(float* values, int lane) {
   if constexpr (MASK > 1) fold<HALF, MASK / 2>(values, lane);
 }
 
-// Which of the COUNT sums a lane holds after the fold; -1 if another lane holds it too.
+// Returns which of the COUNT sums a lane holds after fold; -1 if another lane also holds it.
 template <int COUNT, int MASK>
 __device__ __forceinline__ int folded(int lane) {
   constexpr int HALF = (COUNT + 1) / 2;
@@ -247,18 +249,18 @@ __device__ __forceinline__ int folded(int lane) {
   return index + HALF < COUNT ? index + HALF : -1;
 }
 
-// State of one pixel on its way through the Gaussians.
+// State of one pixel during the walk.
 struct Ray {
-  float light;              // that is left; negative: stopped
-  float remainder;          // sum of weight * (feature . cotangent) of what is still to come
+  float light;              // transmittance; negative: stopped
+  float remainder;          // sum of weight * (feature . cotangent) of the Gaussians still to come
   float of_alpha;           // cotangents
   float of_color[CHANNELS];
 };
 
 template <int PIXELS>
 __device__ __forceinline__ Ray start_ray(
-    const View& view, const Place<PIXELS>& place, int p, const float* colors, const float* alphas, const float* of_colors,
-    const float* of_alphas) {
+    const View& view, const Place<PIXELS>& place, int p, const float* colors, const float* alphas,
+    const float* of_colors, const float* of_alphas) {
   Ray ray{-1.0f, 0.0f, 0.0f, {}};
   if (!place.inside(view, p)) return ray;
   const size_t pixel = place.pixel(view, p);
@@ -273,8 +275,8 @@ __device__ __forceinline__ Ray start_ray(
   return ray;
 }
 
-// One Gaussian at one pixel: dL/dsigma, and the weight by which its features are drawn. Opacity is blended as one more
-// channel whose feature is 1.
+// Returns dL/dsigma of one Gaussian at one pixel, and its weight. Opacity is blended as one more channel, whose feature
+// is 1.
 __device__ __forceinline__ float trace(Ray& ray, const Splat& splat, float raw, float& weight) {
   weight = absorb(fminf(raw, MAX_ALPHA), ray.light);
   float toward = ray.of_alpha;
@@ -282,13 +284,14 @@ __device__ __forceinline__ float trace(Ray& ray, const Splat& splat, float raw, 
   for (int c = 0; c < CHANNELS; ++c) toward = fmaf(splat.features[c], ray.of_color[c], toward);
   ray.remainder = fmaf(-weight, toward, ray.remainder);
   const float slope = weight * fmaf(ray.remainder, reciprocal_approx(ray.light), -toward);
-  return raw < MAX_ALPHA ? slope : 0.0f;  // none where clamped; where stopped the weight is 0
+  return raw < MAX_ALPHA ? slope : 0.0f;  // 0 where alpha is clamped; the weight is 0 where the pixel has stopped
 }
 
-// What all pixels of a lane add to the gradient of one Gaussian: moments of dL/dsigma about its mean, and its features.
+// Sums the gradient of one Gaussian over the pixels of a lane: moments of dL/dsigma about its mean, and features.
 template <int PIXELS>
 __device__ __forceinline__ void trace_all(
-    Ray (&rays)[PIXELS], const Splat& splat, const Column& column, const float (&raw)[PIXELS], float dx, float* values) {
+    Ray (&rays)[PIXELS], const Splat& splat, const Column& column, const float (&raw)[PIXELS], float dx,
+    float* values) {
   float weight[PIXELS];
   float s = trace(rays[0], splat, raw[0], weight[0]), sy = s * column.offset(0), syy = sy * column.offset(0);
 #pragma unroll
@@ -321,12 +324,12 @@ __device__ __forceinline__ bool any_light(const Ray (&rays)[PIXELS]) {
 template <int PIXELS>
 struct Gradients {
   using Split = Patches<PIXELS>;
-  float sums[Split::THREADS][Split::COUNT][SUMS];  // of each Gaussian of the batch and patch, where `touched` has a bit
-  int rows[Split::THREADS];                        // where the sum over the patches goes
+  float sums[Split::THREADS][Split::COUNT][SUMS];  // by Gaussian of the batch and patch, if `touched` has the bit
+  int rows[Split::THREADS];                        // destination of the sum over the patches
 };
 
-// Adds the patches up in their order and sends the sums off. Where each pair has a row of its own this is the only addition
-// to it, and nothing depends on the order of blocks.
+// Sums the patches in their order and adds the sums to global memory. If each intersection has its own row, a row gets
+// one addition only, and the result does not depend on the order of blocks.
 template <int PIXELS>
 __device__ __forceinline__ void scatter(
     const Batch<PIXELS>& batch, const Gradients<PIXELS>& gradients, int count, float* to) {
@@ -345,7 +348,8 @@ __device__ __forceinline__ void scatter(
   }
 }
 
-// `rows`: the row of gradients of each pair; its Gaussian, or a slot of its own. `zeros` lends its memory to `gradient`.
+// `rows`: row of the gradient of each intersection, which is its Gaussian or its slot. `gradient` uses the memory of
+// `zeros`.
 KERNEL __launch_bounds__(Patches<BACKWARD_PIXELS>::THREADS, 8) blend_backward(
     const int* sizes, const int* starts, const int* ids, const int* rows, const float4* splats, const float* colors,
     const float* alphas, const float* of_colors, const float* of_alphas, const float* zeros, float* gradient) {
@@ -358,8 +362,8 @@ KERNEL __launch_bounds__(Patches<BACKWARD_PIXELS>::THREADS, 8) blend_backward(
   const int lane = threadIdx.x % WARP, slot = folded<SUMS, WARP / 2>(lane);
   const int* bounds = starts + size_t(blockIdx.y) * (view.tiles + 1) + blockIdx.x;
   const int end = bounds[1];
-  ids += size_t(blockIdx.y) * view.room;
-  rows += size_t(blockIdx.y) * view.room;
+  ids += size_t(blockIdx.y) * view.capacity;
+  rows += size_t(blockIdx.y) * view.capacity;
   gradient += size_t(blockIdx.y) * view.rows * SUMS;
   float* own = &gradients.sums[0][place.patch][max(slot, 0)];
 
@@ -367,7 +371,7 @@ KERNEL __launch_bounds__(Patches<BACKWARD_PIXELS>::THREADS, 8) blend_backward(
 #pragma unroll
   for (int p = 0; p < PIXELS; ++p) rays[p] = start_ray(view, place, p, colors, alphas, of_colors, of_alphas);
   for (int first = bounds[0]; first < end; first += Split::THREADS) {
-    if (!__syncthreads_or(any_light(rays))) break;  // and no warp still reads the batch before this one
+    if (!__syncthreads_or(any_light(rays))) break;  // a barrier, too: no warp still reads the last batch
     const int next = first + threadIdx.x;
     fetch(batch, view, splats, next < end ? ids[next] : -1, place);
     if (next < end) gradients.rows[threadIdx.x] = rows[next];
@@ -384,7 +388,7 @@ KERNEL __launch_bounds__(Patches<BACKWARD_PIXELS>::THREADS, 8) blend_backward(
         float raw[PIXELS];
 #pragma unroll
         for (int p = 0; p < PIXELS; ++p) raw[p] = column.falloff(p);
-        if (!__any_sync(ALL_LANES, any_positive(raw))) continue;  // it slips in between the pixel centres
+        if (!__any_sync(ALL_LANES, any_positive(raw))) continue;  // it lies between the pixel centres
         float values[SUMS];
         trace_all(rays, splat, column, raw, dx, values);
         fold<SUMS, WARP / 2>(values, lane);

@@ -72,7 +72,7 @@ def blend_views(splats: Splats, intersections: Intersections, *, width: int, hei
 
 
 def blend_gradient(splats: Splats, intersections: Intersections, image: Image, cotangent: Image) -> Splats:
-    """Computes the gradient of `blend_views`: in a fixed order if intersections have slots, else by atomic additions."""
+    """Computes the gradient of `blend_views`, in a fixed order if there are slots, else by atomic additions."""
     gradients, features = None, []
     for first, end, channels in channel_groups(splats.features.shape[-1]):
         group = splats._replace(features=pad_channels(splats.features[..., first:end], channels))

@@ -106,7 +106,7 @@ def _fill(x: Float[Array, "R M"], rows: int) -> Float[Array, "R2 M"]:
 
 
 def _lay_out(attributes: Float[Array, "N A"], ids: Int[Array, "M"]) -> tuple[Float[Array, "A2 M2"], Int[Array, "M2"]]:
-    """Gathers the attributes of all intersections, padded to whole chunks and one more. Returns them and the padded ids."""
+    """Gathers attributes of intersections, padded to whole chunks and one more. Returns attributes and padded ids."""
     ids = jnp.pad(ids, (0, LANES - ids.shape[0] % LANES))
     gathered = attributes.T[:, ids]
     features = gathered.shape[0] - GEOMETRY
@@ -165,8 +165,8 @@ def rasterize(
     columns, rows = grid_size(width, height, TILE)
     if columns * rows > MAX_TILES:
         raise UserError(
-            f"{width} x {height} px came, expected at most {MAX_TILES} tiles of {TILE} x {TILE} px on a TPU: render parts of"
-            " the image, or pass backend='xla'"
+            f"{width} x {height} px came, expected at most {MAX_TILES} tiles of {TILE} x {TILE} px on a TPU: "
+            "render parts of the image, or pass backend='xla'"
         )
     by_tile = functools.partial(blend, columns=columns)
     size = {"width": width, "height": height, "tile_size": TILE}
@@ -227,4 +227,4 @@ def _probe(device) -> None:
         found = float(value), float(gradient[0, 5])  # d value / d opacity is the falloff
     falloff = math.exp(-0.5 * 0.5**2)
     if abs(found[0] - 0.5 * falloff) > 1e-4 or abs(found[1] - falloff) > 1e-4:
-        raise RuntimeError(f"kernels ran and gave {found}, expected {(0.5 * falloff, falloff)}")
+        raise RuntimeError(f"kernels ran and returned {found}, expected {(0.5 * falloff, falloff)}")

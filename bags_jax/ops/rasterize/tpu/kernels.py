@@ -1,11 +1,12 @@
-"""Front-to-back blending of binned Gaussians on a TPU: Pallas kernels, forward and backward, one program a tile.
+"""Front-to-back blending on a TPU: Pallas kernels, forward and backward, one program per tile.
 
-The pairs of all tiles lie one behind the other, 128 to a chunk, and a chunk is what a program works on at a time: its Gaussians are
-the 128 lanes of a vector register, pixels are the sublanes. Light is then a running product along lanes, for which a TPU has no
-instruction, but its matrix unit adds up logarithms: log(1 - alpha) times a triangle of ones is what each Gaussian leaves of each
-pixel's light, all at once. The same triangle sums the light still to come in the backward pass (../blend_xla.py has the formula), and
-gradients are sums over pixels: matrix products again. The next chunk is copied while one is worked on. What two tiles have of one
-chunk's gradients is put together by the second, since a core's programs run one after the other.
+The intersections of all tiles are stored one after the other, in chunks of 128. A program handles one chunk at a
+time: Gaussians are the 128 lanes of a vector register, pixels are the sublanes. Transmittance is a running product
+along lanes. A TPU has no instruction for it, but its matrix unit sums logarithms: log(1 - alpha) times a triangular
+matrix of ones is the log of the transmittance behind every Gaussian, for all pixels at once. The same matrix sums the
+remainder in the backward pass (../xla.py has the formula), and gradients are sums over pixels, also matrix products.
+The next chunk is copied during the work on the current one. If two tiles share a chunk, the second adds its gradients
+to those of the first; the programs of a core run in sequence.
 """
 
 import functools
@@ -18,42 +19,41 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from bags_jax.numerics import EXACT
-from bags_jax.ops.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from bags_jax.ops.limits import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, TILE
 from bags_jax.ops.rasterize.tiled import GEOMETRY, geometry_gradients
 
-TILE = 16  # side, px
 PIXELS = TILE * TILE
-LANES = 128  # pairs of a chunk
+LANES = 128  # intersections of a chunk
 SUBLANES = 8
-FEATURES = 8  # first row of a chunk's features; before it GEOMETRY rows, and two that are not used
-BUFFERS = 4  # chunks in fast memory: the first of this tile and of the next, and two that follow
+FEATURES = 8  # first row of the features of a chunk, after GEOMETRY rows and two unused ones
+BUFFERS = 4  # chunks in fast memory: the first chunks of this tile and the next, and two that follow
 
-LIGHT = pltpu.VMEM((PIXELS, LANES), jnp.float32)  # a number for each pixel of a tile, in every lane
+LIGHT = pltpu.VMEM((PIXELS, LANES), jnp.float32)  # one number per pixel of a tile, repeated in every lane
 
 _row = functools.partial(jax.lax.broadcasted_iota, jnp.int32)
 
 
 class Inbox(NamedTuple):
-    """Chunks of pairs in fast memory, and on their way there."""
+    """Chunks of intersections in fast memory, and copies to it."""
 
-    chunks: Any  # BUFFERS of them
-    arrived: Any  # a semaphore for each
+    chunks: Any  # BUFFERS chunks
+    arrived: Any  # one semaphore per chunk
 
     @classmethod
     def shapes(cls, rows: int) -> "Inbox":
         return cls(pltpu.VMEM((BUFFERS, rows, LANES), jnp.float32), pltpu.SemaphoreType.DMA((BUFFERS,)))
 
-    def copy(self, pairs, number, buffer):
-        """The copy of a chunk into a buffer, to be started and to be waited for."""
-        return pltpu.make_async_copy(_chunk(pairs, number), self.chunks.at[buffer], self.arrived.at[buffer])
+    def copy(self, rows, number, buffer):
+        """Returns the copy of a chunk into a buffer; the caller starts it and waits for it."""
+        return pltpu.make_async_copy(_chunk(rows, number), self.chunks.at[buffer], self.arrived.at[buffer])
 
 
 class Outbox(NamedTuple):
-    """Two chunks of gradients on their way out, by the parity of their number."""
+    """Two chunks of gradients and their copies from fast memory, by the parity of the chunk number."""
 
     sums: Any
-    sent: Any  # a semaphore for each
-    held: Any  # their numbers; -1: none yet
+    sent: Any  # one semaphore per chunk
+    held: Any  # numbers of the chunks; -1: none
 
     @classmethod
     def shapes(cls, rows: int) -> "Outbox":
@@ -64,7 +64,7 @@ class Outbox(NamedTuple):
         self.held[0], self.held[1] = -1, -1
 
     def add(self, gradient, number, new):
-        """Adds to a chunk and sends it; what an earlier tile has added to the same chunk goes along again."""
+        """Adds to a chunk and copies it out. Sums of an earlier tile in the same chunk are kept and copied again."""
         parity = _rem(number, 2)
         last = self.held[parity]
         pl.when(last >= 0)(self._copy(gradient, last).wait)
@@ -73,7 +73,7 @@ class Outbox(NamedTuple):
         self._copy(gradient, number).start()
 
     def close(self, gradient):
-        """Waits until all is sent."""
+        """Waits for all copies."""
         for number in (self.held[0], self.held[1]):
             pl.when(number >= 0)(self._copy(gradient, number).wait)
 
@@ -87,13 +87,13 @@ def _chunk(array, number):
 
 
 def _dot(a, b, contract: tuple[int, int], precision: jax.lax.Precision = EXACT):
-    """A matrix product over one axis of each, in float32 whatever jax.default_matmul_precision says."""
+    """Multiplies matrices over one axis of each, in float32, not in jax.default_matmul_precision."""
     dims = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _div(a, b: int):
-    return jax.lax.div(a, jnp.int32(b))  # not //, which asks JAX for the TPU that it runs on
+    return jax.lax.div(a, jnp.int32(b))  # not //, which asks JAX for its TPU
 
 
 def _rem(a, b: int):
@@ -101,7 +101,7 @@ def _rem(a, b: int):
 
 
 def _running_sum(x: Float[Array, "P 128"]):
-    """Sums along lanes, each with its own: products with a triangle of ones, which bf16 holds exactly, of x in three parts."""
+    """Cumulative sums along lanes: x in three bf16 parts times a triangle of ones, which bf16 holds exactly."""
     shape = (LANES, LANES)
     triangle = (_row(shape, 0) <= _row(shape, 1)).astype(jnp.bfloat16)
     total, rest = jnp.zeros_like(x), x
@@ -113,12 +113,12 @@ def _running_sum(x: Float[Array, "P 128"]):
 
 
 def _last(x: Float[Array, "P 128"]):
-    """The last lane, in every lane."""
+    """Repeats the last lane in every lane."""
     return jnp.broadcast_to(x[:, LANES - 1 :], x.shape)
 
 
 def _falloff(chunk: Float[Array, "8 128"], live: Bool[Array, "1 128"]):
-    """Clamped alpha of every pixel and Gaussian, and the falloff before the clamp (0 where it is not drawn)."""
+    """Returns the clamped alpha of every pixel and Gaussian, and alpha before the clamp (0 where it is skipped)."""
     x, y, xx, xy, yy, opacity = (chunk[k : k + 1] for k in range(GEOMETRY))
     side = _row((TILE, LANES), 0).astype(jnp.float32) + (0.5 - TILE / 2)
     dx, dy = x - side, y - side
@@ -130,8 +130,10 @@ def _falloff(chunk: Float[Array, "8 128"], live: Bool[Array, "1 128"]):
 
 
 def _absorb(alpha, log_light):
-    """Light before each Gaussian, its weight, and log of the light behind the chunk. The light of a pixel only falls: where it is
-    too little behind a Gaussian, it is behind all that follow."""
+    """Returns transmittance before each Gaussian, weights, and the log of the transmittance behind the chunk.
+
+    Transmittance only decreases: where it is too small behind one Gaussian, it is too small behind all that follow.
+    """
     absorbed = jnp.log(1.0 - alpha)
     log_behind = log_light + _running_sum(absorbed)
     before = jnp.exp(log_behind - absorbed)
@@ -139,15 +141,15 @@ def _absorb(alpha, log_light):
     return before, jnp.where(goes_on, alpha * before, 0.0), _last(log_behind)
 
 
-def _for_chunks(starts, pairs, inbox: Inbox, log_light, columns: int, work):
-    """Calls work(number of the chunk, its rows about the tile's centre, which lanes are the tile's) until the tile is opaque."""
+def _for_chunks(starts, all_rows, inbox: Inbox, log_light, columns: int, work):
+    """Calls work(number, geometry about the tile centre, features, lanes of this tile) per chunk until it is opaque."""
     tile, last_tile = pl.program_id(0), pl.num_programs(0) - 1
     begin, end = starts[tile], starts[tile + 1]
     first = _div(begin, LANES)
     stop = jnp.where(begin < end, _div(end + (LANES - 1), LANES), first)
     center = [part * TILE + TILE // 2 for part in (_rem(tile, columns), _div(tile, columns))]
 
-    copy = functools.partial(inbox.copy, pairs)
+    copy = functools.partial(inbox.copy, all_rows)
 
     def buffer_of(number):
         return jnp.where(number == first, _rem(tile, 2), 2 + _rem(number, 2))
@@ -187,10 +189,10 @@ def _for_chunks(starts, pairs, inbox: Inbox, log_light, columns: int, work):
 
     @pl.when((number < stop) & (number > first))
     def _():
-        copy(number, buffer_of(number)).wait()  # on its way, and not needed any more
+        copy(number, buffer_of(number)).wait()  # already started, but not needed
 
 
-def forward_kernel(starts, pairs, image, inbox: Inbox, log_light, *, columns: int):
+def forward_kernel(starts, rows, image, inbox: Inbox, log_light, *, columns: int):
     """Blends one tile."""
     image[...] = jnp.zeros_like(image)
 
@@ -199,13 +201,13 @@ def forward_kernel(starts, pairs, image, inbox: Inbox, log_light, *, columns: in
         _, weight, log_light[...] = _absorb(alpha, log_light[...])
         image[0] += _dot(jnp.where(live, features, 0.0), weight, (1, 1))
 
-    _for_chunks(starts, pairs, inbox, log_light, columns, work)
+    _for_chunks(starts, rows, inbox, log_light, columns, work)
 
 
 def backward_kernel(
-    starts, pairs, image, cotangent, _, gradient, inbox: Inbox, log_light, outbox: Outbox, to_come, *, columns: int
+    starts, rows, image, cotangent, _, gradient, inbox: Inbox, log_light, outbox: Outbox, to_come, *, columns: int
 ):
-    """What one tile adds to the gradients of its pairs."""
+    """Adds the gradients of one tile to its intersections."""
     tile = pl.program_id(0)
     g = cotangent[0]
     to_come[...] = _dot(image[0] * g, jnp.ones((g.shape[0], LANES), jnp.float32), (0, 0))
@@ -232,7 +234,7 @@ def backward_kernel(
         new = jnp.concatenate([*d_geometry, *unused, _dot(g, weight, (1, 0))])
         outbox.add(gradient, number, jnp.where(live, new, 0.0))
 
-    _for_chunks(starts, pairs, inbox, log_light, columns, work)
+    _for_chunks(starts, rows, inbox, log_light, columns, work)
 
     @pl.when(tile == pl.num_programs(0) - 1)
     def _():

@@ -1,6 +1,6 @@
-// Structural similarity and its gradient as one XLA custom call. `build.py` builds and binds it.
+// Structural similarity and its gradient as one XLA custom call. cpp_build.py compiles it, binding.py calls it.
 //
-// Every result is a function of the arguments alone, bit for bit, whatever the number of threads.
+// Results depend on the arguments alone, bit for bit, not on the number of threads.
 
 #include "ssim.h"
 
@@ -18,18 +18,20 @@ namespace {
 using FloatsIn = ffi::Buffer<ffi::F32>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 
-constexpr int64_t kRowsAtOnce = 16;  // and the ten around them: in the L2 cache
+constexpr int64_t kRowsAtOnce = 16;  // with the ten rows around them they fit the L2 cache
 
 ffi::Error CompareImages(ffi::ThreadPool pool, FloatsIn x, FloatsIn y, ffi::Buffer<ffi::PRED> valid, FloatsIn taps,
                          float c1, float c2, FloatsOut sums, FloatsOut d_x, FloatsOut slopes) {
   const auto size = x.dimensions();
-  const bool fits = size.size() == 3 && y.element_count() == x.element_count() && d_x->element_count() == x.element_count();
-  if (!fits) return ffi::Error::InvalidArgument("images of other sizes than the first");
+  const auto count = x.element_count();
+  if (size.size() != 3 || y.element_count() != count || d_x->element_count() != count) {
+    return ffi::Error::InvalidArgument("image, target and gradient need the same size");
+  }
   const Pictures in{size[0], size[1], size[2], x.typed_data(), y.typed_data(), valid.typed_data()};
   if (static_cast<int64_t>(valid.element_count()) != in.height * in.width || taps.element_count() != kTaps ||
       static_cast<int64_t>(sums->element_count()) != in.height ||
       static_cast<int64_t>(slopes->element_count()) != kSlopes * in.height * in.pitch()) {
-    return ffi::Error::InvalidArgument("arrays of other sizes than the images need");
+    return ffi::Error::InvalidArgument("arrays do not have the sizes that the images need");
   }
   Window window{{}, c1, c2};
   std::copy(taps.typed_data(), taps.typed_data() + kTaps, window.taps);

@@ -1,7 +1,7 @@
-// Structural similarity of two images and its gradient (ssim.py), eight numbers of a row at a time.
+// Structural similarity of two images and its gradient, eight numbers of a row at a time.
 //
-// The colours of a pixel stay side by side: a row of pixels is a row of numbers, whose neighbours are `channels` apart. The
-// window is separable: what is filtered down the columns goes into a row with zeros on both sides, and along that.
+// The channels of a pixel are neighbours: a row of pixels is a row of numbers, where neighbouring pixels are `channels`
+// numbers apart. The window is separable: columns are filtered into a row with zeros on both sides, then the row.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,8 @@
 namespace bags {
 
 constexpr int kRadius = 5, kTaps = 2 * kRadius + 1;
-constexpr int kMeans = 5;   // under the window: x, y, x x, y y, x y
-constexpr int kSlopes = 3;  // of a pixel's similarity by its means of x, x x, x y
+constexpr int kMeans = 5;   // weighted by the window: x, y, x x, y y, x y
+constexpr int kSlopes = 3;  // derivatives of a similarity by the means of x, x x, x y
 
 struct Window {
   float taps[kTaps];
@@ -25,12 +25,12 @@ struct Window {
 struct Pictures {
   int64_t height, width, channels;
   const float *x, *y;  // [height][width][channels]
-  const bool* valid;   // [height][width]; what is not counts as beyond the border
+  const bool* valid;   // [height][width]; invalid pixels count as beyond the border
 
   int64_t numbers() const { return width * channels; }
   int64_t pitch() const { return (numbers() + kLanes - 1) / kLanes * kLanes; }
 
-  // Copies a row of an image, or of ones without one; zeros where it is not valid.
+  // Copies a row of an image, or ones if image is null. Invalid pixels become 0.
   void CopyRow(const float* image, int64_t row, float* to) const {
     const bool* is_valid = valid + row * width;
     const bool all = std::memchr(is_valid, 0, width) == nullptr;
@@ -57,15 +57,15 @@ class Rows {
   std::vector<float> numbers_;
 };
 
-// The window along a row, at eight numbers of it.
+// Filters along a row, at eight numbers.
 inline Floats FilterAlong(const Window& window, const float* row, int64_t channels) {
   Floats sum = {};
   for (int k = 0; k < kTaps; ++k) sum += window.taps[k] * Load(row + (k - kRadius) * channels);
   return sum;
 }
 
-// Similarity of eight numbers by their means, and its slopes. With a = 2 mx my + c1, b = 2 cov + c2, p = mx^2 + my^2 + c1,
-// q = var x + var y + c2 it is a b / (p q), and what follows from it.
+// Computes eight similarities from means, and their derivatives. With a = 2 mx my + c1, b = 2 cov + c2,
+// p = mx^2 + my^2 + c1 and q = var x + var y + c2, a similarity is a b / (p q).
 inline Floats Similarity(const Window& window, const Floats* means, Floats* slopes) {
   const Floats mx = means[0], my = means[1];
   const Floats a = 2.0f * mx * my + window.c1, b = 2.0f * (means[4] - mx * my) + window.c2;
@@ -78,8 +78,9 @@ inline Floats Similarity(const Window& window, const Floats* means, Floats* slop
   return similarity;
 }
 
-// For rows [first, stop): the sum of their similarities, and the slopes, [kSlopes][height][pitch], 0 where not valid.
-inline void CompareRows(const Window& window, const Pictures& in, int64_t first, int64_t stop, float* sums, float* slopes) {
+// Computes for rows [first, stop) the sums of their similarities and the slopes [kSlopes][height][pitch], 0 if invalid.
+inline void CompareRows(const Window& window, const Pictures& in, int64_t first, int64_t stop, float* sums,
+                        float* slopes) {
   const int64_t count = stop - first, pitch = in.pitch();
   Rows x(in, count + 2 * kRadius), y(in, count + 2 * kRadius), down(in, kMeans), weight(in, 1);
   for (int64_t row = std::max<int64_t>(first - kRadius, 0); row < std::min(stop + kRadius, in.height); ++row) {
@@ -114,7 +115,7 @@ inline void CompareRows(const Window& window, const Pictures& in, int64_t first,
   }
 }
 
-// For rows [first, stop): the gradient of the sum of all similarities by x.
+// Computes for rows [first, stop) the gradient of the sum of all similarities by x.
 inline void GradientOfRows(const Window& window, const Pictures& in, const float* slopes, int64_t first, int64_t stop,
                            float* d_x) {
   const int64_t pitch = in.pitch();

@@ -1,4 +1,4 @@
-// A driver with two GPUs that has never seen one, and the launcher that takes it for the real one: built as libcuda.so.1.
+// A fake CUDA driver with two GPUs, built as libcuda.so.1 together with the launcher that is tested with it.
 #include "launcher.cc"
 
 struct ContextTag {};
@@ -26,14 +26,14 @@ Result cuModuleLoadData(Module* module, const void*) { return ++loads, *module =
 Result cuModuleGetFunction(Function* function, Module module, const char*) {
   return *function = new FunctionTag{module->context}, 0;
 }
-Result cuLaunchKernel(Function function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream stream,
-                      void**, void**) {
+Result cuLaunchKernel(Function function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                      Stream stream, void**, void**) {
   ++launches;
   return function->context == stream->context && current.back() == stream->context ? 0 : 400;
 }
 Result cuGetErrorString(Result, const char** text) { return *text = "a kernel of another context", 0; }
 
-// Launches a kernel on the stream of a GPU; whether that went well and left the first GPU current.
+// Launches a kernel on the stream of a GPU. Returns whether that succeeded and the first GPU is current again.
 int launch_on(int gpu, const char* ptx) {
   const XLA_FFI_Args args{};
   const XLA_FFI_Rets rets{};

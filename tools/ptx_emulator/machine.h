@@ -1,11 +1,11 @@
-// A GPU as its kernels see it, on a CPU: blocks of threads, one block after the other, and what memory they may touch.
+// A GPU on a CPU: runs blocks of threads, one block after the other, and checks which memory they use.
 //
-// Each thread of a block is a fiber with a stack of its own; all of them share one thread of the operating system and hand
-// it on where they meet: at a barrier, a vote or a shuffle.
+// Each thread of a block is a fiber with its own stack. All fibers share one thread of the operating system and switch
+// at barriers, votes and shuffles.
 //
-// A Fault is: threads that wait at a barrier to which others never come; memory of no buffer; shared memory that is read
-// before it is written in this block; and a race, two threads at one word of shared memory, one of them writing, with no
-// barrier between them (votes and shuffles are none).
+// Faults: threads that wait at a barrier which other threads never reach; global memory outside all buffers; shared
+// memory that is read before this block has written it; and races: two threads use one word of shared memory, one of
+// them writes, and no barrier is between them (votes and shuffles are no barriers).
 #pragma once
 #include <ucontext.h>
 
@@ -43,17 +43,17 @@ struct Range {
 struct Barrier {
   int size = 0, arrived = 0;
   uint64_t generation = 0;
-  uint32_t shown[2][kMostThreads];  // what threads show each other, in turns: some may still be reading the other
+  uint32_t shown[2][kMostThreads];  // exchanged values; two copies, some threads may still read the last one
 };
 
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   bool done = false;
-  uint32_t synced = 0;  // barriers of its warp, which order what its lanes do to memory
+  uint32_t synced = 0;  // barriers of its warp so far; they order the memory accesses of its lanes
 };
 
-// When a thread has used a word of shared memory: after how many barriers of the block, and of its warp.
+// Access of a thread to a word of shared memory: number of barriers of the block, and of its warp, before the access.
 struct Use {
   int thread = -1;
   uint64_t epoch = 0;
@@ -62,20 +62,20 @@ struct Use {
 
 struct Word {
   bool written = false;
-  Use write, reads[2];  // by two threads, where there are two
+  Use write, reads[2];  // last reads of two different threads
 };
 
 struct Block {
   const Kernel* kernel = nullptr;
   Size grid, size, index;
-  std::vector<Range> buffers;   // all that a kernel may touch
+  std::vector<Range> buffers;   // memory that a kernel may use
   std::vector<char> parameters;
   std::vector<Fiber> fibers{kMostThreads};
   ucontext_t scheduler;
   Barrier all, warps[kMostThreads / kWarp];
   int current = 0;
-  std::string fault;   // of a thread
-  bool moved = false;  // some barrier opened, or some thread ended, since the last round
+  std::string fault;   // message of a thread that failed
+  bool moved = false;  // since the last round a barrier opened or a thread ended
   alignas(16) char shared[kMostShared];
   Word words[kMostShared / 4];
 };
@@ -88,8 +88,8 @@ struct Fault : std::runtime_error {
 
 [[noreturn]] inline void fail(const std::string& what) {
   const auto& [x, y, z] = block.index;
-  throw Fault(std::string(block.kernel->name) + ", block (" + std::to_string(x) + ", " + std::to_string(y) + "), thread " +
-              std::to_string(block.current) + ": " + what);
+  throw Fault(std::string(block.kernel->name) + ", block (" + std::to_string(x) + ", " + std::to_string(y) +
+              "), thread " + std::to_string(block.current) + ": " + what);
 }
 
 inline std::string hex(uint64_t number) {
@@ -99,7 +99,7 @@ inline std::string hex(uint64_t number) {
 }
 
 inline Fiber& fiber() { return block.fibers[block.current]; }
-inline void hand_on() { swapcontext(&fiber().context, &block.scheduler); }
+inline void yield() { swapcontext(&fiber().context, &block.scheduler); }
 
 inline void wait(Barrier& barrier) {
   const uint64_t mine = barrier.generation;
@@ -109,11 +109,11 @@ inline void wait(Barrier& barrier) {
     block.moved = true;
     return;
   }
-  while (barrier.generation == mine) hand_on();
+  while (barrier.generation == mine) yield();
 }
 
-// Shows `value` to the other threads of a barrier that begin with `first`, and returns what they show.
-inline const uint32_t* share(Barrier& barrier, int first, uint32_t value) {
+// Exchanges values at a barrier whose threads begin with `first`. Returns the values of all its threads.
+inline const uint32_t* exchange(Barrier& barrier, int first, uint32_t value) {
   uint32_t* shown = barrier.shown[barrier.generation & 1];
   shown[block.current - first] = value;
   wait(barrier);
@@ -121,17 +121,19 @@ inline const uint32_t* share(Barrier& barrier, int first, uint32_t value) {
 }
 
 inline Barrier& warp() { return block.warps[block.current / kWarp]; }
-inline const uint32_t* share_in_warp(uint32_t value) { return share(warp(), block.current / kWarp * kWarp, value); }
+inline const uint32_t* exchange_in_warp(uint32_t value) {
+  return exchange(warp(), block.current / kWarp * kWarp, value);
+}
 
-inline const uint32_t* share_in_block(uint32_t value) { return share(block.all, 0, value); }
+inline const uint32_t* exchange_in_block(uint32_t value) { return exchange(block.all, 0, value); }
 inline void sync_block() { wait(block.all); }
 inline void sync_warp() {
   wait(warp());
   ++fiber().synced;
 }
 
-// Whether what a thread did comes before what the present one does.
-inline bool is_before(const Use& use) {
+// Returns whether an access is ordered before the accesses of the current thread.
+inline bool is_ordered(const Use& use) {
   if (use.thread < 0 || use.thread == block.current || use.epoch < block.all.generation) return true;
   return use.thread / kWarp == block.current / kWarp && use.synced < fiber().synced;
 }
@@ -146,10 +148,10 @@ inline char* shared(uint64_t address, size_t size, bool writes) {
     Word& word = block.words[i];
     const Use now{block.current, block.all.generation, fiber().synced};
     if (!writes && !word.written) fail("shared memory at " + hex(4 * i) + " is read before it is written");
-    if (!is_before(word.write)) race(i, word.write);
+    if (!is_ordered(word.write)) race(i, word.write);
     if (writes) {
       for (const Use& read : word.reads)
-        if (!is_before(read)) race(i, read);
+        if (!is_ordered(read)) race(i, read);
       word.written = true;
       word.write = now;
     } else {
@@ -170,12 +172,12 @@ inline char* global(uint64_t address, size_t size) {
 inline void enter() {
   try {
     block.kernel->run();
-  } catch (const Fault& fault) {  // it cannot leave its fiber
+  } catch (const Fault& fault) {  // an exception must not leave its fiber
     block.fault = fault.what();
   }
   fiber().done = true;
   block.moved = true;
-  hand_on();
+  yield();
 }
 
 inline void start(int num_threads) {
@@ -210,7 +212,7 @@ inline void run_block(int num_threads) {
     }
     if (left && !block.moved) {
       block.current = 0;
-      fail(std::to_string(left) + " threads wait for others that never come");
+      fail(std::to_string(left) + " threads wait at a barrier for threads that never come");
     }
   }
 }
@@ -224,7 +226,7 @@ inline void run_grid(const Kernel& kernel, Size grid, int num_threads) {
     for (block.index.x = 0; block.index.x < grid.x; ++block.index.x) run_block(num_threads);
 }
 
-// Tells of a kernel: launches name it by its whole text.
+// Registers a kernel. A launch names it by its whole text.
 bool add(const Kernel& kernel, std::string_view text);
 
 }  // namespace emulator

@@ -1,8 +1,9 @@
-"""The native CPU backend: how it is built, what happens where it cannot be, and that threads and transforms change nothing."""
+"""The C++ of the CPU: how it is built, what happens if it cannot be, and that threads and transforms change no result."""
 
 import concurrent.futures
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -150,7 +151,7 @@ def test_two_devices_equal_one():
 
 @pytest.fixture
 def fresh_build():
-    """Forgets before and after the test what has been built, loaded and warned of."""
+    """Forgets before and after the test which library is loaded and which warnings were given."""
     cpp_build._register.cache_clear()
     backends._warn_once.cache_clear()
     yield
@@ -190,7 +191,7 @@ def test_a_compiler_that_is_not_there_is_told(monkeypatch):
 
 @pytest.fixture
 def quick_compiler(tmp_path) -> pathlib.Path:
-    """A compiler that gives the library which is there already, after a moment, and notes what it is called with."""
+    """A compiler that copies the library of this machine after a second, and logs its arguments."""
     program = tmp_path / "cache"
     copy = f'case "$last" in *.so) sleep 1; cp {cpp_build.build()} "$last";; esac'
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nfor last; do :; done\n{copy}\n')
@@ -204,6 +205,17 @@ def test_compiler_may_have_words_before_and_after_it(quick_compiler, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cpp_build.build().is_file()
     assert "-DWORD -O3" in (tmp_path / "calls").read_text()
+
+
+@needs_native
+def test_the_first_build_says_so_on_stderr(quick_compiler, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("CXX", str(quick_compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = cpp_build.build()
+    printed = capfd.readouterr()
+    assert re.fullmatch(r"bags_jax: compiling the C\+\+ .*\nbags_jax: compiled in \d+\.\d s\n", printed.err)
+    assert cpp_build.build() == first  # from the cache, silently
+    assert printed.out == "" and capfd.readouterr() == ("", "")
 
 
 @needs_native

@@ -1,8 +1,8 @@
-// What the instructions of PTX do, as far as our kernels use them: one function each, called by the instruction's name without
-// its types, which are template arguments (tests/ptx_to_cpp.py; NVIDIA, PTX ISA).
+// The instructions of PTX that the kernels use (NVIDIA, PTX ISA): one function for each, with the name of the
+// instruction without its types, which are template arguments. translate.py writes the calls.
 //
-// Compiled with -ffp-contract=off (products and sums are rounded where PTX rounds them), -fwrapv (integers wrap) and
-// -fno-operator-names (`and` is a name). What is .approx is as exact as the C library's function.
+// Compiled with -ffp-contract=off (rounds where PTX rounds), -fwrapv (integers wrap) and -fno-operator-names (`and` is
+// a name). Instructions with .approx are as exact as the C library.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -31,7 +31,7 @@ To bits(From value) {
   return result;
 }
 
-// What an instruction of one type makes of a register or constant of another: integers keep their value, floats their bits.
+// Reads a register or constant of another type: between integers the value is kept, between float and integer the bits.
 template <typename To, typename From>
 To as(From value) {
   if constexpr (std::is_floating_point_v<To> != std::is_floating_point_v<From>) return bits<To>(value);
@@ -86,7 +86,7 @@ T not(A value) {
   else return ~as<T>(value);
 }
 
-// Shifts by more than there are bits leave nothing, or the sign.
+// Shifts by more than the number of bits give 0, or the sign.
 template <typename T, typename A>
 T shl(A value, u32 count) {
   return count < 8 * sizeof(T) ? T(as<T>(value) << count) : T(0);
@@ -111,7 +111,7 @@ u32 bfind_shiftamt(A value) {  // of 32 unsigned bits
   return value ? __builtin_clz(as<u32>(value)) : ~0u;
 }
 
-// The first `length` bits of `from` in the place of those of `to` that begin at `first`; both below 32.
+// Replaces `length` bits of `to` from bit `first` on by the lowest bits of `from`; both numbers are below 32.
 template <typename T>
 u32 bfi(u32 from, u32 to, u32 first, u32 length) {
   const u32 mask = ((1u << length) - 1) << first;
@@ -184,7 +184,7 @@ To cvt_rn(A value) {
 }
 
 template <typename To, typename From>
-To cvt_rzi(From value) {  // to integers: toward 0, held within their range, NaN is 0
+To cvt_rzi(From value) {  // to integers: rounds toward 0, clamps to the range, NaN gives 0
   if (std::isnan(value)) return 0;
   return To(std::clamp<double>(std::trunc(value), std::numeric_limits<To>::min(), std::numeric_limits<To>::max()));
 }
@@ -211,7 +211,7 @@ inline void unpack(b64 from, b32& low, b32& high) {
 
 inline b64 pack(b32 low, b32 high) { return b64(high) << 32 | low; }
 
-// Memory. Addresses of parameters and of shared memory count from their beginning.
+// Memory. Addresses of parameters and of shared memory start at 0.
 template <typename T>
 T read(const char* from) {
   T value;
@@ -225,9 +225,10 @@ void write(char* to, A value) {
   std::memcpy(to, &as_stored, sizeof(T));
 }
 
-// What lies side by side is moved at once, and begins where all of it would.
+// The address of a vector must be a multiple of its size.
 inline void aligned(u64 address, u64 size) {
-  if (address % size) emulator::fail("address " + emulator::hex(address) + " is not aligned to " + std::to_string(size) + " bytes");
+  if (address % size == 0) return;
+  emulator::fail("address " + emulator::hex(address) + " is not aligned to " + std::to_string(size) + " bytes");
 }
 
 template <typename T>
@@ -287,14 +288,14 @@ inline void bar_warp_sync(u32 mask) {
 
 template <typename T>
 bool bar_red_or(int, bool value) {
-  const u32* all = emulator::share_in_block(value);
+  const u32* all = emulator::exchange_in_block(value);
   return std::any_of(all, all + emulator::block.size.x, [](u32 x) { return x != 0; });
 }
 
 template <typename T>
 u32 vote_sync_ballot(bool value, u32 mask) {
   all_lanes(mask);
-  const u32* lanes = emulator::share_in_warp(value);
+  const u32* lanes = emulator::exchange_in_warp(value);
   u32 ballot = 0;
   for (int i = 0; i < emulator::kWarp; ++i) ballot |= lanes[i] << i;
   return ballot;
@@ -305,16 +306,16 @@ bool vote_sync_any(bool value, u32 mask) {
   return vote_sync_ballot<b32>(value, mask) != 0;
 }
 
-// `place` is the lane whose value is taken, if it lies within the limits of `clamp`; else the own one is.
+// Returns the value of lane `place` if `within`, else of the own lane.
 template <typename A>
 u32 shuffle(bool& taken, A value, s32 place, u32 mask, bool within) {
   all_lanes(mask);
   const s32 lane = tid_x() % emulator::kWarp;
   taken = within;
-  return emulator::share_in_warp(as<u32>(value))[within ? place : lane];
+  return emulator::exchange_in_warp(as<u32>(value))[within ? place : lane];
 }
 
-struct Segment {  // of the lanes of a warp, as the third operand of a shuffle says
+struct Segment {  // lanes that a shuffle may read, from its third operand
   s32 lane = tid_x() % emulator::kWarp, mask, first, last;
   explicit Segment(u32 clamp) : mask(clamp >> 8 & 31), first(lane & mask), last(first | (clamp & 31 & ~mask)) {}
 };

@@ -1,4 +1,5 @@
-// All kernels behind one XLA custom call for the CPU, with the buffers and attributes of the call that launches them on a GPU.
+// One XLA custom call for the CPU runs all kernels. It takes the buffers and attributes of the call that launches them
+// on a GPU.
 #include <algorithm>
 #include <map>
 #include <mutex>
@@ -17,14 +18,14 @@ static std::map<std::string_view, emulator::Kernel>& kernels() {
 
 bool emulator::add(const Kernel& kernel, std::string_view text) { return kernels().emplace(text, kernel).second; }
 
-// What a kernel does not write must not look like a result: floats are NaN, integers far below 0 or in the middle.
+// Output that a kernel does not write must not look like a result: floats become NaN, integers large numbers.
 static void poison(ffi::AnyBuffer output) {
   std::memset(output.untyped_data(), output.element_type() == ffi::F32 ? 0xff : 0xa5, output.size_bytes());
 }
 
 static ffi::Error emulate(ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view name, std::string_view,
-                          std::string_view text, int32_t grid_x, int32_t grid_y, int32_t, int32_t block_x, int32_t, int32_t,
-                          int32_t) {
+                          std::string_view text, int32_t grid_x, int32_t grid_y, int32_t, int32_t block_x, int32_t,
+                          int32_t, int32_t) {
   const auto found = kernels().find(text);
   if (found == kernels().end() || found->second.name != name)
     return ffi::Error::InvalidArgument("no kernel " + std::string(name) + " of this text");
@@ -34,12 +35,14 @@ static ffi::Error emulate(ffi::RemainingArgs args, ffi::RemainingRets rets, std:
   std::vector<emulator::Range>& buffers = emulator::block.buffers;
   buffers.clear();
   const auto begin_of = [](ffi::AnyBuffer buffer) { return reinterpret_cast<uint64_t>(buffer.untyped_data()); };
-  const auto pass = [&](ffi::AnyBuffer buffer) { buffers.push_back({begin_of(buffer), begin_of(buffer) + buffer.size_bytes()}); };
+  const auto pass = [&](ffi::AnyBuffer buffer) {
+    buffers.push_back({begin_of(buffer), begin_of(buffer) + buffer.size_bytes()});
+  };
   for (size_t i = 0; i < args.size(); ++i) pass(*args.get<ffi::AnyBuffer>(i));
   for (size_t i = 0; i < rets.size(); ++i) {
     const ffi::AnyBuffer output = **rets.get<ffi::AnyBuffer>(i);
-    const auto is_its = [&](const emulator::Range& operand) { return operand.begin == begin_of(output); };
-    if (std::none_of(buffers.begin(), buffers.end(), is_its)) poison(output);
+    const auto has_its_memory = [&](const emulator::Range& operand) { return operand.begin == begin_of(output); };
+    if (std::none_of(buffers.begin(), buffers.end(), has_its_memory)) poison(output);
     pass(output);
   }
   if (sizeof(void*) * buffers.size() != kernel.parameter_bytes)
