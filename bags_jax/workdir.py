@@ -81,7 +81,13 @@ def read_settings(workdir: str | pathlib.Path) -> Settings:
             f"{path} has format {version}, this version of bags-jax reads format {FORMAT_VERSION}: train again in another "
             "--workdir, or use the version that trained it"
         )
-    return read_config(fields)
+    try:
+        return read_config(fields)
+    except UserError as error:  # somebody added, removed or narrowed a setting
+        raise UserError(
+            f"{path} does not fit the settings of this version of bags-jax ({error}): train again in another --workdir, or use "
+            "the version that trained it"
+        ) from error
 
 
 def saved_views_per_step(workdir: str | pathlib.Path) -> int:
