@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 from bags_jax import metrics
 from bags_jax.atomic import write_atomic
+from bags_jax.job import MakeModel
 from bags_jax.ops.blur.blocks import repeat_blocks
 from bags_jax.report import no_truth
 from bags_jax.report.blur_pictures import draw_kernels, draw_mask, write_blur_json
@@ -30,7 +31,13 @@ class HeldOutView:
     render: Float[np.ndarray, "H W 3"]
 
 
-def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root: str | None = None) -> dict:
+def evaluate(
+    workdir: str | pathlib.Path,
+    *,
+    step: int | None = None,
+    data_root: str | None = None,
+    make_model: MakeModel | None = None,
+) -> dict:
     """Scores a run on its held-out views and describes the blur of its training views.
 
     Writes results.json, eval/ (pictures of the held-out views), blur/ and poses.json into the working directory.
@@ -39,6 +46,7 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
       workdir: folder of the run.
       step: step of the checkpoint; None: the last one.
       data_root: folder of the capture, if it moved since training.
+      make_model: as `train` got it.
     Returns:
       {"step", "num_gaussians", "deblur_nerf": {"PSNR", "SSIM", "LPIPS"}, "gaussian_splatting": {...}, "shift_aligned":
       {"PSNR"}, "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py),
@@ -46,7 +54,7 @@ def evaluate(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     Raises:
       UserError: see open_run.
     """
-    run = open_run(workdir, step=step, data_root=data_root)
+    run = open_run(workdir, step=step, data_root=data_root, make_model=make_model)
     held_out = render_held_out_views(run)
     per_view = {view.name: score_view(view.render, view.photo) for view in held_out}
     side = run.job.stages[-1].kernel_size or run.job.settings.blur.kernel_sizes[-1]

@@ -5,6 +5,7 @@ Training, evaluation and benchmarks all start from a Job. It holds no optimizer 
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +28,8 @@ from bags_jax.structs import Gaussians, PoseFrame, TrainState
 from bags_jax.synthetic.mixed import mix_resolutions
 from bags_jax.synthetic.procedural import make_scene
 
+# Makes the blur model from the settings (with numbers of steps) and the number of training views.
+MakeModel = Callable[[Settings, int], BlurModel]
 CHEAP_CAPACITY = 16_384  # rows; a state of this size costs little, whatever the number of points
 
 
@@ -60,11 +63,12 @@ class Job:
         )
 
 
-def make_job(settings: Settings) -> Job:
+def make_job(settings: Settings, *, make_model: MakeModel | None = None) -> Job:
     """Loads the scene that the settings name and works out everything that does not change in training.
 
     Args:
       settings: as `config.read_config` returns them.
+      make_model: makes the blur model; None: make_blur_model.
     Raises:
       UserError: settings that do not fit each other or the scene, or a scene that cannot be loaded.
     """
@@ -82,7 +86,7 @@ def make_job(settings: Settings) -> Job:
     frame = None
     if settings.optim.poses:
         frame = make_pose_frame(scene.viewmats[train_ids], scene.Ks[train_ids], scene.points, depth=extent)
-    model = make_blur_model(settings, len(train_ids)) if settings.blur.enabled else None
+    model = (make_model or make_blur_model)(settings, len(train_ids)) if settings.blur.enabled else None
     return Job(settings, scene, stages, model, extent, frame)
 
 
@@ -111,7 +115,7 @@ def load_photographs(settings: Settings) -> Scene:
 
 
 def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
-    """The blur model. Another model takes its place here: see docs/extending.md."""
+    """The Blur Proposal Network of the settings. docs/extending_blur_model.md puts another model in its place."""
     blur = settings.blur
     return BlurProposalNetwork(
         num_views=num_views,

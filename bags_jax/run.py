@@ -16,7 +16,7 @@ from bags_jax.data.poses import locate_cameras
 from bags_jax.data.scene import Scene
 from bags_jax.dispatch import HEADROOM
 from bags_jax.errors import UserError
-from bags_jax.job import Job, check_views, make_job, state_template, training_cameras
+from bags_jax.job import Job, MakeModel, check_views, make_job, state_template, training_cameras
 from bags_jax.ops.rasterize import buffer_size
 from bags_jax.programs import largest_count
 from bags_jax.rendering import Rendered
@@ -50,13 +50,20 @@ class Run:
         return self.job.model if self.stage.kernel_size else None
 
 
-def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root: str | None = None) -> Run:
+def open_run(
+    workdir: str | pathlib.Path,
+    *,
+    step: int | None = None,
+    data_root: str | None = None,
+    make_model: MakeModel | None = None,
+) -> Run:
     """Reads the settings, the scene and a checkpoint of a run. One device is enough, however many trained it.
 
     Args:
       workdir: folder of the run.
       step: which checkpoint; None: the last.
       data_root: folder of the capture, where it is another than on the machine that trained.
+      make_model: as `train` got it.
     Raises:
       UserError: there is no run, no such checkpoint, or it cannot be read.
     """
@@ -66,7 +73,7 @@ def open_run(workdir: str | pathlib.Path, *, step: int | None = None, data_root:
     )  # this machine may lack the backend of the training
     if data_root:
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, root=data_root))
-    job = make_job(settings)
+    job = make_job(settings, make_model=make_model)
     with Checkpoints(path, create=False) as checkpoints:
         state = checkpoints.restore(state_template(job), step)
     check_views(state, job.scene)

@@ -13,7 +13,7 @@ from bags_jax.config import read_config
 from bags_jax.dispatch import Dispatch, Dispatcher, is_due
 from bags_jax.errors import UserError
 from bags_jax.interruption import Interruption
-from bags_jax.job import Job, check_views, first_state, make_job, training_cameras
+from bags_jax.job import Job, MakeModel, check_views, first_state, make_job, training_cameras
 from bags_jax.programs import Programs
 from bags_jax.progress import Progress
 from bags_jax.scene.initialize import with_optimizers
@@ -25,18 +25,19 @@ from bags_jax.workdir import claim_capture, claim_workdir, saved_views_per_step
 from bags_jax.writers import Writers
 
 
-def train(config: Any, workdir: str | pathlib.Path) -> TrainState:
+def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | None = None) -> TrainState:
     """Trains a scene, or goes on where the working directory left off.
 
     Args:
       config: a ConfigDict with the settings of bags_jax/settings.py; it is not changed.
       workdir: folder of the run: settings, checkpoints, logs.
+      make_model: makes the blur model from the settings and the number of training views; None: the Blur Proposal Network.
     Raises:
       UserError: bad input, or a loss that is not finite (the last checkpoint stays).
     """
     settings = choose_views_per_step(read_config(config), workdir)
     num_devices = parallel.count_devices(settings.num_devices, settings.views_per_step)
-    job = make_job(settings)
+    job = make_job(settings, make_model=make_model)
     optimizers = make_job_optimizers(job)
     workdir = claim_workdir(workdir, settings)  # after all checks: a run that cannot start leaves no trace
     with (

@@ -1,6 +1,7 @@
 """What a blur model is: parameters, a blur field for each training view, and how both go on from stage to stage.
 
-Training knows nothing else of a blur model. `proposal_network.py` is the model of the paper; docs/extending.md builds another one.
+Training knows nothing else of a blur model. `proposal_network.py` is the model of the paper, docs/extending_blur_model.md
+builds another one.
 """
 
 from typing import Any, Protocol, runtime_checkable
