@@ -61,7 +61,7 @@ GARDEN = "garden:648x420,garden:1296x840,garden:1920x1080"
 CLOUDS = "100000:1296x840,500000:1296x840,1000000:1296x840,3000000:1296x840"
 EVALUATE_TWICE = f"rm -rf {{runs}}/smoke; {SMOKE}/smoke && JAX_PLATFORMS=cpu {EVALUATE}/smoke && {EVALUATE}/smoke"
 CACHED = " --config.compilation_cache={runs}/cache"
-EVERY_BACKEND = f"{TESTS} tests/test_rasterize.py tests/test_cameras.py tests/test_tiles.py"
+EVERY_BACKEND = f"{TESTS} tests/test_rasterize.py tests/test_splatting.py tests/test_tiles.py"
 
 PARTS = (
     Part("1", "kernels against the oracle", 130, f"{TESTS} tests/test_cuda.py tests/test_blur_rows.py", alone=False),
