@@ -1,14 +1,14 @@
-"""Compiles `rasterization`, forward and backward, or a whole training step, for an accelerator that is not there.
+"""Compiles `rasterization`, forward and backward, or a whole training step, for an accelerator that this machine lacks.
 
   python tests/compile_ahead.py MACHINE rasterization CAMERAS DETERMINISTIC
   python tests/compile_ahead.py MACHINE step WIDTH HEIGHT STRIDE DETERMINISTIC DEVICES
   python tests/compile_ahead.py MACHINE between
 
-MACHINE is h200 or v5e. Prints a JSON row: how long it took, what the program calls, how much it launches, where it waits for its
-host, how often devices exchange numbers, and the memory that each needs. "between" is what training does between steps.
+MACHINE is h200 or v5e. Prints a JSON row: compile time, custom calls, launches, waits for the host, exchanges between
+devices, and memory of each device. "between" compiles the operations of training between steps.
 
-Needs the compilers that `make gpu-check` or `make tpu-check` install, but neither an accelerator nor a driver: XLA takes the GPU from
-golden/h200.txtpb, and TPU v5e chips from its own library.
+Needs the compilers that `make gpu-check` or `make tpu-check` install, but no accelerator and no driver: XLA reads the
+GPU from golden/h200.txtpb, and knows TPU v5e chips.
 """
 
 import collections
@@ -27,9 +27,9 @@ from unittest import mock
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-# Else libtpu asks a cloud's metadata server which machine this is.
+# Otherwise libtpu asks a metadata server of the cloud for the machine.
 os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no chip is taken
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # uses no chip
 
 import jax
 import jax.numpy as jnp
@@ -49,26 +49,26 @@ from bags_jax.training import first_state, make_job
 from configs import procedural
 
 H200 = pathlib.Path(__file__).parent / "golden" / "h200.txtpb"
-MOST_DEVICES = 4
+MAX_DEVICES = 4
 NUM, WIDTH, HEIGHT, ROOM = 1_000_000, 1296, 840, 4_000_000
 TRIPS = "known_trip_count"
 NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
 
 
 class Machine(NamedTuple):
-    """An accelerator that programs are compiled for."""
+    """An accelerator to compile for."""
 
-    platform: str  # as programs are lowered for it
-    backend: str  # as jax.default_backend() calls it there
-    topology: Callable[[], Any]  # what of it there may be
+    platform: str  # name for lowering
+    backend: str  # name of jax.default_backend()
+    topology: Callable[[], Any]  # description of its devices
 
     def devices(self, num: int) -> list:
-        """So many devices of one host."""
+        """Returns `num` devices of one host."""
         return list(self.topology().devices)[:num]
 
     @contextlib.contextmanager
     def here(self, num: int):
-        """Within this, what is traced is for this machine with so many devices."""
+        """Within this context programs are traced for this machine with `num` devices."""
         devices = self.devices(num)
         with (
             cuda_launch.forced_route(cuda_launch.XLA) if self.platform == "cuda" else contextlib.nullcontext(),
@@ -79,7 +79,7 @@ class Machine(NamedTuple):
             yield
 
     def place(self, shapes, num: int = 1, *, axes: tuple[str, ...] = ()):
-        """Arrays of these shapes, the same on every device, or cut along some axes."""
+        """Returns arrays of these shapes, replicated on every device, or sharded along some axes."""
         sharding = jax.sharding.NamedSharding(
             jax.sharding.Mesh(np.array(self.devices(num)), (parallel.AXIS,)), jax.sharding.PartitionSpec(*axes)
         )
@@ -87,7 +87,7 @@ class Machine(NamedTuple):
 
 
 def _gpus():
-    return topologies.get_topology_desc(platform="cuda", target_config=H200.read_text(), topology=f"1x1x{MOST_DEVICES}")
+    return topologies.get_topology_desc(platform="cuda", target_config=H200.read_text(), topology=f"1x1x{MAX_DEVICES}")
 
 
 def _tpus():
@@ -101,9 +101,9 @@ MACHINES = {
 
 
 def count_launches(text: str) -> int:
-    """What a program starts on the GPU, one after the other: kernels, copies and library calls, as often as its loops go round.
+    """Counts kernels, copies and library calls of a program on a GPU, times the trip counts of its loops.
 
-    A loop whose length is not known in advance counts once.
+    A loop with an unknown trip count counts once.
     """
     computations = {}
     for part in re.split(r"\n(?=\S)", text):
@@ -126,7 +126,7 @@ def count_launches(text: str) -> int:
 
 
 def compile_ahead(lowered, options: dict[str, bool | str] | None = None) -> dict:
-    """Compiles what was lowered; how long it took, what it calls, and the memory that it needs."""
+    """Compiles a lowered program. Returns compile time, custom calls, launches and memory."""
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=options)
     memory, text = compiled.memory_analysis(), compiled.as_text()
@@ -156,7 +156,7 @@ def loss(means, quats, scales, opacities, colors, viewmats, Ks, deterministic):
 
 
 def rasterization_row(machine: Machine, cameras: int, deterministic: int) -> dict:
-    """Value and gradient of `rasterization` for `cameras` cameras."""
+    """Compiles value and gradient of `rasterization` for `cameras` cameras."""
     shapes = [(NUM, 3), (NUM, 4), (NUM, 3), (NUM,), (NUM, 3), (cameras, 4, 4), (cameras, 3, 3)]
     inputs = machine.place([jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
     function = functools.partial(loss, deterministic=bool(deterministic))
@@ -166,8 +166,8 @@ def rasterization_row(machine: Machine, cameras: int, deterministic: int) -> dic
 
 
 def last_stage(width: int, height: int, stride: int, deterministic: bool):
-    """The last stage of a training of BAGS on photographs of this size, kernels of 17 x 17, a million Gaussians."""
-    config = procedural.get_config("motion")  # a small scene, whose shapes are exchanged
+    """Makes the last stage of a BAGS training: photographs of this size, kernels of 17 x 17, a million Gaussians."""
+    config = procedural.get_config("motion")  # a small scene; its shapes are replaced
     config.sh_degree, config.blur.kernel_sizes, config.blur.strides = 3, (5, 9, 17), (1, 1, stride)
     config.num_devices = config.views_per_step = 1
     config.deterministic = deterministic
@@ -179,7 +179,7 @@ def last_stage(width: int, height: int, stride: int, deterministic: bool):
 
 
 def step_row(machine: Machine, width: int, height: int, stride: int, deterministic: int, devices: int) -> dict:
-    """A dispatch of the last stage, a view for each device; launches are those of a step."""
+    """Compiles a dispatch of the last stage, one view per device; counts launches per step."""
     job, state, dataset = last_stage(width, height, stride, bool(deterministic))
     with machine.here(devices):
         recipe = job.recipe(job.stages[-1], dataset, ROOM)
@@ -194,7 +194,7 @@ def step_row(machine: Machine, width: int, height: int, stride: int, determinist
 
 
 def between_row(machine: Machine) -> dict:
-    """What training and evaluation do between steps, one program for each; memory is the most that one needs, the rest sums."""
+    """Compiles the operations between steps, one program each. Memory is the largest, other numbers are sums."""
     job, state, dataset = last_stage(600, 400, 2, False)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     state, dataset, number, key, threshold = machine.place(

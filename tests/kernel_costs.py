@@ -1,9 +1,9 @@
-"""What the compiled CUDA kernels cost before they ever run: registers, spills, instructions of the main loops.
+"""Static costs of the compiled CUDA kernels: registers, spills, instructions of the main loops.
 
-  python tests/kernel_costs.py --write     writes tests/golden/kernel_costs.json; needs ptxas and nvdisasm (make gpu-check)
+  python tests/kernel_costs.py --write    writes tests/golden/kernel_costs.json, needs ptxas and nvdisasm (make gpu-check)
 
-The main loop is the innermost one with the exponential: one turn of a blend is one Gaussian at the 64 (backward 128) pixels of a patch, one of a blur
-four taps of 32 kernels.
+The main loop is the innermost loop with the exponential. One iteration is one Gaussian at the 64 (backward 128) pixels
+of a patch for a blend, four taps of 32 kernels for a blur.
 """
 
 import functools
@@ -20,7 +20,7 @@ ARCH = "sm_90"
 
 
 def find_tool(name: str) -> str | None:
-    """A program of the CUDA toolkit: on the path, or from NVIDIA's wheels beside this Python's packages."""
+    """Finds a program of the CUDA toolkit: on the path, or in NVIDIA's wheels."""
     wheels = sorted(path for folder in sys.path for path in pathlib.Path(folder).glob(f"nvidia/*/bin/{name}"))
     return shutil.which(name) or (str(wheels[0]) if wheels else None)
 
@@ -32,13 +32,13 @@ def _run(*command: str) -> str:
 
 
 def version(tool: str) -> str:
-    """Release of a tool."""
+    """Returns the release of a tool."""
     found = re.search(r"V([\d.]+)", _run(tool, "--version"))
     return found[1] if found else "unknown"
 
 
 def _loops(code: str) -> list[list[str]]:
-    """Instructions of each loop of a function, from where a branch leads back to that branch."""
+    """Returns the instructions of each loop of a function, from the target of a backward branch to the branch."""
     labels, where, instructions = {}, None, []
     for line in code.splitlines():
         if label := re.match(r"(\.L_\w+):", line):
@@ -53,7 +53,7 @@ def _loops(code: str) -> list[list[str]]:
 
 
 def measure(ptx: pathlib.Path) -> dict[str, dict[str, int]]:
-    """Costs of each kernel of a PTX file; `main_loop` only with nvdisasm."""
+    """Measures each kernel of a PTX file; `main_loop` only with nvdisasm."""
     ptxas, nvdisasm = find_tool("ptxas"), find_tool("nvdisasm")
     assert ptxas, "no ptxas"
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def measure(ptx: pathlib.Path) -> dict[str, dict[str, int]]:
 
 @functools.cache
 def table() -> dict:
-    """The table as it was written."""
+    """Returns the saved table."""
     return json.loads(GOLDEN.read_text())
 
 

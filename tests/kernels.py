@@ -1,4 +1,4 @@
-"""The kernel of a whole view, the long way."""
+"""The mean kernel of a view, from all its kernels."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,6 +8,6 @@ from bags_jax.structs import BlurField
 
 
 def mean_kernel(field: BlurField) -> Float[Array, "KK"]:
-    """Mean of a view's kernels weighted by the mask, with the unmasked rest at the centre."""
+    """Averages the kernels of a view, weighted by the mask; the unmasked rest goes to the centre tap."""
     mean = jnp.mean(field.mask[None] * every_kernel(field), axis=(1, 2))
     return mean.at[len(mean) // 2].add(1.0 - jnp.mean(field.mask))

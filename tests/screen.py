@@ -1,4 +1,4 @@
-"""Gaussians on a screen: what kernels that blend them are held to the oracle with."""
+"""Scenes of projected Gaussians, and the comparison of kernels with the oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from splats import HEIGHT, WIDTH, alphas_in_order, on_cutoff
 from bags_jax.ops.rasterize.reference import rasterize_reference
 from bags_jax.structs import Projected
 
-FORWARD, BACKWARD = 1e-5, 1e-4  # what is asked of the kernels; float32 itself leaves 1e-6
+FORWARD, BACKWARD = 1e-5, 1e-4  # tolerances of kernels; float32 rounding is 1e-6
 
 
 class Scene:
-    """Gaussians on a screen with features, and cotangents that are 0 where rounding decides what is drawn."""
+    """Projected Gaussians with features, and cotangents that are 0 where rounding decides what is drawn."""
 
     def __init__(self, projected: Projected, channels: int, width: int = WIDTH, height: int = HEIGHT):
         rng = np.random.default_rng(channels)
@@ -24,7 +24,7 @@ class Scene:
 
 
 def with_gradients(function, scene: Scene):
-    """Colours, alphas, and gradients of means, conics, opacities and features."""
+    """Returns colours, alphas, and gradients of means, conics, opacities and features."""
 
     def draw(means_px, conics, opacities, features):
         output = function(
@@ -43,7 +43,7 @@ def with_gradients(function, scene: Scene):
 
 
 def compare_with_oracle(kernels, scene: Scene):
-    """Image and gradients of kernels against the oracle; returns colours, alphas and gradients."""
+    """Compares image and gradients of kernels with the oracle. Returns colours, alphas and gradients."""
     (colors, alphas), gradients = with_gradients(kernels, scene)
     (colors_dense, alphas_dense), gradients_dense = with_gradients(rasterize_reference, scene)
     keep = ~scene.cut
@@ -57,7 +57,7 @@ def compare_with_oracle(kernels, scene: Scene):
 
 
 def flat(num: int, *, opacity: float, sigma: float, center=(20.0, 12.0)) -> Projected:
-    """Round Gaussians of one size, one behind the other, a little apart."""
+    """Makes round Gaussians of one size, one behind the other, slightly apart."""
     rng = np.random.default_rng(num)
     radius = sigma * np.sqrt(2 * np.log(255 * opacity))
     shape = np.array([1.0, 0.0, 1.0]) * sigma**2

@@ -1,4 +1,4 @@
-"""Random little scenes for the tests of the rasterizer. All have one shape, so that few programs are compiled."""
+"""Small random scenes for the tests of the rasterizer. All have the same shapes, so that few programs are compiled."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from bags_jax.geometry import project
 from bags_jax.ops.rasterize.reference import rasterize_reference
 from bags_jax.structs import Camera, Projected
 
-NUM, NUM_CAMERAS, WIDTH, HEIGHT = 32, 2, 37, 29  # no side is a multiple of a tile
+NUM, NUM_CAMERAS, WIDTH, HEIGHT = 32, 2, 37, 29  # not multiples of a tile
 KINDS = ("typical", "behind", "off_screen", "needles", "giants", "transparent", "opaque")
 
 
 class Splats(NamedTuple):
-    """The arrays that `rasterization` takes, in its order."""
+    """The arrays of `rasterization`, in its order."""
 
     means: Array
     quats: Array
@@ -28,14 +28,14 @@ class Splats(NamedTuple):
 
 
 def rotation(axis, angle: float) -> np.ndarray:
-    """Rodrigues' formula, float64."""
+    """Returns a rotation matrix by Rodrigues' formula, in float64."""
     x, y, z = np.asarray(axis, float) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
 def make_splats(kind: str = "typical", *, seed: int = 0, num: int = NUM) -> Splats:
-    """A cloud 4 units in front of two cameras with different intrinsics, the principal point off the centre."""
+    """Makes a cloud 4 units in front of two cameras with different intrinsics and off-centre principal points."""
     rng = np.random.default_rng([KINDS.index(kind), seed])
     means = rng.normal(size=(num, 3)) * [1.4, 1.1, 0.8] + [0, 0, 4]
     scales = np.exp(rng.normal(size=(num, 3)) * 0.6 - 1.6)
@@ -61,13 +61,13 @@ def make_splats(kind: str = "typical", *, seed: int = 0, num: int = NUM) -> Spla
 
 
 def project_splats(splats: Splats, camera: int, *, antialiased: bool = False) -> Projected:
-    """What one camera sees."""
+    """Projects to one camera."""
     view = Camera(splats.viewmats[camera], splats.Ks[camera])
     return project(*splats[:4], view, width=WIDTH, height=HEIGHT, antialiased=antialiased)
 
 
 def rasterize_dense(splats: Splats, *, antialiased: bool = False) -> tuple[Array, Array]:
-    """The oracle's answer to render_mode="RGB+D": colours with depth, and alphas, of every camera."""
+    """Renders with the oracle like render_mode="RGB+D": colours with depth, and alphas, of every camera."""
     outputs = []
     for camera in range(splats.viewmats.shape[0]):
         projected = project_splats(splats, camera, antialiased=antialiased)
@@ -77,7 +77,7 @@ def rasterize_dense(splats: Splats, *, antialiased: bool = False) -> tuple[Array
 
 
 def alphas_in_order(projected: Projected, *, width: int, height: int, x0: int = 0, y0: int = 0) -> np.ndarray:
-    """Alpha [H, W, N] of every Gaussian at every pixel, front to back, float64, clamped but not yet cut at 1/255."""
+    """Returns alpha [H, W, N] of all Gaussians at all pixels, front to back, in float64, clamped, not cut at 1/255."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), projected)
     x, y = np.meshgrid(np.arange(x0, x0 + width) + 0.5, np.arange(y0, y0 + height) + 0.5)
     dx, dy = x[..., None] - p.means_px[:, 0], y[..., None] - p.means_px[:, 1]
@@ -87,7 +87,7 @@ def alphas_in_order(projected: Projected, *, width: int, height: int, x0: int = 
 
 
 def on_cutoff(alphas: np.ndarray, *, tolerance: float = 1e-5) -> np.ndarray:
-    """Pixels where rounding decides whether a Gaussian is drawn: alpha at 1/255, or transmittance at 1e-4."""
+    """Returns the pixels where rounding decides what is drawn: alpha at 1/255, or transmittance at 1e-4."""
     behind = np.cumprod(1.0 - np.where(alphas >= 1 / 255, alphas, 0.0), axis=-1)
-    # Rounding of a product of many factors is larger than that of one alpha.
+    # A product of many factors has a larger rounding error than one alpha.
     return ((abs(alphas * 255 - 1) < tolerance) | (abs(behind * 1e4 - 1) < 100 * tolerance)).any(axis=-1)

@@ -1,4 +1,4 @@
-"""Per-pixel kernels against unfolded patches, and statistics of kernels that are known."""
+"""Kernels per pixel against unfolded patches, and statistics of known kernels."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ H, W = 13, 10
 
 
 def field_of(kernels, mask) -> BlurField:
-    """A field of given kernels: their logarithms are the features, the last layer does nothing."""
+    """Makes a field of given kernels: their logarithms are the features, the last layer is the identity."""
     num_taps = kernels.shape[0]
     logits = jnp.log(jnp.maximum(jnp.moveaxis(kernels, 0, -1), 1e-30))
     return BlurField(features=logits, weight=jnp.eye(num_taps), bias=jnp.zeros(num_taps), mask=mask)
@@ -35,7 +35,7 @@ def random_field(stride: int, side: int, seed: int = 0) -> tuple[jax.Array, Blur
 
 
 def blur_unfolded(image, field: BlurField, *, stride: int):
-    """The formula, patch by patch."""
+    """Computes the formula patch by patch."""
     every = every_kernel(field)
     side = int(np.sqrt(every.shape[0]))
     padded = jnp.pad(image, ((side // 2, side // 2), (side // 2, side // 2), (0, 0)), mode="edge")
@@ -73,7 +73,9 @@ def test_tap_reads_the_pixel_at_its_offset():
     right = jnp.zeros_like(every_kernel(field)).at[5].set(1.0)  # dy = 0, dx = +1
     moved = apply_kernels(jnp.moveaxis(image, -1, 0), right, 1)
     np.testing.assert_allclose(moved[:, :, :-1], jnp.moveaxis(image, -1, 0)[:, :, 1:], atol=1e-6)
-    np.testing.assert_allclose(moved[:, :, -1], jnp.moveaxis(image, -1, 0)[:, :, -1], atol=1e-6)  # border continued
+    np.testing.assert_allclose(
+        moved[:, :, -1], jnp.moveaxis(image, -1, 0)[:, :, -1], atol=1e-6
+    )  # the border is repeated
 
 
 def test_patches_are_never_unfolded():

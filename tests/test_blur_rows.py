@@ -1,4 +1,4 @@
-"""The blur in C++ and by CUDA kernels, these on an emulator or a GPU, against the same pass by XLA."""
+"""The blur in C++ and CUDA against XLA. CUDA kernels run on a GPU, or on the PTX emulator."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ METHODS = ("cpu", "cuda")
 
 @contextlib.contextmanager
 def only(method: str):
-    """A context in which a backend can be used: CUDA kernels on an emulator where there is no GPU."""
+    """A context in which a backend can run. Without a GPU, CUDA kernels run on the emulator."""
     if problem := (cpp_build if method == "cpu" else ptx_emulator).find_problem():
         pytest.skip(problem)
     with ptx_emulator.emulated() if method == "cuda" else contextlib.nullcontext():
@@ -27,7 +27,7 @@ def only(method: str):
 
 
 def layer(height, width, *, side, stride, margin, spread=1.0):
-    """Image with its margin, features, weight, bias, and cotangents of image and moments; logits reach beyond +-2."""
+    """Returns image with margin, features, weight, bias, and cotangents of image and moments. Logits exceed +-2."""
     draw = np.random.default_rng(side)
     h, w, num_taps = -(-height // stride), -(-width // stride), side * side
     arrays = (
@@ -43,7 +43,7 @@ def layer(height, width, *, side, stride, margin, spread=1.0):
 
 
 def value_and_gradients(args, cotangents, **options):
-    """Outputs and gradients, not in TF32; traced anew, so that it counts where it was called."""
+    """Returns outputs and gradients, not in TF32. Traces again at each call."""
 
     @jax.jit
     def both(args, cotangents):
@@ -55,11 +55,11 @@ def value_and_gradients(args, cotangents, **options):
 
 
 def calls(args, **options) -> int:
-    """How often something outside of XLA is called."""
+    """Counts calls of code outside XLA."""
     return str(jax.make_jaxpr(functools.partial(stream_blur, **options))(*args)).count("ffi_call[")
 
 
-# Sizes that are no multiple of the stride or of eight; margins of less than half a kernel, as much and more; one block, several.
+# Sizes that are not multiples of the stride or of eight; margins around half a kernel; one and several blocks.
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "height, width, stride, side, margin, bound, block_bytes",
@@ -69,12 +69,12 @@ def calls(args, **options) -> int:
         (17, 37, 2, 5, 1, 2.0, 0),
         (14, 19, 3, 7, 4, 2.0, 3000),
         (9, 9, 4, 3, 0, 0.0, 1),
-        (5, 40, 1, 17, 8, 5.0, 0),  # kernels reach further than the image is high
-        (53, 33, 2, 3, 0, 2.0, 0),  # more rows than one thread takes
-        (7, 9, 1, 3, 1, 60.0, 0),  # a bound that leaves no floor
+        (5, 40, 1, 17, 8, 5.0, 0),  # the kernel is higher than the image
+        (53, 33, 2, 3, 0, 2.0, 0),  # more rows than one thread handles
+        (7, 9, 1, 3, 1, 60.0, 0),  # a bound without a floor
     ],
 )
-def test_equals_the_pass_by_xla(method, height, width, stride, side, margin, bound, block_bytes):
+def test_equals_xla(method, height, width, stride, side, margin, bound, block_bytes):
     args, cotangents = layer(height, width, side=side, stride=stride, margin=margin)
     options = {"stride": stride, "bound": bound, "margin": margin, "block_bytes": block_bytes}
     assert calls(args, **options, backend="xla") == 0
@@ -91,7 +91,7 @@ def test_equals_the_pass_by_xla(method, height, width, stride, side, margin, bou
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spread", [1e4, 0.0])
 @pytest.mark.parametrize("bound", [0.0, 5.0, 35.0, 60.0, 100.0])
-def test_nothing_is_lost_in_extreme_logits(method, bound, spread):
+def test_extreme_logits_stay_finite_and_equal_xla(method, bound, spread):
     args, cotangents = layer(8, 8, side=3, stride=1, margin=0, spread=spread)
     with only(method):
         outputs, gradients = value_and_gradients(args, cotangents, stride=1, bound=bound, backend=method)
@@ -103,7 +103,7 @@ def test_nothing_is_lost_in_extreme_logits(method, bound, spread):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bound", [0.0, 2.0])
-def test_what_is_no_number_shows(method, bound):
+def test_nan_stays_nan(method, bound):
     (planes, features, weight, bias), cotangents = layer(4, 4, side=3, stride=1, margin=0)
     broken = (planes, features.at[1, 2, 0].set(jnp.nan), weight, bias)
     with only(method):
@@ -124,7 +124,7 @@ def test_sizes_without_compiled_code_go_through_xla(method, stride, channels, nu
 
 @pytest.mark.parametrize("method", METHODS)
 def test_views_can_be_mapped(method):
-    """Under vmap, too: one view after the other."""
+    """vmap runs one view after the other."""
     args, _ = layer(6, 8, side=3, stride=2, margin=0)
     planes = jnp.stack([args[0], args[0][::-1], 0.5 * args[0]])
 
@@ -141,7 +141,7 @@ def test_views_can_be_mapped(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_repeat_and_number_of_threads_change_no_bit(method, monkeypatch):
     if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("one CPU: there is one thread whatever is asked for")
+        pytest.skip("one CPU: there is only one thread")
     args, cotangents = layer(53, 33, side=5, stride=2, margin=2)
     with only(method):
         results = []

@@ -1,4 +1,4 @@
-"""The streamed blur against kernels that are made, applied and measured one after the other; and what memory it needs."""
+"""The streamed blur against the oracle that stores all kernels; memory of the streamed blur."""
 
 import functools
 
@@ -25,7 +25,7 @@ F = 6
 
 
 def layer(height, width, *, side, stride, seed=0):
-    """Image, features, weight and bias; logits reach beyond +-2."""
+    """Returns image, features, weight and bias. Logits exceed +-2."""
     rng = np.random.default_rng(seed)
     h, w, num_taps = -(-height // stride), -(-width // stride), side * side
     arrays = (
@@ -41,7 +41,7 @@ def naive(planes, features, weight, bias, *, stride, bound):
     logits = features @ weight + bias[None, None]
     logits = clip_with_return(logits, bound) if bound else logits
     kernels = jax.nn.softmax(logits, axis=-1)
-    if bound:  # a tap at the lower bound keeps a hundredth
+    if bound:  # a tap at the lower bound keeps a hundredth of its weight
         floor = 0.99 * jnp.exp(-bound - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
         kernels = (kernels - floor) / (1.0 - kernels.shape[-1] * floor)
     moments = jnp.moveaxis(kernels @ tap_moments(kernel_side(bias.shape[0])).T, -1, 0)
@@ -57,10 +57,10 @@ def value_and_gradients(function, args, cotangents):
     return both(args, cotangents)
 
 
-@pytest.mark.parametrize("margin", [1, 2, 3])  # less than half a kernel, as much, and more
+@pytest.mark.parametrize("margin", [1, 2, 3])  # below, at and above half a kernel
 @pytest.mark.parametrize("stride", [1, 2])
-def test_kernels_draw_on_the_margin(margin, stride):
-    """As if the image were larger and the picture cut out of it: with kernels for the margin that nobody looks at."""
+def test_kernels_read_the_margin(margin, stride):
+    """Equals a crop of the blur of the whole image, whose margin has kernels, too."""
     height, width, side = 11, 8, 5
     _, features, weight, bias = layer(height, width, side=side, stride=stride)
     wide = layer(height + 2 * margin, width + 2 * margin, side=side, stride=1)[0]
@@ -87,7 +87,7 @@ def test_an_image_of_another_size_than_the_kernels_is_refused():
         stream_blur(planes, features, weight, bias, stride=2, bound=0.0, margin=1)
 
 
-# Sizes that are no multiple of the stride; 1 KiB: blocks of a row or a few, the last one incomplete; 0: one block.
+# Sizes that are not multiples of the stride. 1 KiB: blocks of one or a few rows, the last one incomplete. 0: one block.
 @pytest.mark.parametrize(
     "height, width, stride, side, bound, block_bytes",
     [
@@ -99,7 +99,7 @@ def test_an_image_of_another_size_than_the_kernels_is_refused():
     ],
 )
 @pytest.mark.parametrize("native", ["1", "0"])
-def test_equals_kernels_that_are_made(monkeypatch, native, height, width, stride, side, bound, block_bytes):
+def test_equals_stored_kernels(monkeypatch, native, height, width, stride, side, bound, block_bytes):
     monkeypatch.setenv("BAGS_JAX_NATIVE", native)
     args = layer(height, width, side=side, stride=stride)
     ours = functools.partial(stream_blur, stride=stride, bound=bound, block_bytes=block_bytes)
@@ -114,7 +114,7 @@ def test_equals_kernels_that_are_made(monkeypatch, native, height, width, stride
         np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.max(jnp.abs(b))))
 
 
-def test_nothing_is_lost_in_extreme_logits():
+def test_extreme_logits_stay_finite():
     planes, features, weight, bias = layer(8, 8, side=3, stride=1)
     for scale in (1e4, 0.0):
         args = (planes, features * scale, weight, bias * scale)
@@ -124,7 +124,7 @@ def test_nothing_is_lost_in_extreme_logits():
         assert all(np.isfinite(x).all() for x in (*outputs, *gradients))
 
 
-def test_moments_say_what_the_kernels_would():
+def test_moments_equal_those_of_the_kernels():
     planes, features, weight, bias = layer(9, 7, side=5, stride=1)
     mask = jnp.asarray(np.random.default_rng(3).random((9, 7)), jnp.float32)
     field = BlurField(features, weight, bias, mask, bound=2.0)
@@ -139,8 +139,8 @@ def test_moments_say_what_the_kernels_would():
     np.testing.assert_allclose(mean_squared_centroid(found), squared, rtol=1e-4)
 
 
-def test_what_a_padded_photograph_is_padded_with_does_not_count():
-    """A photograph of 5 x 7 px in an array of 8 x 10, blocks of 2 x 2 px: those at its border count by what is inside."""
+def test_padding_of_a_photograph_does_not_count():
+    """A photograph of 5 x 7 px in an array of 8 x 10, blocks of 2 x 2 px: border blocks count by their inner pixels."""
     draw = np.random.default_rng(4)
     mask, centroid, second = (jnp.asarray(draw.random((n, 4, 5)), jnp.float32) for n in (1, 2, 3))
     found = BlurMoments(mask[0], centroid, second)
@@ -157,13 +157,13 @@ def test_what_a_padded_photograph_is_padded_with_does_not_count():
 
 
 @pytest.mark.parametrize("height, block_bytes, rows", [(100, 1, 1), (100, 40 * 4 * 90, 34), (100, 1 << 30, 100)])
-def test_blocks_are_about_equally_high(height, block_bytes, rows):
+def test_blocks_have_similar_heights(height, block_bytes, rows):
     assert rows_per_block(height, 10, 9, block_bytes) == rows
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_memory_at_full_resolution(stride):
-    """2400 x 1600, K = 17, forward and backward: at most 1 GiB beyond the images, the features and their gradient."""
+    """2400 x 1600, K = 17, forward and backward: at most 1 GiB beside the images, the features and their gradient."""
     h, w, num_taps = 1600 // stride, 2400 // stride, 17 * 17
     shapes = [(3, 1600, 2400), (h, w, 32), (32, num_taps), (num_taps,)]
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

@@ -1,4 +1,4 @@
-"""The rasterizer and the training step compile for an H200 and for a TPU on a machine without one, where the compilers are installed."""
+"""The rasterizer and the training step compile for an H200 and a TPU v5e, if the compilers are installed."""
 
 import importlib.util
 import json
@@ -14,10 +14,10 @@ COMPILERS = {"h200": ("jax_cuda13_plugin", "make gpu-check"), "v5e": ("libtpu", 
 
 
 def compile_ahead(machine, *arguments, **environment):
-    """The row that the script prints, in a process of its own: JAX is told there that an accelerator is to come."""
+    """Returns the row that the script prints, in its own process: there JAX believes in an accelerator."""
     module, how = COMPILERS[machine]
     if importlib.util.find_spec(module) is None:
-        pytest.skip(f"no {module}: nothing is compiled for {machine} here ({how} does it)")
+        pytest.skip(f"no {module}: cannot compile for {machine} ({how} installs it)")
     command = [sys.executable, str(SCRIPT), machine, *map(str, arguments)]
     environment = {**os.environ, **environment}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, env=environment)
@@ -30,10 +30,10 @@ def compile_ahead(machine, *arguments, **environment):
 @pytest.mark.parametrize("cameras, deterministic", [(1, False), (2, True)])
 def test_rasterization_compiles_for_an_h200(cameras, deterministic):
     row = compile_ahead("h200", "rasterization", cameras, int(deterministic))
-    # count, sum, scan, expand, find, forward, backward; the sum over slots is one more
+    # count, sum, scan, expand, find, forward, backward; in a fixed order also the sum over slots
     assert row["calls"]["__gpu$xla.gpu.ptx"] == 7 + deterministic
     assert row["waits"] == 0 and row["launches"] <= 70
-    # Pairs and their sorted copies, images, gradients; in fixed order also 40 bytes a pair.
+    # Intersections and their sorted copies, images, gradients; in a fixed order also 40 bytes per intersection.
     assert row["temporary_bytes"] < (1.5e9 if deterministic else 5e8)
 
 
@@ -42,9 +42,9 @@ def test_rasterization_compiles_for_an_h200(cameras, deterministic):
     [(2, False, 1, 340), (2, True, 1, 345), (1, False, 1, 415), (2, False, 4, 420)],
 )
 def test_training_step_compiles_for_an_h200(stride, deterministic, devices, launches):
-    """BAGS at 600 x 400 with kernels of 17 x 17 and a million Gaussians, under 6 GB; a kernel for each pixel as published, too."""
+    """BAGS at 600 x 400, kernels of 17 x 17, 10^6 Gaussians, under 6 GB; also one kernel per pixel, as published."""
     row = compile_ahead("h200", "step", 600, 400, stride, int(deterministic), devices)
-    # The rasterizer, and what the blur calls: forward, and two backward, once where its logits fit one block of rows.
+    # The rasterizer, and three kernels of the blur (one forward, two backward) if its logits fit one block of rows.
     assert row["calls"]["__gpu$xla.gpu.ptx"] == 7 + deterministic + 3
     assert row["argument_bytes"] + row["temporary_bytes"] + row["output_bytes"] < 6e9
     assert row["waits"] == 0 and row["launches"] <= launches
@@ -61,12 +61,12 @@ def test_training_step_compiles_for_a_tpu(devices):
 
 
 def test_rasterization_compiles_for_a_tpu():
-    """Whatever precision products have elsewhere in the program."""
+    """At another default precision of matrix products."""
     row = compile_ahead("v5e", "rasterization", 1, 0, JAX_DEFAULT_MATMUL_PRECISION="high")
     assert row["calls"]["tpu_custom_call"] == 2 and row["temporary_bytes"] < 2e9
 
 
 @pytest.mark.parametrize("machine, limit", [("h200", 1e9), ("v5e", 6e9)])
-def test_what_training_does_between_steps_compiles(machine, limit):
-    """Density control, filters, counts and pictures. A TPU lays (N, 15, 3) out in blocks of 8 x 128."""
+def test_operations_between_steps_compile(machine, limit):
+    """Density control, filters, counts and images. A TPU stores (N, 15, 3) in blocks of 8 x 128."""
     assert compile_ahead(machine, "between")["temporary_bytes"] < limit

@@ -1,4 +1,4 @@
-"""The C++ of the CPU: how it is built, what happens if it cannot be, and that threads and transforms change no result."""
+"""The C++ for CPUs: how it is built, what happens if not, and that threads and transforms change no result."""
 
 import concurrent.futures
 import os
@@ -25,8 +25,8 @@ from bags_jax.ops.toolchain import cpp_build
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE = {"width": WIDTH, "height": HEIGHT}
 CAPACITY = 2048
-CAPACITY_OF_ALL = 32 * WIDTH * HEIGHT  # with tiles of one pixel, each Gaussian in each of them
-needs_native = pytest.mark.skipif(bool(cpp_build.find_problem()), reason="the C++ cannot be built on this machine")
+CAPACITY_OF_ALL = 32 * WIDTH * HEIGHT  # tiles of one pixel, each Gaussian in all of them
+needs_cpp = pytest.mark.skipif(bool(cpp_build.find_problem()), reason="the C++ cannot be built on this machine")
 
 
 def features_of(num: int, channels: int = 4):
@@ -58,9 +58,9 @@ def assert_close(actual, expected, rtol: float = 1e-4):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(float(np.sqrt(np.mean(np.square(b)))), 0.1))
 
 
-@needs_native
+@needs_cpp
 @pytest.mark.parametrize("kind", KINDS)
-def test_pairs_equal_those_of_xla(kind):
+def test_intersections_equal_those_of_xla(kind):
     for camera, tile_size in ((0, 8), (1, 5)):
         projected = project_splats(make_splats(kind), camera)
         ours = bin_intersections(projected, **SIZE, tile_size=tile_size, max_intersections=CAPACITY)
@@ -76,7 +76,7 @@ def test_pairs_equal_those_of_xla(kind):
         assert (ours.spans[:, 1] - ours.spans[:, 0]).sum() == total
 
 
-@needs_native
+@needs_cpp
 @pytest.mark.parametrize("capacity", [1, 3, 50])
 def test_small_buffer_keeps_the_nearest_and_counts_the_rest(capacity):
     projected = project_splats(make_splats("giants"), 0)
@@ -90,7 +90,7 @@ def test_small_buffer_keeps_the_nearest_and_counts_the_rest(capacity):
     assert depths[visible].max() <= depths[behind].min()
 
 
-@needs_native
+@needs_cpp
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 8, 11])
 def test_any_number_of_channels_equals_xla(channels):
     projected = project_splats(make_splats(), 0)
@@ -99,7 +99,7 @@ def test_any_number_of_channels_equals_xla(channels):
     assert_close(*both)
 
 
-@needs_native
+@needs_cpp
 @pytest.mark.parametrize("tile_size", [1, 3, 8, 12, 16, 64])
 def test_any_tile_size_equals_xla(tile_size):
     projected = project_splats(make_splats("opaque"), 1)
@@ -111,7 +111,7 @@ def test_any_tile_size_equals_xla(tile_size):
     assert_close(sized, default)
 
 
-@needs_native
+@needs_cpp
 def test_repeat_and_number_of_threads_change_no_bit(monkeypatch):
     projected, features = project_splats(make_splats("giants"), 0), features_of(32)
     first = native(projected, features)
@@ -120,7 +120,7 @@ def test_repeat_and_number_of_threads_change_no_bit(monkeypatch):
         assert_equal(native(projected, features), first)
 
 
-@needs_native
+@needs_cpp
 def test_vmap_map_scan_and_while_equal_one_call_after_the_other():
     views = [project_splats(make_splats("typical", seed=s), 0) for s in range(3)]
     stacked, features = jax.tree.map(lambda *x: jnp.stack(x), *views), features_of(32)
@@ -138,7 +138,7 @@ def test_vmap_map_scan_and_while_equal_one_call_after_the_other():
     np.testing.assert_allclose(total, expected[0][1].sum(), rtol=1e-5)
 
 
-@needs_native
+@needs_cpp
 def test_two_devices_equal_one():
     if jax.local_device_count() < 2:
         pytest.skip("needs two devices: XLA_FLAGS=--xla_force_host_platform_device_count=2")
@@ -171,7 +171,7 @@ def test_without_a_compiler_auto_is_xla_and_says_so_once(monkeypatch, recwarn):
 
 
 @pytest.mark.usefixtures("fresh_build")
-def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
+def test_a_compiler_that_fails_is_reported(monkeypatch, tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho 'error: out of luck' >&2\nexit 1\n")
     compiler.chmod(0o755)
@@ -183,7 +183,7 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("fresh_build")
-def test_a_compiler_that_is_not_there_is_told(monkeypatch):
+def test_a_missing_compiler_is_reported(monkeypatch):
     monkeypatch.setenv("CXX", "no_such_cache g++")
     with pytest.raises(UserError, match="CXX is 'no_such_cache g\\+\\+', and no_such_cache is not in PATH"):
         choose("rasterize", "cpu")
@@ -199,7 +199,7 @@ def quick_compiler(tmp_path) -> pathlib.Path:
     return program
 
 
-@needs_native
+@needs_cpp
 def test_compiler_may_have_words_before_and_after_it(quick_compiler, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", f"{quick_compiler} {shutil.which('c++') or 'g++'} -DWORD")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -207,7 +207,7 @@ def test_compiler_may_have_words_before_and_after_it(quick_compiler, monkeypatch
     assert "-DWORD -O3" in (tmp_path / "calls").read_text()
 
 
-@needs_native
+@needs_cpp
 def test_the_first_build_says_so_on_stderr(quick_compiler, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("CXX", str(quick_compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -218,10 +218,10 @@ def test_the_first_build_says_so_on_stderr(quick_compiler, monkeypatch, tmp_path
     assert printed.out == "" and capfd.readouterr() == ("", "")
 
 
-@needs_native
+@needs_cpp
 @pytest.mark.usefixtures("fresh_build")
-def test_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("not a folder")  # root may write wherever there is a folder
+def test_a_cache_that_cannot_be_written_is_reported(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")  # not a read-only folder: root can write there
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot write .*: set XDG_CACHE_HOME"):
         choose("rasterize", "cpu")
@@ -229,14 +229,14 @@ def test_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):
         assert choose("rasterize") == "xla"
 
 
-def test_environment_forbids_it_without_a_word(monkeypatch, recwarn):
+def test_the_environment_switches_it_off_silently(monkeypatch, recwarn):
     monkeypatch.setenv("BAGS_JAX_NATIVE", "0")
     assert choose("rasterize") == "xla" and not recwarn.list
     with pytest.raises(UserError, match="BAGS_JAX_NATIVE=0"):
         choose("rasterize", "cpu")
 
 
-@needs_native
+@needs_cpp
 def test_builds_at_the_same_time_do_not_disturb_each_other(quick_compiler, tmp_path):
     code = "from bags_jax.ops.toolchain import cpp_build; print(cpp_build.build()); assert not cpp_build.find_problem()"
     settings = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -251,5 +251,5 @@ def test_builds_at_the_same_time_do_not_disturb_each_other(quick_compiler, tmp_p
         results = list(pool.map(run, range(3)))
     assert not [r.stderr for r in results if r.returncode]
     assert len({r.stdout for r in results}) == 1
-    (library,) = (tmp_path / "bags_jax" / "native").iterdir()  # no draft is left behind
+    (library,) = (tmp_path / "bags_jax" / "native").iterdir()  # no temporary file is left
     assert library.suffix == ".so" and (tmp_path / "calls").read_text().count("-O3") > 1

@@ -1,4 +1,4 @@
-"""The CUDA kernels against the oracle: on an NVIDIA GPU as they are, elsewhere their source through the CPU emulator."""
+"""The CUDA rasterizer against the oracle: on an NVIDIA GPU, else on the PTX emulator."""
 
 import functools
 
@@ -25,7 +25,7 @@ from tools import ptx_emulator
 
 SIZE = {"width": WIDTH, "height": HEIGHT}
 CAPACITY = 1024
-ANY_ORDER = 1e-4  # of the largest: float32 sums by atomic additions, in another order each time on a GPU
+ANY_ORDER = 1e-4  # relative to the largest: atomic additions in float32 have another order each time on a GPU
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,7 +63,7 @@ def test_lists_longer_than_a_batch():
 
 def test_pixels_stop_before_the_end_of_their_lists():
     _, alphas, (_, _, opacities, _) = compare_with_oracle(Scene(flat(150, opacity=0.6, sigma=60.0), 3))
-    assert alphas.min() > 0.999 and (opacities == 0).sum() > 100  # the hindmost never show
+    assert alphas.min() > 0.999 and (opacities == 0).sum() > 100  # the Gaussians farthest back are never visible
 
 
 def test_clamped_alpha_has_no_gradient():
@@ -122,7 +122,7 @@ def assert_trees_equal(a, b, **tolerance):
 
 
 def assert_sums_equal(a, b, *, deterministic: bool):
-    """To rounding where sums have a fixed order, which the emulator always keeps."""
+    """Compares up to rounding where sums have a fixed order. The emulator always has one."""
     in_order = deterministic or jax.default_backend() == "cpu"
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         atol = 1e-6 if in_order else ANY_ORDER * np.abs(y).max()
@@ -138,9 +138,9 @@ def test_vmap_over_cameras_is_each_alone(deterministic):
     for camera, view in enumerate(views):
         alone = _draw(view, features, deterministic)
         assert_sums_equal(jax.tree.map(lambda x, c=camera: x[c], together), alone, deterministic=deterministic)
-    # Two axes become one; and the gradient of a vmap is the vmap of the gradient.
-    pairs = jax.tree.map(lambda x: jnp.stack([x[:2], x[1:]]), stacked)
-    nested = jax.vmap(jax.vmap(_draw, (0, None, None)), (0, None, None))(pairs, features, deterministic)
+    # Two batch axes are folded into one, and the gradient of a vmap is the vmap of the gradient.
+    two_by_two = jax.tree.map(lambda x: jnp.stack([x[:2], x[1:]]), stacked)
+    nested = jax.vmap(jax.vmap(_draw, (0, None, None)), (0, None, None))(two_by_two, features, deterministic)
     second = jax.tree.map(lambda x: x[1], together)
     assert_sums_equal(jax.tree.map(lambda x: x[1, 0], nested), second, deterministic=deterministic)
 
@@ -171,8 +171,8 @@ def test_fixed_order_is_bit_equal_to_itself_and_close_to_the_other():
     assert_sums_equal(first, atomic, deterministic=False)
 
 
-def test_more_pairs_than_can_be_counted_are_dropped_aloud():
-    """The first block of the third camera has as many as can be counted: what comes behind it has no place."""
+def test_counts_beyond_int32_saturate():
+    """The first block of the third camera reaches the largest count: later blocks begin at the largest count."""
     sizes = jnp.array([2 * BLOCK, CAPACITY, 128, 128, 3, 0], jnp.int32)
     sums = jnp.array([[5, 7], [2**22, 2**22], [2**31 - 1, 7]], jnp.int32)
     kernel = cuda_launch.Kernel("binning", "scan_blocks", SCAN_BLOCK)
@@ -181,21 +181,21 @@ def test_more_pairs_than_can_be_counted_are_dropped_aloud():
     assert begins.tolist() == [[0, 5], [0, 2**22], [0, 2**31 - 1]] and totals.tolist() == [12, 2**23, 2**31 - 1]
 
 
-def test_many_pairs_of_one_block_of_gaussians():
-    """256 Gaussians over 8320 tiles each, and some behind them: every pair is made, and nothing but pairs is looked at."""
+def test_one_block_of_gaussians_with_many_intersections():
+    """256 Gaussians over 8320 tiles each, and some behind them: all intersections are listed, in order."""
     num, tiles = BLOCK + 16, 128 * 65
     one = jax.tree.map(lambda x: x[None], flat(num, opacity=0.5, sigma=2000.0))
     bins = functools.partial(bin_views, width=2048, height=1040, capacity=num * tiles + 1000, with_slots=False)
-    pairs = jax.jit(bins)(one)
-    assert pairs.num_intersections == num * tiles and pairs.num_dropped == 0
-    np.testing.assert_array_equal(pairs.starts[0], np.arange(tiles + 1) * num)
-    ids = np.asarray(pairs.ids[0, : num * tiles]).reshape(tiles, num)
+    intersections = jax.jit(bins)(one)
+    assert intersections.num_intersections == num * tiles and intersections.num_dropped == 0
+    np.testing.assert_array_equal(intersections.starts[0], np.arange(tiles + 1) * num)
+    ids = np.asarray(intersections.ids[0, : num * tiles]).reshape(tiles, num)
     np.testing.assert_array_equal(ids, np.broadcast_to(np.argsort(one.depths[0]), ids.shape))
 
 
 @pytest.mark.parametrize("capacity, side", [(2**31 - 1, 16), (8, 2**16)])
-def test_what_cannot_be_counted_is_refused(capacity, side):
-    """Room for all that can be counted, where none would be seen to be dropped; a picture of too many tiles."""
+def test_sizes_beyond_int32_are_refused(capacity, side):
+    """A buffer of the largest count, where dropping would not be noticed; an image of too many tiles."""
     one = jax.tree.map(lambda x: x[None], flat(4, opacity=0.5, sigma=1.0))
     with pytest.raises(
         UserError, match=f"4 Gaussians, 1 x {side} x {side} px and a buffer for {capacity} intersections came"
@@ -204,7 +204,7 @@ def test_what_cannot_be_counted_is_refused(capacity, side):
 
 
 def scattered(seed: int, num: int, width: int, height: int) -> Projected:
-    """Ellipses of many sizes and shapes, all over the picture."""
+    """Makes ellipses of many sizes and shapes, all over the image."""
     rng = np.random.default_rng(seed)
     sigmas, angles = np.exp(rng.normal(2.0, 1.5, (num, 2))), rng.uniform(0, np.pi, num)
     turns = np.stack([np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)], -1).reshape(-1, 2, 2)
@@ -221,8 +221,8 @@ def scattered(seed: int, num: int, width: int, height: int) -> Projected:
     return Projected(**{name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()})
 
 
-def test_pairs_are_counted_by_the_kernel_that_makes_them():
-    """To the last one: in XLA's arithmetic an ellipse of each of these scenes ends in another tile."""
+def test_counts_equal_the_listed_intersections():
+    """Exactly: in the arithmetic of XLA, one ellipse of each of these scenes would end in another tile."""
     size = {"width": 1296, "height": 840}
     views = [scattered(seed, 20_000, **size) for seed in range(2)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *views)
@@ -234,13 +234,13 @@ def test_pairs_are_counted_by_the_kernel_that_makes_them():
     assert jax.grad(lambda p: count(p).astype(jnp.float32), allow_int=True)(views[0]).means_px.shape == (20_000, 2)
 
 
-def test_nothing_is_counted_as_none():
+def test_no_gaussian_has_no_intersection():
     empty = jax.tree.map(lambda x: x[:0], flat(1, opacity=0.5, sigma=1.0))
     assert count_cuda(empty, **SIZE) == 0
     assert measure_buffer(empty, **SIZE, backend="cuda") == 1024
 
 
-def test_sums_of_counts_stop_at_the_most_there_is():
+def test_sums_of_counts_saturate():
     counts = jnp.array([[2**30] * 3, [2**30, 2**30 - 1, 0], [2**31 - 1, 0, 2**31 - 1]], jnp.int32)
     assert jax.jit(total)(counts).tolist() == [2**31 - 1] * 3
     assert total(counts[:, 1:]).tolist() == [2**31 - 1, 2**30 - 1, 2**31 - 1]
@@ -250,8 +250,8 @@ def test_sums_of_counts_stop_at_the_most_there_is():
     "kind, width, height, cameras",
     [("giants", WIDTH, HEIGHT, 1), ("needles", WIDTH, HEIGHT, 2), ("giants", 300, 300, 2), ("needles", 4000, 2200, 2)],
 )
-def test_pairs_are_those_of_the_xla_backend(kind, width, height, cameras):
-    """From one tile to more than a warp has lanes, and to more than 2^16 keys."""
+def test_intersections_equal_those_of_xla(kind, width, height, cameras):
+    """For one tile, for more tiles than a warp has lanes, and for more than 2^16 keys."""
     scale = width / WIDTH
     views = [project_splats(make_splats(kind, num=40), c) for c in range(cameras)]
     views = [
@@ -261,28 +261,28 @@ def test_pairs_are_those_of_the_xla_backend(kind, width, height, cameras):
     capacity = 2**18 if width > 1000 else 2**13
     size = {"width": width, "height": height}
     bin_all = jax.jit(functools.partial(bin_views, **size, capacity=capacity, with_slots=True))
-    pairs = bin_all(stacked)
+    intersections = bin_all(stacked)
     for c, view in enumerate(views):
-        # On the CPU: XLA on a GPU contracts and divides otherwise, and a needle ends in another tile now and then.
+        # On the CPU: XLA on a GPU fuses multiply-adds and divides differently, and some needles end in another tile.
         view = jax.device_put(view, jax.devices("cpu")[0])
         tiles = jax.jit(functools.partial(bin_tiles, **size, tile_size=TILE, max_intersections=capacity))(view)
         total = int(tiles.num_intersections)
-        assert tiles.num_dropped == 0 and total == pairs.num_intersections[c]
-        np.testing.assert_array_equal(pairs.starts[c], tiles.starts)
-        np.testing.assert_array_equal(pairs.ids[c, :total], tiles.gaussian_ids[:total])
-        assert pairs.slots is not None
-        begins, counts = np.asarray(pairs.begins[c]), np.asarray(pairs.counts[c])
-        slots, ids = np.asarray(pairs.slots[c, :total]), np.asarray(pairs.ids[c, :total])
+        assert tiles.num_dropped == 0 and total == intersections.num_intersections[c]
+        np.testing.assert_array_equal(intersections.starts[c], tiles.starts)
+        np.testing.assert_array_equal(intersections.ids[c, :total], tiles.gaussian_ids[:total])
+        assert intersections.slots is not None
+        begins, counts = np.asarray(intersections.begins[c]), np.asarray(intersections.counts[c])
+        slots, ids = np.asarray(intersections.slots[c, :total]), np.asarray(intersections.ids[c, :total])
         assert sorted(slots) == list(range(total))
         assert ((slots >= begins[ids]) & (slots < begins[ids] + counts[ids])).all()
 
 
 @pytest.mark.parametrize(
-    "dtype, wide",  # wide: jax_enable_x64, without which no array is float64
+    "dtype, wide",  # wide: jax_enable_x64, which float64 needs
     [("float16", False), ("bfloat16", False), ("float16", True), ("bfloat16", True), ("float64", True)],
 )
-def test_kernels_are_given_float32_whatever_comes(dtype, wide):
-    """They take memory for what they expect: half as wide a number would be read as rubbish, and beyond its end."""
+def test_inputs_are_converted_to_float32(dtype, wide):
+    """Kernels do not check types: they would read wrong numbers, and beyond the end of the array."""
     with jax.enable_x64(wide):
         splats = make_splats()
         splats = type(splats)(*(x.astype(dtype) for x in splats))
@@ -291,14 +291,14 @@ def test_kernels_are_given_float32_whatever_comes(dtype, wide):
         np.testing.assert_array_equal(picture(splats), picture(exact))
 
 
-def test_a_kernel_refuses_what_it_would_misread():
+def test_operands_of_other_types_are_refused():
     kernel, shape = cuda_launch.Kernel("binning", "find_ranges_u16", 256), jax.ShapeDtypeStruct((3,), jnp.int32)
     with pytest.raises(TypeError, match="find_ranges_u16: operands of bfloat16 came, expected float32, int32"):
         cuda_launch.launch(kernel, [shape], jnp.zeros(6, jnp.int32), jnp.zeros(4, jnp.bfloat16), grid=(1, 1))
 
 
 def break_xla(monkeypatch, *, keeps_aliases: bool = True, keeps_repeated: bool = True) -> None:
-    """From here on calls get an operand's memory for no result, or zeros for an operand that is given again."""
+    """Breaks calls: no result uses the memory of an operand, or an operand that is passed twice becomes zeros."""
     ffi_call = jax.ffi.ffi_call
 
     def broken(*args, input_output_aliases=None, **options):
@@ -315,8 +315,8 @@ def break_xla(monkeypatch, *, keeps_aliases: bool = True, keeps_repeated: bool =
 
 
 @pytest.mark.parametrize("wrong", ["keeps_aliases", "keeps_repeated"])
-def test_the_probe_sees_what_blending_needs(monkeypatch, wrong):
-    """Memory of an operand for a result, and one operand given twice; also where transfers are not allowed."""
+def test_the_probe_tests_what_blending_needs(monkeypatch, wrong):
+    """A result in the memory of an operand, and one operand passed twice. Also runs where transfers are disallowed."""
     with jax.transfer_guard("disallow"):
         cuda_launch._probe(cuda_launch.current_route())
     break_xla(monkeypatch, **{wrong: False})

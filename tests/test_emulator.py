@@ -15,7 +15,7 @@ from tools.ptx_emulator import find_problem, make_route, shipped
 pytestmark = pytest.mark.skipif(bool(find_problem()), reason=find_problem() or "g++ is there")
 
 THREADS = 64
-# A thread reads its number into %r2; its word of shared memory is at %r5, and what it gives goes to [%rd5].
+# A thread reads its number into %r2. Its word of shared memory is at %r5. Its result goes from %r6 to [%rd5].
 KERNEL = """.version 8.3
 .target sm_80
 .address_size 64
@@ -53,7 +53,7 @@ def text_of(body: str) -> str:
 
 
 def run(monkeypatch, body: str, numbers: np.ndarray) -> np.ndarray:
-    """What the threads of a block give as %r6."""
+    """Runs a body in one block and returns %r6 of all threads."""
     route = make_route(tuple(text_of(case[0]) for case in (*INTEGERS, *FLOATS, *FAULTS)))
     monkeypatch.setattr(cuda_launch, "ptx", lambda program, name: text_of(body))
     shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), cuda_launch.Kernel("", "given", THREADS)
@@ -83,7 +83,7 @@ INTEGERS = [
     ("shfl.sync.idx.b32 %r6|%p1, %r2, 33, 31, -1;", WORDS[WARP + 1]),
     ("shfl.sync.up.b32 %r6|%p1, %r2, 3, 0, -1;", WORDS[WARP + np.where(LANE < 3, LANE, LANE - 3)]),
     ("shfl.sync.up.b32 %r7|%p1, %r2, 3, 0, -1; selp.b32 %r6, 1, 0, %p1;", LANE >= 3),
-    # In segments of 8 lanes: 24 in bits 8 to 12 of the third operand.
+    # Segments of 8 lanes: 24 in bits 8 to 12 of the third operand.
     ("shfl.sync.up.b32 %r6|%p1, %r2, 3, 6144, -1;", WORDS[WARP + np.where(LANE % 8 < 3, LANE, LANE - 3)]),
     ("shfl.sync.idx.b32 %r6|%p1, %r2, 9, 6175, -1;", WORDS[WARP + LANE // 8 * 8 + 1]),
     ("setp.eq.s32 %p1, %r1, 34; vote.sync.ballot.b32 %r6, %p1, -1;", np.where(WARP == 32, 4, 0)),
@@ -150,7 +150,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("body, fault", FAULTS)
-def test_faults_are_told(monkeypatch, body, fault):
+def test_faults_are_reported(monkeypatch, body, fault):
     if fault is None:
         run(monkeypatch, body, WORDS)
         return
@@ -159,14 +159,14 @@ def test_faults_are_told(monkeypatch, body, fault):
 
 
 VOTE, SYNC, WARP_SYNC = "bar.red.or.pred \t%p2, 0, %p1;", "bar.sync \t0;", "bar.warp.sync \t-1;"
-BARRIERS = {  # of the blend: which of its kind
+BARRIERS = {  # of the blend kernels: text, and index among equal texts
     "blend_forward": [(VOTE, 0), (SYNC, 0)],
     "blend_backward": [(VOTE, 0), (SYNC, 0), (SYNC, 1), (WARP_SYNC, 0)],
 }
 
 
 def without(name: str, barrier: str, which: int) -> str:
-    """A kernel of the blend that goes past one of its barriers."""
+    """Returns a blend kernel without one of its barriers."""
     before = cuda_launch.ptx("blend_3", name).split(barrier)
     assert len(before) == sum(b == barrier for b, _ in BARRIERS[name]) + 1
     instead = "mov.pred %p2, -1;" if barrier == VOTE else ""
@@ -188,14 +188,14 @@ def test_every_barrier_of_the_blend_is_needed(monkeypatch, name, barrier, which)
             return jax.block_until_ready(with_gradients(kernels, scene))
 
     draw()
-    jax.clear_caches()  # jax 0.12 keeps what it has traced, with the PTX in it
+    jax.clear_caches()  # jax 0.12 caches traces, which contain the PTX
     monkeypatch.setattr(cuda_launch, "ptx", lambda program, kernel: text if kernel == name else ptx(program, kernel))
     with pytest.raises(RuntimeError, match=f"{name}, .*(race for shared memory|read before it is written)"):
         draw()
-    jax.clear_caches()  # of the broken kernel
+    jax.clear_caches()  # traces of the broken kernel
 
 
-def test_a_block_has_no_more_threads_than_it_was_compiled_for(monkeypatch):
+def test_too_many_threads_are_refused(monkeypatch):
     text = text_of("mov.u32 %r6, 0;").replace(")\n{", ")\n.maxntid 32, 1, 1\n{")
     monkeypatch.setattr(cuda_launch, "ptx", lambda program, name: text)
     shape, block = jax.ShapeDtypeStruct((THREADS,), jnp.uint32), cuda_launch.Kernel("", "given", THREADS)
@@ -205,6 +205,6 @@ def test_a_block_has_no_more_threads_than_it_was_compiled_for(monkeypatch):
         )
 
 
-def test_a_text_that_was_not_compiled_is_refused(monkeypatch):
+def test_an_unknown_text_is_refused(monkeypatch):
     with pytest.raises(RuntimeError, match="no kernel given of this text"):
         run(monkeypatch, "mov.u32 %r6, 12345;", WORDS)

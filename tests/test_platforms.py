@@ -1,4 +1,4 @@
-"""What JAX works on: the default device before the default backend, and where arrays were put before both."""
+"""The platform: the device of arrays comes before the default device, which comes before the default backend."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from bags_jax.splatting import rasterization
 
 @pytest.fixture
 def beside_a_gpu(monkeypatch):
-    """A machine with a GPU, as far as JAX tells: it has a CPU too."""
+    """Pretends that JAX has a GPU beside the CPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(cuda_launch, "find_route", lambda: cuda_launch.Found(cuda_launch.XLA, ""))
 
@@ -28,7 +28,7 @@ def test_the_default_device_counts(beside_a_gpu):
 
 @pytest.mark.parametrize("how", ["default device", "arrays"])
 def test_arrays_on_the_cpu_of_a_machine_with_a_gpu(how, beside_a_gpu):
-    """They are drawn there: kernels for a GPU would not be found."""
+    """Are drawn on the CPU: it has no CUDA kernels."""
     device = jax.devices("cpu")[0]
     splats = make_splats()
     draw = lambda splats: rasterization(*splats, WIDTH, HEIGHT, max_intersections=2048)[0]
@@ -41,7 +41,7 @@ def test_arrays_on_the_cpu_of_a_machine_with_a_gpu(how, beside_a_gpu):
 
 
 def test_gradients_follow_arrays(beside_a_gpu):
-    """The backward pass, too, which runs when the call is over."""
+    """Also in the backward pass, which runs after the call."""
     means, *others = jax.device_put(tuple(make_splats()), jax.devices("cpu")[0])
     draw = lambda means: rasterization(means, *others, WIDTH, HEIGHT, max_intersections=2048)[0].sum()
     gradient = jax.grad(draw)(means)
@@ -49,7 +49,7 @@ def test_gradients_follow_arrays(beside_a_gpu):
 
 
 def test_constants_of_a_program_are_not_followed(beside_a_gpu):
-    """Where it will run, its arguments say."""
+    """Its arguments decide where a program runs."""
     means, *others = jax.device_put(tuple(make_splats()), jax.devices("cpu")[0])
     draw = lambda means: rasterization(means, *others, WIDTH, HEIGHT, max_intersections=2048)[0]
     assert "bags_jax_blend" not in jax.jit(draw).lower(means).as_text()

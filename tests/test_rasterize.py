@@ -1,4 +1,4 @@
-"""The rasterizer against the oracle: images and gradients of random scenes, and what must not change them."""
+"""The rasterizer against the oracle: images and gradients of random scenes, and invariances."""
 
 import functools
 
@@ -51,7 +51,7 @@ def cutoff_pixels(splats: Splats, mode: str) -> np.ndarray:
 
 
 def random_cotangents(cut: np.ndarray, seed: int = 7):
-    """Random weights of colours, depth and alphas; 0 where rounding decides."""
+    """Draws random weights for colours, depth and alphas; 0 where rounding decides what is drawn."""
     rng = np.random.default_rng(seed)
     shape = cut.shape
     return tuple(jnp.asarray(rng.normal(size=(*shape, d)) * ~cut[..., None], jnp.float32) for d in (4, 1))
@@ -67,14 +67,14 @@ def assert_gradients_agree(actual: Splats, expected: Splats, rtol: float = 1e-3)
 
 def compare_with_oracle(splats: Splats, mode: str, backend: str):
     cut = cutoff_pixels(splats, mode)
-    assert cut.mean() < 0.01  # counted apart; a scene of which much is on a cutoff would test nothing
+    assert cut.mean() < 0.01  # a scene with many pixels on a cutoff would test nothing
     cotangents = random_cotangents(cut)
     tiled = functools.partial(rasterize_tiled, mode=mode, backend=backend)
     (colors, alphas), gradients = with_gradients(tiled, splats, cotangents)
     (colors_dense, alphas_dense), gradients_dense = _dense(splats, cotangents, mode == "antialiased")
     np.testing.assert_allclose(alphas[~cut], alphas_dense[~cut], atol=2e-5)
     np.testing.assert_allclose(colors[..., :3][~cut], colors_dense[..., :3][~cut], atol=2e-5)
-    far = max(1.0, float(jnp.max(colors_dense[..., 3])))  # depth is no colour in [0, 1]: 2e-5 of the largest
+    far = max(1.0, float(jnp.max(colors_dense[..., 3])))  # depth is not in [0, 1]: 2e-5 relative to the largest
     np.testing.assert_allclose(colors[..., 3][~cut], colors_dense[..., 3][~cut], atol=2e-5 * far)
     assert_gradients_agree(gradients, gradients_dense)
     return alphas
@@ -84,7 +84,7 @@ def compare_with_oracle(splats: Splats, mode: str, backend: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_oracle(kind, mode, backend):
     alphas = compare_with_oracle(make_splats(kind), mode, backend)
-    assert float(alphas.max()) > 0.5  # something is to be seen
+    assert float(alphas.max()) > 0.5  # something is visible
 
 
 def test_one_gaussian_equals_oracle(backend):
@@ -107,7 +107,7 @@ def test_no_gaussian_is_background(backend):
 
 
 def test_gradients_are_finite_differences(backend):
-    # Three wide Gaussians whose alpha is far over 1/255 at every pixel, the others behind the camera.
+    # Three wide Gaussians whose alpha is far above 1/255 at every pixel. The others are behind the camera.
     tiled = functools.partial(rasterize_tiled, backend=backend)
     splats = make_splats("typical", seed=3)
     behind = jnp.arange(len(splats.means))[:, None] >= 3
@@ -115,7 +115,7 @@ def test_gradients_are_finite_differences(backend):
     opacities = jnp.full_like(splats.opacities, 0.4)
     splats = splats._replace(means=means, scales=jnp.abs(splats.scales) * 0.5 + 2.0, opacities=opacities)
     alphas = alphas_in_order(project_splats(splats, 0), width=WIDTH, height=HEIGHT)
-    assert np.sort(alphas, axis=-1)[..., -3].min() > 0.02  # three are drawn at each pixel
+    assert np.sort(alphas, axis=-1)[..., -3].min() > 0.02  # each pixel draws three
     cotangents = random_cotangents(np.zeros((2, HEIGHT, WIDTH), bool))
     cotangents = tuple(c + 1.0 for c in cotangents)
     _, gradients = with_gradients(tiled, splats, cotangents)
@@ -133,7 +133,7 @@ def test_gradients_are_finite_differences(backend):
         array, step = getattr(splats, name), steps.get(name, 0.01)
         high, low = (loss(splats._replace(**{name: array.at[place].add(s)})) for s in (step, -step))
         slope, scale = (high - low) / (2 * step), float(jnp.max(jnp.abs(getattr(gradients, name))))
-        # The error of central differences is quadratic in the step, rounding of 4292 summed pixels is under 1e-2.
+        # The error of central differences is quadratic in the step; rounding of 4292 summed pixels is under 1e-2.
         np.testing.assert_allclose(getattr(gradients, name)[place], slope, rtol=0.01, atol=0.01 * scale, err_msg=name)
 
 
@@ -165,7 +165,7 @@ def test_rotating_world_and_cameras_changes_nothing(backend):
         viewmats=jnp.asarray(np.asarray(splats.viewmats, np.float64) @ np.linalg.inv(move), jnp.float32),
     )
     keep = ~(cutoff_pixels(splats, "classic") | cutoff_pixels(moved, "classic"))
-    # Rounding of the moved scene is larger than that of the blending: 1e-4 instead of 2e-5; one alpha of 1/255 may flip.
+    # Moving the scene rounds more than blending: 1e-4 instead of 2e-5. One alpha at 1/255 may change sides.
     close = np.isclose(*(tiled(s)[0] for s in (splats, moved)), atol=1e-4).all(-1)
     assert close[keep].mean() > 0.999
 
@@ -212,11 +212,11 @@ def test_extreme_values_leave_gradients_finite(name, value, backend):
     "count, capacity",
     [(0, 1024), (1, 1024), (1024, 1024), (1025, 2048), (9000, 10240), (2**20, 2**20), (7 * 2**28, 7 * 2**28)],
 )
-def test_buckets_hold_what_they_are_made_for(count, capacity):
+def test_buffers_hold_the_count(count, capacity):
     assert buffer_size(count) == capacity
 
 
 @pytest.mark.parametrize("count", [7 * 2**28 + 1, 2**31 - 1, 2**40])
-def test_no_bucket_is_larger_than_can_be_counted(count):
+def test_buffers_beyond_int32_are_refused(count):
     with pytest.raises(UserError, match=f"{count} intersections of tiles and Gaussians .* expected at most 1879048192"):
         buffer_size(count)

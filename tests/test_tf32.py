@@ -1,4 +1,4 @@
-"""The blur network runs in TF32 on NVIDIA GPUs and in bf16 on TPUs, XLA's defaults. Here a CPU rounds to them: quality holds."""
+"""The blur network runs in TF32 on NVIDIA GPUs, in bf16 on TPUs. Here a CPU rounds like them: quality is the same."""
 
 import importlib
 
@@ -22,14 +22,14 @@ evaluate = importlib.import_module("bags_jax.evaluation").evaluate
 
 @pytest.fixture
 def rounded(monkeypatch):
-    """Switches rounding on; whatever was traced with it is forgotten afterwards."""
+    """Returns a function that switches rounding on. Clears the traces afterwards."""
     yield lambda bits: tf32.use(monkeypatch, bits)
     monkeypatch.undo()
     jax.clear_caches()
 
 
 def blurred_and_gradient():
-    """A picture blurred by a network whose kernels are no deltas, and the gradient of its parameters."""
+    """Blurs an image by a network whose kernels are not deltas. Returns it and the pull-back to the parameters."""
     network = BlurProposalNetwork(2, (9,), 32, 32, 8, 16, centre_logit=1.0, strides=(2,))
     leaves, tree = jax.tree.flatten(init_network(network, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -44,11 +44,11 @@ def blurred_and_gradient():
 
 
 def differences(bits, rounded):
-    """Of the blurred picture (largest) and of the gradient (relative to its length), rounded against exact."""
+    """Compares rounded with exact: largest difference of the blurred image, relative difference of the gradient."""
 
     def run():
         network_picture, pull = blurred_and_gradient()
-        (gradient,) = pull(network_picture - 0.3)  # of half the squared distance to a dark picture
+        (gradient,) = pull(network_picture - 0.3)  # gradient of half the squared distance to a dark image
         return np.asarray(network_picture), np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)])
 
     picture, gradient = run()
@@ -61,20 +61,20 @@ def differences(bits, rounded):
 
 @pytest.mark.parametrize("bits, picture, gradient", [(10, 1e-3, 0.05), (7, 4e-3, 0.15)])
 def test_blur_and_gradients_are_nearly_the_same(bits, picture, gradient, rounded):
-    """Measured: 1.4e-4 and 0.03 in TF32, 9e-4 and 0.10 in bf16. The gradient of another view is another gradient altogether."""
+    """Measured: 1.4e-4 and 0.03 in TF32, 9e-4 and 0.10 in bf16. Gradients of two views differ far more."""
     of_picture, of_gradient = differences(bits, rounded)
     assert of_picture < picture and of_gradient < gradient, (of_picture, of_gradient)
 
 
-def test_three_bits_would_be_told(rounded):
-    """That the test above can fail."""
+def test_three_bits_would_be_noticed(rounded):
+    """Shows that the test above can fail."""
     of_picture, of_gradient = differences(3, rounded)
     assert of_picture > 1e-3 and of_gradient > 0.05, (of_picture, of_gradient)
 
 
 @pytest.mark.parametrize("function", [rasterize, rasterize_reference])
 def test_the_rasterizer_rounds_nothing(function, rounded):
-    """Neither the XLA backend nor the oracle that all others are held to, gradients included."""
+    """Neither the XLA backend nor the oracle rounds, gradients included."""
     projected, features = project_splats(make_splats(), 0), make_splats().colors
     options = {"backend": "xla"} if function is rasterize else {}
     seen = rounded(10)
@@ -91,13 +91,13 @@ def short_training() -> ConfigDict:
     config.stages.scales, config.stages.stops = (1.0,), (1.0,)
     config.blur.kernel_sizes, config.blur.strides = (5,), (2,)
     config.density.every, config.log_every, config.checkpoint_every = 50, 100, 300
-    config.compilation_cache = ""  # programs of exact products must not be found again
+    config.compilation_cache = ""  # must not find programs with exact products
     return config
 
 
 @pytest.fixture(scope="module")
 def exact_psnr(tmp_path_factory) -> float:
-    """Of the training below with products as they are."""
+    """PSNR of the training below with exact products."""
     workdir = tmp_path_factory.mktemp("exact")
     train(short_training(), workdir)
     return evaluate(workdir)["deblur_nerf"]["PSNR"]
@@ -108,5 +108,5 @@ def test_training_in_tf32_and_bf16_ends_as_sharp(bits, tmp_path, exact_psnr, rou
     seen = rounded(bits)
     train(short_training(), tmp_path)
     assert len(seen) > 10
-    # Two runs that differ in rounding alone end 0.1 to 0.3 dB apart (experiments/LOG.md).
+    # Two runs that differ only in rounding end 0.1 to 0.3 dB apart (experiments/LOG.md).
     assert evaluate(tmp_path)["deblur_nerf"]["PSNR"] > exact_psnr - 0.3, exact_psnr

@@ -1,4 +1,4 @@
-"""Which tiles a Gaussian touches: against every pixel of every tile."""
+"""Intersections of tiles and Gaussians against a test of every pixel of every tile."""
 
 import itertools
 import pathlib
@@ -29,7 +29,7 @@ _count = jax.jit(count_intersections, static_argnames=("width", "height", "tile_
 
 
 def touched(alphas: np.ndarray, tile_size: int, limit: float) -> np.ndarray:
-    """[T, N]: some pixel of the tile has alpha >= limit."""
+    """Returns [T, N]: whether some pixel of the tile has alpha >= limit."""
     height, width, num = alphas.shape
     padded = np.pad(alphas, ((0, -height % tile_size), (0, -width % tile_size), (0, 0)))
     tiles = padded.reshape(padded.shape[0] // tile_size, tile_size, -1, tile_size, num).max(axis=(1, 3))
@@ -38,7 +38,7 @@ def touched(alphas: np.ndarray, tile_size: int, limit: float) -> np.ndarray:
 
 @pytest.mark.parametrize("tile_size", [8, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_pairs_are_those_that_show(kind, tile_size):
+def test_intersections_are_the_visible_ones(kind, tile_size):
     for camera in range(2):
         projected = project_splats(make_splats(kind), camera)
         tiles = _bin(projected, **SIZE, tile_size=tile_size, max_intersections=2048)
@@ -55,8 +55,8 @@ def test_pairs_are_those_that_show(kind, tile_size):
         alphas = alphas_in_order(projected, **SIZE)[..., np.argsort(order)]
         must = touched(alphas, tile_size, 1 / 255 * (1 + 1e-4))
         assert not (must & ~listed).any()
-        # The culling is exact for the ellipse inside the square between pixel centres. Where it slips in between
-        # them no pixel shows it: those pairs are the only waste, and needles have most of them.
+        # The test is exact for the ellipse and the square between pixel centres. Where an ellipse lies between the
+        # centres no pixel shows it. These intersections are the only waste; needles have most of them.
         waste = (listed & ~touched(alphas, tile_size, 1 / 255 * (1 - 1e-4))).sum()
         assert waste <= 0.15 * total + 2
 
@@ -68,8 +68,8 @@ def test_scans_by_rows(size):
     np.testing.assert_array_equal(_running_max(jnp.asarray(counts)), np.maximum.accumulate(counts))
 
 
-def test_more_pairs_than_can_be_counted_are_dropped_aloud():
-    """4000 Gaussians over all of a picture of 562 500 tiles: 2.25e9 pairs."""
+def test_counts_beyond_int32_saturate():
+    """4000 Gaussians over all 562 500 tiles of an image: 2.25e9 intersections."""
     num, side = 4000, 12000
     wide = np.tile(np.float32([1e10, 0.0, 1e10]), (num, 1))
     rows = {"means_px": np.full((num, 2), side / 2), "covs_px": wide, "conics": wide * np.float32([1e-20, 0.0, 1e-20])}
@@ -79,13 +79,13 @@ def test_more_pairs_than_can_be_counted_are_dropped_aloud():
     assert _count(projected, **size) == MAX_COUNT
     tiles = _bin(projected, **size, max_intersections=3_000_000)
     assert tiles.num_intersections == MAX_COUNT and tiles.num_dropped == MAX_COUNT - 3_000_000
-    assert not np.asarray(tiles.starts).any()  # no pair at all, rather than wrong ones
+    assert not np.asarray(tiles.starts).any()  # no intersection instead of wrong ones
 
 
 def test_small_buffer_counts_what_it_drops():
     projected = project_splats(make_splats("giants"), 0)
     need = int(_bin(projected, **SIZE, tile_size=8, max_intersections=2048).num_intersections)
-    for capacity in (3, need - 1):  # too few for the rows of tiles already, and one pair too few
+    for capacity in (3, need - 1):  # too small for the rows of tiles, and too small by one intersection
         assert _bin(projected, **SIZE, tile_size=8, max_intersections=capacity).num_dropped > 0
     exact = _bin(projected, **SIZE, tile_size=8, max_intersections=need)
     assert exact.num_dropped == 0 and exact.num_intersections == need
@@ -98,7 +98,7 @@ def test_sorting_large_keys_equals_sorting_packed_ones():
     tile = rng.integers(0, num_tiles + 1, 4000).astype(np.int32)
     tile, rank = (jnp.asarray(x) for x in np.unique(np.stack([rank, tile]), axis=1)[::-1].copy())
     packed = _sort_by_tile(tile, rank, num_tiles, num_gaussians)
-    # 2^32 and more possible keys take the other way; the pairs themselves are the same.
+    # 2^32 or more possible keys take the other path; the intersections are the same.
     plain = _sort_by_tile(tile, rank, 2**22, num_gaussians)
     np.testing.assert_array_equal(packed[0], plain[0])
     np.testing.assert_array_equal(packed[1], plain[1])
@@ -106,7 +106,7 @@ def test_sorting_large_keys_equals_sorting_packed_ones():
 
 
 def test_real_capture_equals_oracle(shared_data: pathlib.Path):
-    """138 766 points of the Mip-NeRF 360 garden at 648 x 420, with invented scales, against the oracle on a crop."""
+    """138 766 points of the Mip-NeRF 360 garden at 648 x 420, with random scales, against the oracle on a crop."""
     garden = np.load(shared_data / "test_garden.npz")
     means, num = garden["means3d"], len(garden["means3d"])
     width, height = int(garden["width"]), int(garden["height"])

@@ -1,4 +1,4 @@
-"""The TPU kernels against the oracle: on a TPU as they are, elsewhere interpreted, copies, semaphores and races included."""
+"""The Pallas kernels against the oracle: on a TPU, else interpreted with copies, semaphores and race detection."""
 
 import functools
 
@@ -25,12 +25,12 @@ def _kernels():
     if jax.default_backend() == "tpu":
         yield
         return
-    looked_at, detector = [], interpret_pallas_call.RaceDetectionState  # one for each kernel that is run
+    detectors, detector = [], interpret_pallas_call.RaceDetectionState  # one per kernel run
     with pytest.MonkeyPatch.context() as patch, tpu.interpreted():
-        recorded = lambda **sizes: looked_at.append(detector(**sizes)) or looked_at[-1]
+        recorded = lambda **sizes: detectors.append(detector(**sizes)) or detectors[-1]
         patch.setattr(interpret_pallas_call, "RaceDetectionState", recorded)
-        yield looked_at
-    assert not any(state.races_found for state in looked_at)
+        yield detectors
+    assert not any(state.races_found for state in detectors)
     pltpu.reset_tpu_interpret_mode_state()
 
 
@@ -50,14 +50,14 @@ def test_any_number_of_channels(channels):
 
 @pytest.mark.parametrize("num", [LANES - 1, LANES, LANES + 1, 3 * LANES])
 def test_lists_of_several_chunks(num):
-    """Thin enough that the light reaches the last one."""
+    """With low opacity, so that the last chunk is visible."""
     scene = Scene(flat(num, opacity=0.02, sigma=3.0), 3)
     _, alphas, gradients = screen.compare_with_oracle(kernels, scene)
     assert 0.5 < alphas.max() < 0.9999 and (np.abs(gradients[3]).sum(axis=1) > 0).all()
 
 
 def test_tiles_that_are_opaque_early():
-    """Chunks that are left out have no gradient."""
+    """Skipped chunks have no gradient."""
     scene = Scene(flat(5 * LANES, opacity=0.9, sigma=40.0), 3)
     _, alphas, gradients = screen.compare_with_oracle(kernels, scene)
     assert alphas.min() > 0.999
@@ -65,13 +65,13 @@ def test_tiles_that_are_opaque_early():
     assert (gradients[3][depths >= LANES] == 0).all() and np.isfinite(gradients[0]).all()
 
 
-def test_a_chunk_that_is_left_out_is_not_taken_for_the_next():
-    """The first tile is opaque at once, with its next chunk on the way; the light goes through those beside it."""
+def test_a_skipped_chunk_is_not_used_by_the_next_tile():
+    """The first tile is opaque after one chunk, while its next chunk is copied. The tiles beside it are not opaque."""
     screen.compare_with_oracle(kernels, Scene(flat(5 * LANES, opacity=0.9, sigma=7.0, center=(4.0, 8.0)), 3))
 
 
 def test_many_tiles_share_a_chunk():
-    """Two Gaussians a tile: dozens of tiles put the gradients of one chunk together."""
+    """Two Gaussians per tile: dozens of tiles add to the gradients of one chunk."""
     width, height = 160, 96
     projected = flat(120, opacity=0.8, sigma=2.0)
     grid = jnp.stack(jnp.meshgrid(jnp.arange(12) * 13.0 + 4, jnp.arange(10) * 9.0 + 4), -1).reshape(-1, 2)
@@ -86,8 +86,8 @@ def test_empty_picture():
     assert not colors.any() and not alphas.any() and not any(np.any(g) for g in gradients)
 
 
-def test_what_is_not_drawn_may_be_anything():
-    """Beyond the pairs, ids are arbitrary, so that a Gaussian that was culled may lie in a chunk."""
+def test_culled_gaussians_may_be_nan():
+    """Behind the last intersection ids are arbitrary, so a chunk may contain a culled Gaussian."""
     culled = flat(5, opacity=0.5, sigma=2.0)
     culled = culled.replace(radii_px=culled.radii_px.at[2].set(0.0))
     broken = culled.replace(conics=culled.conics.at[2].set(jnp.nan))
@@ -98,9 +98,9 @@ def test_what_is_not_drawn_may_be_anything():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.skipif(jax.default_backend() == "tpu", reason="nothing is interpreted")
-def test_races_are_looked_for(_kernels):
-    """In every kernel that this file runs, forward and backward: the fixture asks at its end whether one was found."""
+@pytest.mark.skipif(jax.default_backend() == "tpu", reason="kernels are not interpreted")
+def test_races_are_detected(_kernels):
+    """In every kernel run of this file, forward and backward. The fixture fails at its end if one was found."""
     before = len(_kernels)
     with_gradients(kernels, Scene(flat(1, opacity=0.5, sigma=2.0), 1))
     assert len(_kernels) == before + 2
@@ -108,7 +108,7 @@ def test_races_are_looked_for(_kernels):
 
 @pytest.mark.parametrize("capacity", [1, LANES, LANES + 1])
 def test_full_buffers(capacity):
-    """What found no capacity is counted, and the rest is drawn: nothing is read from behind the buffer."""
+    """Dropped intersections are counted, the rest is drawn, and no kernel reads behind the buffer."""
     scene = Scene(flat(2 * LANES, opacity=0.02, sigma=1.0), 2)
     cut = functools.partial(tpu.rasterize, max_intersections=capacity)
     assert cut(scene.projected, scene.features, **scene.size).num_dropped > 0
@@ -124,7 +124,7 @@ def test_too_many_tiles_are_refused():
 
 
 def test_cameras_and_vmap():
-    """The public function, two cameras, and vmap over what they look at."""
+    """The public function with two cameras, and vmap over Gaussians and cameras."""
     splats = make_splats()
     draw = lambda splats: rasterization(*splats, WIDTH, HEIGHT, max_intersections=CAPACITY, backend="tpu")[0]
     expected = rasterization(*splats, WIDTH, HEIGHT, max_intersections=CAPACITY, backend="xla")[0]
@@ -144,8 +144,8 @@ def test_the_probe_passes(within):
     assert found == [""]
 
 
-@pytest.mark.skipif(jax.default_backend() == "tpu", reason="it is one")
-def test_auto_takes_it_on_a_tpu_and_nowhere_else(monkeypatch):
+@pytest.mark.skipif(jax.default_backend() == "tpu", reason="needs a machine without a TPU")
+def test_auto_takes_it_only_on_a_tpu(monkeypatch):
     assert choose("rasterize") != "tpu"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert choose("rasterize") == "tpu"

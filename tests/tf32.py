@@ -1,4 +1,4 @@
-"""Matrix products and convolutions as a GPU does them by default: inputs rounded to TF32, sums in float32."""
+"""Emulates the default matrix products and convolutions of a GPU: inputs rounded to TF32, sums in float32."""
 
 import functools
 
@@ -11,7 +11,7 @@ EXACT = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGH)
 
 
 def rounder(bits: int):
-    """Rounds float32 to so many bits of mantissa (TF32: 10), to nearest; the gradient passes as it is."""
+    """Returns a function that rounds float32 to `bits` bits of mantissa (TF32: 10), to nearest, with gradient 1."""
     dropped = 23 - bits
 
     @jax.custom_jvp
@@ -24,12 +24,12 @@ def rounder(bits: int):
 
 
 def use(monkeypatch, bits: int = 10) -> list[str]:
-    """From here on, what is traced rounds the inputs of every product whose precision is the default; returns what was rounded.
+    """Rounds the inputs of all products of default precision that are traced from now on. Returns their names.
 
-    The gradients of products are products: JAX makes them by the same two functions, so that they are rounded too.
+    Gradients of products are products: JAX computes them by the same two functions, so they are rounded, too.
     """
     round_to, seen = rounder(bits), []
-    jax.clear_caches()  # of functions that were traced with exact products
+    jax.clear_caches()  # traces with exact products
 
     def rounding(function, name):
         @functools.wraps(function)
