@@ -1,6 +1,6 @@
 """Static costs of the compiled CUDA kernels: registers, spills, instructions of the main loops.
 
-  python tests/kernel_costs.py --write    writes tests/golden/kernel_costs.json, needs ptxas and nvdisasm (make gpu-check)
+  python tests/kernel_costs.py --write    writes golden/kernel_costs.json; needs ptxas and nvdisasm (make gpu-check)
 
 The main loop is the innermost loop with the exponential. One iteration is one Gaussian at the 64 (backward 128) pixels
 of a patch for a blend, four taps of 32 kernels for a blur.

@@ -55,8 +55,8 @@ def choose(operator: str, backend: str = AUTO, *, unsupported: str = "") -> str:
 
     Args:
       operator: row of TABLE.
-      backend: "auto" takes the best one of this machine and warns once why a better one cannot be used. Any other name
-        must be usable on this machine, whether or not the operator has code for it; without code it runs on "xla".
+      backend: "auto" takes the best one of this machine and warns once why a better one cannot be used. This machine
+        must be able to run any other name. An operator without code for the name then runs on "xla".
       unsupported: why only "xla" has code for these shapes; "": every implementation has.
     Raises:
       UserError: an unknown backend, or one that this machine cannot run.
@@ -71,9 +71,7 @@ def choose(operator: str, backend: str = AUTO, *, unsupported: str = "") -> str:
                 _warn_once(f"backend {better!r} cannot be used, plain XLA is slower: {problem}")
     else:
         if problem := (row.get(backend) or TABLE["rasterize"][backend]).find_problem():
-            raise UserError(
-                f"backend={backend!r} cannot be used: {problem}; backend='auto' takes what this machine has"
-            )
+            raise UserError(f"backend={backend!r} cannot be used: {problem}; backend='auto' always works")
         name = backend if backend in row else "xla"
     if unsupported and name != "xla":
         _warn_once(f"{operator} runs in plain XLA, which is slower: {unsupported}")

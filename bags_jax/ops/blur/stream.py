@@ -52,8 +52,7 @@ def stream_blur(
       margin: px of the image on each side that have no kernel of their own.
       block_bytes: memory of the logits that exist at a time; 0: chosen for the platform.
       backend: "cpu" is C++, compiled at first use; "cuda" is for NVIDIA GPUs; "xla" runs everywhere; "auto" takes the
-        best of this machine. "xla" replaces the others, with a warning, unless D = 3 and stride is 1, 2, 3 or 4, and
-        on a TPU.
+        best of this machine. "tpu" runs on "xla". So do, with one warning, D other than 3 and strides above 4.
     Returns:
       filtered: sum_k h_k(x) C(x + k), without the margin.
       moments: sum_k h_k times dx, dy (px), dx dx, dx dy, dy dy (px^2) of each kernel.

@@ -102,6 +102,13 @@ def launch(
     )
 
 
+class Found(NamedTuple):
+    """Result of the search for a route: one of the two is empty."""
+
+    route: str
+    problem: str
+
+
 _forced: list[str] = []
 
 
@@ -123,13 +130,6 @@ def current_route() -> str:
 def find_problem() -> str:
     """Returns why kernels cannot be launched on JAX's default device, or ""."""
     return "" if _forced else find_route().problem
-
-
-class Found(NamedTuple):
-    """Result of the search for a route: one of the two is empty."""
-
-    route: str
-    problem: str
 
 
 @functools.cache
