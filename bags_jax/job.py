@@ -139,6 +139,11 @@ def num_random_points(settings: Settings) -> int:
     return min(settings.init.num_random, settings.max_gaussians)
 
 
+def first_capacity(num_points: int, max_gaussians: int) -> int:
+    """Number of rows at step 0: as many as may be needed where that is cheap, else twice the points."""
+    return min(max_gaussians, max(2 * num_points, CHEAP_CAPACITY))
+
+
 def first_gaussians(job: Job) -> tuple[Gaussians, Bool[Array, "N"]]:
     """Gaussians on the points of the capture, or on random ones, and the rows in use.
 
@@ -153,8 +158,7 @@ def first_gaussians(job: Job) -> tuple[Gaussians, Bool[Array, "N"]]:
         raise UserError(
             f"{len(points)} points came for at most {settings.max_gaussians} Gaussians: raise config.max_gaussians above the points"
         )
-    # As many rows as may be needed where that is cheap, else twice the points.
-    capacity = min(settings.max_gaussians, max(2 * len(points), CHEAP_CAPACITY))
+    capacity = first_capacity(len(points), settings.max_gaussians)
     opacity, degree = settings.init.opacity, settings.sh_degree
     gaussians = init_gaussians(points, colors, capacity=capacity, sh_degree=degree, opacity=opacity)
     return gaussians, jnp.arange(capacity) < len(points)
