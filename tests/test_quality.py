@@ -105,7 +105,7 @@ def test_unknown_names_raise_errors():
 
 
 def test_one_oracle_serves_all_blurs_of_a_layout(tmp_path):
-    """It is trained on the case without blur, so that case must have the others' cameras, points and sharp photographs."""
+    """The case without blur, on which it is trained, has the cameras, points and sharp photographs of the others."""
     cases = suites.find_cases("procedural", ["still_life-motion-hard", "still_life-defocus-easy"])
     by_figure = runs.list_runs(tmp_path, cases, ["oracle"], [100], smoke=True)
     (run,) = runs.distinct(by_figure)
