@@ -1,28 +1,39 @@
-# Needs make, Python 3.11 or newer and a package index. Every target sets up .venv by itself and uses it again later.
+# Needs make, Python 3.11 or newer and a package index. Every target creates .venv if needed and uses it again later.
 PYTHON ?= python3
-# One process for each core of a small machine; a file's tests share one process and so its compiled programs.
+# Processes; the tests of one file share a process and its compiled programs
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
-SOURCES := bags_jax configs experiments tests
+SOURCES := bags_jax configs experiments tests tools docs setup.py
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/bags_jax/xla_tests
+PYTEST := .venv/bin/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
 
-.PHONY: help demo test check gpu-check tpu-check lint types format clean new-venv
+# Rules of the house and maths, for every edit.
+QUICK := layers api package settings configs numerics tone geometry spherical_harmonics losses metrics schedule optimizer \
+  backends splatting splatting_checks tiles camera_path
 
-help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
+.PHONY: help demo quick test docs check gpu-check tpu-check lint types format clean new-venv
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 demo: .venv/.installed  ## train on a small blurred scene, on a CPU, and write runs/demo
 	.venv/bin/python -m experiments.demo --workdir=runs/demo
 
-test: .venv/.installed-dev  ## all tests, on the CPU as 2 devices (PYTEST_ARGS="-k blur" for some)
-	.venv/bin/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile --durations=10 $(PYTEST_ARGS)
+quick: lint  ## for every edit: format, rules, layers, public API, maths; under 2 minutes on 2 cores
+	$(PYTEST) $(PYTEST_ARGS) $(wildcard $(QUICK:%=tests/test_%.py))
 
-check: lint types test  ## what .ci/run checks: ruff, pyright, pytest
+test: .venv/.installed-dev  ## all tests, on the CPU as 2 devices (PYTEST_ARGS="-k blur" selects some)
+	$(PYTEST) --durations=10 $(PYTEST_ARGS)
 
-gpu-check: .venv-gpu/.installed  ## compile the CUDA kernels for an H200 on a machine without one, in a .venv-gpu of its own
+docs: .venv/.installed-dev  ## build the documentation into build/docs; a warning is an error
+	.venv/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+check: lint types test docs  ## everything that .ci/run checks: ruff, pyright, pytest, docs
+
+gpu-check: .venv-gpu/.installed  ## compile the CUDA kernels for an H200 on a machine without one, in its own .venv-gpu
 	.venv-gpu/bin/python -m pytest -q -n 0 -rs tests/test_cuda_build.py tests/test_compile_ahead.py
 
-tpu-check: .venv-tpu/.installed  ## compile the training step for a TPU on a machine without one, in a .venv-tpu of its own (minutes)
+tpu-check: .venv-tpu/.installed  ## compile the training step for a TPU on a machine without one, in its own .venv-tpu
 	.venv-tpu/bin/python -m pytest -q -n 0 -rs tests/test_compile_ahead.py
 
 lint: .venv/.installed-dev  ## ruff: format and rules
@@ -32,7 +43,7 @@ lint: .venv/.installed-dev  ## ruff: format and rules
 types: .venv/.installed-dev  ## pyright, basic
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
-format: .venv/.installed-dev  ## write the files as lint wants them
+format: .venv/.installed-dev  ## rewrite the files so that lint passes
 	.venv/bin/ruff format $(SOURCES)
 	.venv/bin/ruff check --fix $(SOURCES)
 
@@ -40,7 +51,7 @@ clean:  ## remove caches, build outputs and runs/demo; .venv and other runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache runs/demo "$(TEST_CACHE)"
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# CAN_PIP tells a .venv that works from one that is absent, half made, or whose Python is gone or too old.
+# Fails if .venv is missing or incomplete, or if its Python is too old.
 CAN_PIP := 'import pip, sys; sys.exit(sys.version_info < (3, 11))'
 
 .venv/.installed: requirements.txt
@@ -49,13 +60,13 @@ CAN_PIP := 'import pip, sys; sys.exit(sys.version_info < (3, 11))'
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed pyproject.toml
-	@echo "Installing the tools for tests into .venv"
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+.venv/.installed-dev: .venv/.installed pyproject.toml setup.py
+	@echo "Installing the tools for tests and docs into .venv"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
 	@touch $@
 
-# The plugin without the GPU's libraries, which only running needs; ptxas and libdevice for XLA, nvdisasm for the counts.
-.venv-gpu/.installed: requirements.txt pyproject.toml
+# XLA's CUDA plugin without the GPU libraries, which only running needs; ptxas and libdevice for XLA, nvdisasm for the counts.
+.venv-gpu/.installed: requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -m venv --clear .venv-gpu
 	@echo "Installing the CUDA compilers into .venv-gpu (the first time: 2 GB on disk, some minutes)"
 	@.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
@@ -64,9 +75,9 @@ CAN_PIP := 'import pip, sys; sys.exit(sys.version_info < (3, 11))'
 	  jax-cuda13-pjrt==$$version nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-nvdisasm
 	@touch $@
 
-.venv-tpu/.installed: requirements.txt pyproject.toml
+.venv-tpu/.installed: requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -m venv --clear .venv-tpu
-	@echo "Installing TPU's compiler into .venv-tpu (the first time: 2 GB on disk, some minutes)"
+	@echo "Installing the TPU compiler into .venv-tpu (the first time: 2 GB on disk, some minutes)"
 	@.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
 	@touch $@
 

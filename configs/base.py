@@ -1,9 +1,9 @@
-"""The defaults, meant for every scene. bags_jax/settings.py has each setting with its meaning, unit and range.
+"""The defaults, for every scene. bags_jax/settings.py has each setting with its meaning, unit and range.
 
   bags-jax train --config=base --config.data.root=my_capture --workdir=runs/mine
-  --config=base:smoke      a dozen steps, seconds on a CPU
 
-Override any setting on the command line: --config.num_steps=3000 --config.blur.kernel_sizes=3,7,13
+--config=base:smoke runs a dozen steps, seconds on a CPU. Change any setting on the command line:
+--config.num_steps=3000 --config.blur.kernel_sizes=3,7,13
 """
 
 from typing import Any

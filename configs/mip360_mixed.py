@@ -1,10 +1,10 @@
-"""Mip-NeRF 360 with mixed resolution: some photographs downscaled and resized back up, as the BAGS paper makes them.
+"""Mip-NeRF 360 at mixed resolution, as in the BAGS paper: some photographs are downscaled and resized back.
 
---config=configs/mip360_mixed.py:garden             our one configuration
---config=configs/mip360_mixed.py:garden,published   BAGS with the authors' settings for this scene
---config=configs/mip360_mixed.py:garden,smoke       seconds on a CPU
+--config=mip360_mixed:garden             the defaults of this project
+--config=mip360_mixed:garden,published   the settings of the BAGS authors for this scene
+--config=mip360_mixed:garden,smoke       seconds on a CPU
 
-  python -m experiments.train --config=configs/mip360_mixed.py:garden --config.data.root=DATA/garden --workdir=runs/garden
+  bags-jax train --config=mip360_mixed:garden --config.data.root=DATA/garden --workdir=runs/garden
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""`python -m experiments.demo`: see bags_jax/cli/demo.py."""
+"""`python -m experiments.demo`: the command `bags-jax demo`, without installing anything."""
 
 from bags_jax.cli.demo import run
 

@@ -1,4 +1,4 @@
-"""`python -m experiments.evaluate`: see bags_jax/cli/evaluate.py."""
+"""`python -m experiments.evaluate`: the command `bags-jax evaluate`, without installing anything."""
 
 from bags_jax.cli.evaluate import run
 

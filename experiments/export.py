@@ -1,4 +1,4 @@
-"""`python -m experiments.export`: see bags_jax/cli/export.py."""
+"""`python -m experiments.export`: the command `bags-jax export`, without installing anything."""
 
 from bags_jax.cli.export import run
 

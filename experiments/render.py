@@ -1,4 +1,4 @@
-"""`python -m experiments.render`: see bags_jax/cli/render.py."""
+"""`python -m experiments.render`: the command `bags-jax render`, without installing anything."""
 
 from bags_jax.cli.render import run
 

@@ -1,4 +1,4 @@
-"""`python -m experiments.sfm`: see bags_jax/cli/sfm.py."""
+"""`python -m experiments.sfm`: the command `bags-jax sfm`, without installing anything."""
 
 from bags_jax.cli.sfm import run
 

@@ -1,4 +1,4 @@
-"""`python -m experiments.train`: see bags_jax/cli/train.py."""
+"""`python -m experiments.train`: the command `bags-jax train`, without installing anything."""
 
 from bags_jax.cli.train import run
 

@@ -1,7 +1,6 @@
-"""The programs as users call them: what they write, and one line and exit code 2 for a mistake.
+"""The programs as users call them: their files and output, and one line and exit code 2 for a mistake.
 
-Mistakes are made in this process, each in a fresh set of flags, since every new one would import JAX for seconds; some
-are made in a process of their own too.
+Most mistakes are made in this process, each with fresh flags, because a new process imports JAX for seconds.
 """
 
 import json
@@ -18,15 +17,18 @@ import pytest
 from absl import app, flags
 from PIL import Image
 
+import bags_jax
+from bags_jax.cli.main import COMMANDS, main
 from bags_jax.metrics import why_no_lpips
+from bags_jax.settings import rows
 
 ROOT = pathlib.Path(__file__).parents[1]
-SMOKE = "--config=configs/procedural.py:motion,smoke"
+SMOKE = "--config=procedural:motion,smoke"
 QUICK = (SMOKE, "--config.num_devices=1", "--config.num_steps=4", "--config.max_gaussians=512")
 
 
 def command(program, *arguments):
-    """Runs a program in a process of its own, with the tests' cache of compiled programs."""
+    """Runs a program in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", f"experiments.{program}", *arguments]
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -34,18 +36,24 @@ def command(program, *arguments):
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """Runs a program in this process: (exit code, stdout, stderr)."""
+    """Runs a command of bags-jax or a benchmark in this process: (exit code, stdout, stderr)."""
     monkeypatch.chdir(ROOT)
     app.define_help_flags()
 
     def call(program, *arguments):
         before, code = set(flags.FLAGS), None
         cache = "--config.compilation_cache=" if any("--config=" in a for a in arguments) else None
-        monkeypatch.setattr(sys, "argv", [program, *arguments, *filter(None, [cache])])
+        arguments = [*arguments, *filter(None, [cache])]
         capfd.readouterr()
-        sys.modules.pop("config_config", None)  # where ml_collections left the last configuration file
+        sys.modules.pop("config_config", None)  # the last configuration file, as ml_collections names it
+        sys.modules.pop(f"bags_jax.cli.{program}", None)  # importing it again defines its flags again
         try:
-            runpy.run_module(f"experiments.{program}", run_name="__main__", alter_sys=True)
+            if program.startswith("benchmarks."):
+                monkeypatch.setattr(sys, "argv", [program, *arguments])
+                runpy.run_module(f"experiments.{program}", run_name="__main__", alter_sys=True)
+            else:
+                monkeypatch.setattr(sys, "argv", ["bags-jax", program, *arguments])
+                main()
         except SystemExit as end:
             code = end.code
         finally:
@@ -139,14 +147,64 @@ def test_export_writes_a_splat(trained, call, tmp_path):
     assert_refused(call("export", f"--workdir={workdir}", f"--output={tmp_path / 'scene.splat'}"), "ends in .ply")
 
 
-@pytest.mark.parametrize(
-    "program,flag", [("train", "--config"), ("evaluate", "--workdir"), ("render", "--path"), ("export", "--output")]
-)
+FLAGS = {
+    "demo": "--blur",
+    "sfm": "--max_size",
+    "train": "--config",
+    "evaluate": "--workdir",
+    "render": "--path",
+    "export": "--output",
+}
+
+
+@pytest.mark.parametrize("program,flag", FLAGS.items())
 def test_help_helps(program, flag, call):
     code, out, err = call(program, "--help")
     assert code in (0, 1) and flag in out + err
-    assert f"python -m experiments.{program} --" in out + err  # a command to copy
+    assert f"bags-jax {program} --" in out + err  # a command to copy
     assert "Traceback" not in out + err
+    assert err == "" and "--logtostderr" not in out  # no flags of libraries
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_help_of_training_lists_every_setting(call):
+    _, out, _ = call("train", "--help")
+    text = " ".join(out.split())
+    for name, default, rule in rows():
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        assert f"{name} {shown}" in text, name
+        assert rule.meaning in text and rule.expected in text and rule.unit in text, name
+
+
+def test_help_of_a_benchmark_lists_its_flags(call):
+    code, out, _ = call("benchmarks.quality", "--help")
+    assert code == 0 and "--suite" in out and "--logtostderr" not in out and "loss.ssim" not in out
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_bags_jax_lists_its_commands(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["bags-jax", *arguments])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    for command in COMMANDS:
+        assert [line for line in lines if line.startswith(f"  bags-jax {command} ")], command
+
+
+def test_bags_jax_prints_its_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bags-jax", "--version"])
+    main()
+    assert capsys.readouterr().out == f"bags-jax {bags_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["trian", "--workdir=x", ""])
+def test_unknown_command(call, command):
+    assert_refused(call(command), repr(command), *COMMANDS, "python -m experiments.benchmarks.quality")
+
+
+def test_every_command_has_a_door_in_a_clone():
+    for command in COMMANDS:
+        door = (ROOT / "experiments" / f"{command}.py").read_text()
+        assert f"from bags_jax.cli.{command} import run\n" in door and "    run()\n" in door
 
 
 # --- mistakes in a process of their own ------------------------------------------------------------------------------
@@ -174,18 +232,21 @@ def test_damaged_checkpoint_in_a_process_of_its_own(trained, tmp_path):
 MISTAKES = {
     "no config": ((), ("--config",)),
     "file missing": (("--config=configs/nothing.py",), ("configs/nothing.py",)),
-    "unknown key": ((SMOKE, "--config.nokey=1"), ("nokey", "configs/base.py")),
-    "unknown inner key": ((SMOKE, "--config.blur.nokey=1"), ("nokey", "configs/base.py")),
+    "unknown name": (("--config=costom",), ("costom", "base, custom, deblur_nerf, mip360_mixed, procedural")),
+    "unknown name with words": (("--config", "costom:smoke"), ("costom", "base, custom, deblur_nerf")),
+    "folder": (("--config=configs",), ("--config=configs", "a Python file")),
+    "unknown key": ((SMOKE, "--config.nokey=1"), ("nokey", "see --help")),
+    "unknown inner key": ((SMOKE, "--config.blur.nokey=1"), ("nokey", "see --help")),
     "unknown flag": ((SMOKE, "--nokey=1"), ("nokey",)),
     "no number": ((SMOKE, "--config.num_steps=many"), ("many",)),
     "stray argument": ((SMOKE, "motion"), ("'motion' was not expected",)),
     "unknown scene": (("--config=configs/deblur_nerf.py:nowhere",), ("nowhere", "blurball")),
     "unknown word": (("--config=configs/custom.py:smok",), ("smok", "smoke")),
     "unknown blur": (("--config=configs/procedural.py:motoin",), ("motoin", "defocus")),
-    "unknown layout": ((SMOKE, "--config.data.layout=attic"), ("'attic'", "still_life, corner, relief")),
+    "unknown layout": ((SMOKE, "--config.synthetic.layout=attic"), ("'attic'", "still_life, corner, relief")),
     "two layouts": (("--config=configs/procedural.py:corner,relief",), ("corner and relief", "one of them")),
-    "blur scale": ((SMOKE, "--config.data.blur_scale=0"), ("blur_scale is 0", "0.5 is easy")),
-    "pose noise": ((SMOKE, "--config.data.pose_noise_px=-1"), ("pose_noise_px is -1", "0 is exact")),
+    "blur scale": ((SMOKE, "--config.synthetic.blur_scale=0"), ("blur_scale is 0", "0.5 is easy")),
+    "pose noise": ((SMOKE, "--config.synthetic.pose_noise_px=-1"), ("pose_noise_px is -1", "0 is exact")),
     "even kernel": ((SMOKE, "--config.blur.kernel_sizes=3,6"), ("has 6", "odd")),
     "too few kernels": ((SMOKE, "--config.blur.kernel_sizes=3,"), ("has 1 values, expected 2",)),
     "kernel over image": ((SMOKE, "--config.blur.kernel_sizes=3,31"), ("32 x 24", "31")),

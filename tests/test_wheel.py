@@ -14,7 +14,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = (".csv", ".ptx", ".cu", ".cuh", ".cc", ".h")
-SMOKE = ("--config=procedural:motion,smoke", "--config.num_devices=1", "--config.num_steps=4")
+SMOKE = (
+    "--config=procedural:motion,smoke",
+    "--config.num_devices=1",
+    "--config.num_steps=4",
+    "--config.max_gaussians=512",
+)
 
 
 def setuptools_version() -> int:
