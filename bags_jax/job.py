@@ -79,6 +79,10 @@ def make_job(settings: Settings, *, make_model: MakeModel | None = None) -> Job:
     if len(scene.points) == 0:
         note = f"the capture has no points: {num_random_points(settings)} random ones are used"
         scene = dataclasses.replace(scene, notes=(*scene.notes, note))
+    if len(scene.points) > settings.max_gaussians:
+        raise UserError(
+            f"{len(scene.points)} points came for at most {settings.max_gaussians} Gaussians: raise config.max_gaussians above the points"
+        )
     height, width = np.min([image.shape[:2] for image in scene.images], axis=0)
     check_image_size(stages, int(width), int(height))
     train_ids = scene.train_ids
@@ -145,19 +149,11 @@ def first_capacity(num_points: int, max_gaussians: int) -> int:
 
 
 def first_gaussians(job: Job) -> tuple[Gaussians, Bool[Array, "N"]]:
-    """Gaussians on the points of the capture, or on random ones, and the rows in use.
-
-    Raises:
-      UserError: more points than Gaussians.
-    """
+    """Gaussians on the points of the capture, or on random ones, and the rows in use."""
     settings, scene = job.settings, job.scene
     points, colors = scene.points, scene.point_colors
     if len(points) == 0:
         points, colors = random_points(scene, num_random_points(settings), settings.seed)
-    if len(points) > settings.max_gaussians:
-        raise UserError(
-            f"{len(points)} points came for at most {settings.max_gaussians} Gaussians: raise config.max_gaussians above the points"
-        )
     capacity = first_capacity(len(points), settings.max_gaussians)
     opacity, degree = settings.init.opacity, settings.sh_degree
     gaussians = init_gaussians(points, colors, capacity=capacity, sh_degree=degree, opacity=opacity)

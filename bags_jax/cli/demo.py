@@ -2,7 +2,7 @@
 
   bags-jax demo --workdir=runs/demo
 
-Writes results.json, before_after.png and scene.ply, and the folders plain/ and bags/ of the two runs.
+Writes results.json, before_after.png, scene.ply, and the folders plain/ and bags/ of the two runs.
 """
 
 import json
