@@ -10,6 +10,8 @@ from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.platforms import current_platform
 from bags_jax.splatting import rasterization
 
+CAPACITY = 2047  # of no other test, which must not reuse traces of the pretended machine
+
 
 @pytest.fixture
 def beside_a_gpu(monkeypatch):
@@ -31,7 +33,7 @@ def test_arrays_on_the_cpu_of_a_machine_with_a_gpu(how, beside_a_gpu):
     """Are drawn on the CPU: it has no CUDA kernels."""
     device = jax.devices("cpu")[0]
     splats = make_splats()
-    draw = lambda splats: rasterization(*splats, WIDTH, HEIGHT, max_intersections=2048)[0]
+    draw = lambda splats: rasterization(*splats, WIDTH, HEIGHT, max_intersections=CAPACITY)[0]
     if how == "arrays":
         image = draw(jax.device_put(splats, device))
     else:
@@ -43,7 +45,7 @@ def test_arrays_on_the_cpu_of_a_machine_with_a_gpu(how, beside_a_gpu):
 def test_gradients_follow_arrays(beside_a_gpu):
     """Also in the backward pass, which runs after the call."""
     means, *others = jax.device_put(tuple(make_splats()), jax.devices("cpu")[0])
-    draw = lambda means: rasterization(means, *others, WIDTH, HEIGHT, max_intersections=2048)[0].sum()
+    draw = lambda means: rasterization(means, *others, WIDTH, HEIGHT, max_intersections=CAPACITY)[0].sum()
     gradient = jax.grad(draw)(means)
     assert jnp.isfinite(gradient).all() and gradient.any()
 
@@ -51,5 +53,5 @@ def test_gradients_follow_arrays(beside_a_gpu):
 def test_constants_of_a_program_are_not_followed(beside_a_gpu):
     """Its arguments decide where a program runs."""
     means, *others = jax.device_put(tuple(make_splats()), jax.devices("cpu")[0])
-    draw = lambda means: rasterization(means, *others, WIDTH, HEIGHT, max_intersections=2048)[0]
+    draw = lambda means: rasterization(means, *others, WIDTH, HEIGHT, max_intersections=CAPACITY)[0]
     assert "bags_jax_blend" not in jax.jit(draw).lower(means).as_text()
