@@ -38,19 +38,24 @@ from jax.experimental import topologies
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from bags_jax import dispatch, parallel
+from bags_jax import parallel, programs
+from bags_jax.config import read_config
+from bags_jax.data.pyramid import make_dataset
+from bags_jax.dispatch import make_recipe
+from bags_jax.job import first_state, make_job
 from bags_jax.ops.rasterize.tpu import binding as tpu
 from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.rendering import render
-from bags_jax.scene.density import grow
+from bags_jax.scene.density import Thresholds, grow
+from bags_jax.scene.initialize import with_optimizers
 from bags_jax.splatting import rasterization
 from bags_jax.step import train_steps
-from bags_jax.training import first_state, make_job
+from bags_jax.training import make_job_optimizers
 from configs import procedural
 
 H200 = pathlib.Path(__file__).parent / "golden" / "h200.txtpb"
 MAX_DEVICES = 4
-NUM, WIDTH, HEIGHT, ROOM = 1_000_000, 1296, 840, 4_000_000
+NUM, WIDTH, HEIGHT, BUFFER = 1_000_000, 1296, 840, 4_000_000
 TRIPS = "known_trip_count"
 NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
 
@@ -149,7 +154,7 @@ def loss(means, quats, scales, opacities, colors, viewmats, Ks, deterministic):
     image, alphas, meta = rasterization(
         *(means, quats, scales, opacities, colors, viewmats, Ks, WIDTH, HEIGHT),
         render_mode="RGB+D",
-        max_intersections=ROOM,
+        max_intersections=BUFFER,
         deterministic=deterministic,
     )
     return jnp.sum(image) + jnp.sum(alphas), meta["num_dropped"]
@@ -171,44 +176,47 @@ def last_stage(width: int, height: int, stride: int, deterministic: bool):
     config.sh_degree, config.blur.kernel_sizes, config.blur.strides = 3, (5, 9, 17), (1, 1, stride)
     config.num_devices = config.views_per_step = 1
     config.deterministic = deterministic
-    job = make_job(config)
-    state = jax.eval_shape(lambda: grow(first_state(job), NUM))
-    dataset = job.dataset(1.0)
+    job = make_job(read_config(config))
+    optimizers = make_job_optimizers(job)
+    state = jax.eval_shape(lambda: grow(with_optimizers(first_state(job), optimizers), NUM))
+    dataset = make_dataset(job.scene, 1.0, extent=job.extent, near_plane=job.near_plane)
     images = jax.ShapeDtypeStruct((dataset.images.shape[0], height, width, 3), jnp.uint8)
-    return job, state, dataclasses.replace(dataset, images=images)
+    dataset = dataclasses.replace(dataset, images=images, pose_frame=job.pose_frame)
+    recipe = functools.partial(make_recipe, job, optimizers, job.stages[-1], dataset, buffer=BUFFER)
+    return recipe, state, dataset
 
 
 def step_row(machine: Machine, width: int, height: int, stride: int, deterministic: int, devices: int) -> dict:
     """Compiles a dispatch of the last stage, one view per device; counts launches per step."""
-    job, state, dataset = last_stage(width, height, stride, bool(deterministic))
+    make, state, dataset = last_stage(width, height, stride, bool(deterministic))
     with machine.here(devices):
-        recipe = job.recipe(job.stages[-1], dataset, ROOM)
-        recipe = dataclasses.replace(recipe, views_per_step=devices, num_devices=devices)
+        recipe = dataclasses.replace(make(num_devices=devices), views_per_step=devices)
         mapped = parallel.parallelize(functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=devices)
         ranks = jax.ShapeDtypeStruct((devices,), jnp.int32)
         ranks = machine.place(ranks, devices, axes=(parallel.AXIS,))
         number = jax.ShapeDtypeStruct((), jnp.int32)
         shapes = machine.place((parallel.without_empty(state), dataset, number, number), devices)
-        row = compile_ahead(mapped.lower(ranks, *shapes), dispatch.compiler_options(recipe))
+        row = compile_ahead(mapped.lower(ranks, *shapes), programs.compiler_options(recipe))
     return {**row, "launches": row["launches"] // max(recipe.loop_length, 1)}
 
 
 def between_row(machine: Machine) -> dict:
     """Compiles the operations between steps, one program each. Memory is the largest, other numbers are sums."""
-    job, state, dataset = last_stage(600, 400, 2, False)
+    make, state, dataset = last_stage(600, 400, 2, False)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    state, dataset, number, key, threshold = machine.place(
-        (state, dataset, number, jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.float32))
+    thresholds = Thresholds(*[jax.ShapeDtypeStruct((), jnp.float32)] * len(Thresholds._fields))
+    state, dataset, number, key, thresholds = machine.place(
+        (state, dataset, number, jax.eval_shape(lambda: jax.random.key(0)), thresholds)
     )
     with machine.here(1):
-        view = job.recipe(job.stages[-1], dataset, ROOM).view
+        view = make(num_devices=1).view
         camera = machine.place(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), dataset.cameras))
         lowered = [
-            dispatch.control_density.lower(state, number, key, threshold, dataset, rules=job.density.rules),
-            dispatch.refresh_filter.lower(state, number, dataset),
-            dispatch.lower_opacity.lower(state, number),
-            dispatch.copied.lower(state),
-            dispatch._largest_count.lower(state, dataset, view=view),
+            programs.control_density.lower(state, number, key, thresholds, dataset),
+            programs.refresh_filter.lower(state, number, dataset),
+            programs.lower_opacity.lower(state, number),
+            programs.copy_state.lower(state),
+            programs._largest_count.lower(state, dataset, view=view),
             jax.jit(render, static_argnames="view").lower(
                 state.gaussians, state.alive, state.filter_3d, camera, view=view
             ),

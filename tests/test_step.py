@@ -1,4 +1,4 @@
-"""One training step: which views it takes, and that it changes nothing where it cannot be trusted."""
+"""One training step: the views that it trains on, its terms and gradients, and steps that must not change the state."""
 
 import dataclasses
 import functools
@@ -10,13 +10,18 @@ import optax
 import pytest
 
 from bags_jax import parallel
+from bags_jax.config import read_config
 from bags_jax.data.pyramid import make_dataset
-from bags_jax.dispatch import most_pairs, refresh_filter, room_for
+from bags_jax.dispatch import make_recipe
+from bags_jax.job import first_state, make_job
+from bags_jax.ops.rasterize import buffer_size
+from bags_jax.programs import largest_count, refresh_filter
 from bags_jax.rendering import project_gaussians
 from bags_jax.scene.confidence import SHARP_PX, view_confidence
+from bags_jax.scene.initialize import with_optimizers
 from bags_jax.scene.optimizer import Optimizers
 from bags_jax.step import draw_views, eval_step, loss_fn, train_step, train_steps
-from bags_jax.training import first_state, make_job
+from bags_jax.training import make_job_optimizers
 from configs import procedural
 
 
@@ -31,26 +36,28 @@ def job():
     )
     config.num_devices, config.views_per_step, config.blur.warmup = 1, 1, 0.0
     config.max_gaussians = 512
-    return make_job(config)
+    return make_job(read_config(config))
 
 
 @pytest.fixture(scope="module")
 def start(job):
-    """State at step 0, dataset, and a recipe with room for all."""
+    """State at step 0, dataset, and a recipe with a buffer that is large enough."""
     dataset = jax.tree.map(jnp.asarray, make_dataset(job.scene, job.stages[0].scale))
-    state = refresh_filter(first_state(job), 0, dataset)
-    pairs = most_pairs(state, dataset, job.recipe(job.stages[0], dataset, 0).view)
-    return state, dataset, job.recipe(job.stages[0], dataset, room_for(4 * pairs))
+    optimizers = make_job_optimizers(job)
+    state = refresh_filter(with_optimizers(first_state(job), optimizers), 0, dataset)
+    recipe = functools.partial(make_recipe, job, optimizers, job.stages[0], dataset, num_devices=1)
+    needed = largest_count(state, dataset, recipe(buffer=0).view)
+    return state, dataset, recipe(buffer=buffer_size(5 * needed))
 
 
 def copies(tree):
-    """Not donated, so that it can be used again."""
+    """A copy that may be donated, so that the original can be used again."""
     return jax.tree.map(jnp.copy, tree)
 
 
 @pytest.fixture(scope="module")
 def run(start):
-    """Compiles once a recipe: (state, num_steps, recipe) -> state and metrics; `first` is the step that it starts from."""
+    """Compiles each recipe once: (state, num_steps, recipe) -> state and metrics; `first` is the step of the first one."""
     compiled = {}
 
     def run(state, num_steps, recipe, first=None, dataset=start[1]):
@@ -66,7 +73,7 @@ def run(start):
 
 
 def same(a, b):
-    """Whether two pytrees are the same to the last bit."""
+    """True if two pytrees are equal to the last bit."""
     flat = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in flat)
 
@@ -112,9 +119,9 @@ def test_steps_lower_the_loss(start, run):
 
 
 def test_density_statistics_do_not_depend_on_the_other_views(start):
-    """A view of 16 x 12 px alone, and beside one of 12 x 16: both are padded to 16 x 16 then, where Gaussians lie."""
+    """A view of 16 x 12 px alone, and with another of 12 x 16: both are then padded to 16 x 16, with Gaussians in the padding."""
     state, dataset, recipe = start
-    # Small ones: how large a Gaussian far beside the picture is drawn depends on where the canvas ends.
+    # Small ones: the size of a Gaussian far outside the image depends on the size of the canvas.
     small = dataclasses.replace(state.gaussians, log_scales=state.gaussians.log_scales - 2.0)
     height, width = dataset.images.shape[1:3]
     alone = jax.tree.map(lambda x: x[:1] if x.ndim else x, dataset)
@@ -128,12 +135,12 @@ def test_density_statistics_do_not_depend_on_the_other_views(start):
     )
     step = next(s for s in range(2) if draw_views(recipe, 2, state.seed, jnp.int32(s), jnp.int32(0))[0] == 0)
     state = dataclasses.replace(state, step=jnp.int32(step), gaussians=small)
-    plain = dataclasses.replace(recipe, network=None)
+    plain = dataclasses.replace(recipe, model=None)
     found = []
     for views in (alone, beside):
         view = dataclasses.replace(plain.view, height=views.images.shape[1])
-        turn = jax.jit(functools.partial(train_step, recipe=dataclasses.replace(plain, view=view)))
-        after, metrics = turn(jnp.int32(0), state, views)
+        step = jax.jit(functools.partial(train_step, recipe=dataclasses.replace(plain, view=view)))
+        after, metrics = step(jnp.int32(0), state, views)
         assert int(metrics["ok"]) == 1
         found.append(after.density)
     one, two = found
@@ -149,54 +156,58 @@ def test_density_statistics_do_not_depend_on_the_other_views(start):
 def test_total_is_the_weighted_sum_of_the_terms(start, run):
     state, _, recipe = start
     _, metrics = run(state, 1, recipe)
-    objective = recipe.objective
+    loss = recipe.loss
     expected = (
-        (1 - objective.ssim) * metrics["l1"]
-        + objective.ssim * metrics["dssim"]
-        + sum(getattr(objective, name) * metrics[name] for name in ("mask", "centroid", "width_tv", "sharp"))
+        (1 - loss.ssim) * metrics["l1"]
+        + loss.ssim * metrics["dssim"]
+        + sum(getattr(loss, name) * metrics[name] for name in ("mask", "centroid", "width_tv", "sharp"))
     )
     np.testing.assert_allclose(metrics["total"], expected, rtol=1e-6)
-    assert 0 < float(metrics["mask"]) < 1 and objective.width_tv > 0 < float(metrics["width_tv"])
+    assert 0 < float(metrics["mask"]) < 1 and loss.width_tv > 0 < float(metrics["width_tv"])
     for name in ("l1", "dssim", "mask", "total"):
         np.testing.assert_allclose(metrics["mean"][name], metrics[name], rtol=1e-6)
 
 
-@pytest.mark.parametrize("seen_px, step, priced", [(0.3, 5, True), (0.3, 4, False), (1.6, 5, False), (0.0, 5, False)])
-def test_blur_of_a_sharp_capture_has_a_price_once_it_is_known(start, run, seen_px, step, priced):
+@pytest.mark.parametrize(
+    "seen_px, step, penalised", [(0.3, 5, True), (0.3, 4, False), (1.6, 5, False), (0.0, 5, False)]
+)
+def test_blur_of_a_sharp_capture_is_penalised_once_it_is_known(start, run, seen_px, step, penalised):
     state, _, recipe = start
-    objective = dataclasses.replace(recipe.objective, sharp=1e-3, sharp_start=5, sharp_view_start=9)
-    recipe = dataclasses.replace(recipe, objective=objective)
+    loss = dataclasses.replace(recipe.loss, sharp=1e-3, sharp_start=5, sharp_view_start=9)
+    recipe = dataclasses.replace(recipe, loss=loss)
     state = dataclasses.replace(state, step=jnp.int32(step), blur_px=jnp.full_like(state.blur_px, seen_px))
     _, metrics = run(state, 1, recipe)
-    assert (0 < float(metrics["sharp"]) < 1) == priced and (float(metrics["sharp"]) == 0.0) != priced
+    assert (0 < float(metrics["sharp"]) < 1) == penalised and (float(metrics["sharp"]) == 0.0) != penalised
 
 
-@pytest.mark.parametrize("own_px, step, priced", [(1.1, 7, True), (1.1, 6, False), (1.3, 7, False), (0.0, 7, False)])
-def test_blur_of_a_sharp_view_of_a_blurry_capture_has_a_price_later(start, run, own_px, step, priced):
-    """Asked of that view alone."""
+@pytest.mark.parametrize("own_px, step, penalised", [(1.1, 7, True), (1.1, 6, False), (1.3, 7, False), (0.0, 7, False)])
+def test_blur_of_a_sharp_view_of_a_blurry_capture_is_penalised_later(start, run, own_px, step, penalised):
+    """Only that view is penalised."""
     state, dataset, recipe = start
-    objective = dataclasses.replace(recipe.objective, sharp=1e-3, sharp_start=5, sharp_view_start=7)
-    recipe, step = dataclasses.replace(recipe, objective=objective), jnp.int32(step)
+    loss = dataclasses.replace(recipe.loss, sharp=1e-3, sharp_start=5, sharp_view_start=7)
+    recipe, step = dataclasses.replace(recipe, loss=loss), jnp.int32(step)
     own = draw_views(recipe, dataset.sizes.shape[0], state.seed, step, jnp.int32(0))[0]
-    for view, expected in ((own, priced), (own - 1, False)):
+    for view, expected in ((own, penalised), (own - 1, False)):
         blur_px = jnp.full_like(state.blur_px, 2.0).at[view].set(own_px)
         _, metrics = run(dataclasses.replace(state, step=step, blur_px=blur_px), 1, recipe)
         assert (0 < float(metrics["sharp"]) < 1) == expected and (float(metrics["sharp"]) == 0.0) != expected
 
 
-def test_a_correction_costs_by_how_sharp_its_view_is(job, start):
+def test_pose_term_is_relative_to_the_blur_of_the_view(job, start):
     """Six corrections of 0.5 px, in units of a blur of 0.5 px and of SHARP_PX."""
     state, dataset, recipe = start
     dataset = dataclasses.replace(dataset, pose_frame=job.pose_frame)
     poses, blur_px = jnp.full_like(state.poses, 0.5), jnp.full_like(state.blur_px, 0.5)
     trained = state.gaussians, state.network, poses, jnp.zeros((state.alive.shape[0], 2))
-    price = jax.jit(lambda trained, state: loss_fn(trained, state, dataset, jnp.int32(0), recipe=recipe)[1][0]["poses"])
-    found = price(trained, dataclasses.replace(state, blur_px=blur_px))
+    pose_term = jax.jit(
+        lambda trained, state: loss_fn(trained, state, dataset, jnp.int32(0), recipe=recipe)[1][0]["poses"]
+    )
+    found = pose_term(trained, dataclasses.replace(state, blur_px=blur_px))
     np.testing.assert_allclose(found, 6 * 0.25 / (0.25 + SHARP_PX**2), rtol=1e-5)
 
 
-def test_means_move_in_parts_of_the_extent(start, run):
-    """Twice the scene, twice the way, and nothing else: Adam does not see how large gradients are."""
+def test_means_move_in_shares_of_the_extent(start, run):
+    """Twice the extent doubles the steps of the means, and nothing else: Adam does not depend on the size of gradients."""
     state, dataset, recipe = start
     one, two = (run(state, 1, recipe, dataset=dataclasses.replace(dataset, extent=jnp.float32(x)))[0] for x in (1, 2))
     moved, further = (after.gaussians.means - state.gaussians.means for after in (one, two))
@@ -208,12 +219,12 @@ def test_means_move_in_parts_of_the_extent(start, run):
 
 
 def test_blurry_views_count_less_for_the_scene_and_the_same_for_the_blur_model(start, run):
-    """Gradients as the optimizers get them: with blur of 0.3 or 3 px among views of 3 px."""
+    """Compares the gradients that the optimizers get: a view with a blur of 0.3 or 3 px, the others with 3 px."""
     state, dataset, recipe = start
     keep = optax.trace(decay=0.0)  # its state is the gradient
     optimizers = Optimizers(keep, keep, keep)
-    objective = dataclasses.replace(recipe.objective, confidence=1.0, sharp=0.0)
-    recipe = dataclasses.replace(recipe, objective=objective, optimizers=optimizers)
+    loss = dataclasses.replace(recipe.loss, confidence=1.0, sharp=0.0)
+    recipe = dataclasses.replace(recipe, loss=loss, optimizers=optimizers)
     state = dataclasses.replace(
         state,
         gaussians_opt=keep.init(state.gaussians),
@@ -233,8 +244,8 @@ def test_blurry_views_count_less_for_the_scene_and_the_same_for_the_blur_model(s
     assert same((sharp.network_opt, sharp.density), (alike.network_opt, alike.density))
 
 
-def test_dispatches_do_not_matter(start, run):
-    """Five steps at once are one step five times, to the last bit."""
+def test_result_does_not_depend_on_the_dispatches(start, run):
+    """Five steps in one dispatch equal five dispatches of one step, to the last bit."""
     state, _, recipe = start
     at_once, _ = run(state, 5, recipe)
     for _ in range(5):
@@ -242,7 +253,7 @@ def test_dispatches_do_not_matter(start, run):
     assert same(state, at_once)
 
 
-def test_too_little_room_changes_nothing_and_says_so(start, run):
+def test_too_small_buffer_changes_nothing_and_is_reported(start, run):
     state, _, recipe = start
     small = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, max_intersections=8))
     after, metrics = run(state, 5, small)
@@ -252,7 +263,7 @@ def test_too_little_room_changes_nothing_and_says_so(start, run):
 
 
 @pytest.mark.parametrize("part", ["network", "colour"])
-def test_parameters_that_are_not_finite_change_nothing(start, run, part):
+def test_parameters_that_are_not_finite_reject_the_step(start, run, part):
     state, _, recipe = start
     if part == "network":
         poisoned = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.network)
@@ -266,7 +277,7 @@ def test_parameters_that_are_not_finite_change_nothing(start, run, part):
 
 
 def test_evaluation_is_the_sharp_render(start):
-    """The blur network has no part in it."""
+    """Evaluation does not use the blur model."""
     state, dataset, recipe = start
     camera = jax.tree.map(lambda x: x[0], dataset.cameras)
     sharp = jax.jit(lambda state: eval_step(state, camera, view=recipe.view).image)
@@ -275,27 +286,27 @@ def test_evaluation_is_the_sharp_render(start):
 
 
 @pytest.mark.parametrize("loop_length", [0, 8])
-def test_nothing_is_done_with_a_state_that_has_not_come_so_far(start, run, loop_length):
-    """Steps are asked for before it is known whether those before them were ok."""
+def test_dispatch_leaves_a_state_at_another_step_alone(start, run, loop_length):
+    """Steps are queued before it is known whether the steps before them were ok."""
     state, _, recipe = start
-    taken, told = run(state, 3, dataclasses.replace(recipe, loop_length=loop_length), first=2)
-    assert same(taken, state) and int(told["step"]) == 0
+    after, metrics = run(state, 3, dataclasses.replace(recipe, loop_length=loop_length), first=2)
+    assert same(after, state) and int(metrics["step"]) == 0
 
 
 @pytest.mark.parametrize("num_steps", [0, 3, 8])
-def test_a_loop_of_known_length_takes_the_same_steps(start, run, num_steps):
+def test_loop_of_known_length_takes_the_same_steps(start, run, num_steps):
     state, _, recipe = start
-    expected, told = run(state, num_steps, recipe)
-    taken, also_told = run(state, num_steps, dataclasses.replace(recipe, loop_length=8))
-    assert int(taken.step) == num_steps and same(taken, expected) and same(also_told, told)
+    expected, expected_metrics = run(state, num_steps, recipe)
+    after, metrics = run(state, num_steps, dataclasses.replace(recipe, loop_length=8))
+    assert int(after.step) == num_steps and same(after, expected) and same(metrics, expected_metrics)
 
 
-def test_a_loop_of_known_length_ends_at_a_step_without_room(start, run):
-    """At the first view that needs one pair more than there is room for: the third."""
+def test_loop_of_known_length_ends_at_a_step_whose_buffer_is_too_small(start, run):
+    """The third view needs one intersection more than fit into the buffer."""
     state, dataset, recipe = start
-    room = most_pairs(state, dataset, recipe.view) - 1
-    small = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, max_intersections=room))
-    expected, told = run(state, 8, small)
-    taken, also_told = run(state, 8, dataclasses.replace(small, loop_length=8))
-    assert int(also_told["ok"]) == 0 < int(also_told["num_dropped"]) == int(told["num_dropped"])
-    assert 0 < int(taken.step) < 8 and same(taken, expected) and same(also_told, told)
+    buffer = largest_count(state, dataset, recipe.view) - 1
+    small = dataclasses.replace(recipe, view=dataclasses.replace(recipe.view, max_intersections=buffer))
+    expected, expected_metrics = run(state, 8, small)
+    after, metrics = run(state, 8, dataclasses.replace(small, loop_length=8))
+    assert int(metrics["ok"]) == 0 < int(metrics["num_dropped"]) == int(expected_metrics["num_dropped"])
+    assert 0 < int(after.step) < 8 and same(after, expected) and same(metrics, expected_metrics)
