@@ -39,6 +39,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
     num_devices = parallel.count_devices(settings.num_devices, settings.views_per_step)
     job = make_job(settings, make_model=make_model)
     optimizers = make_job_optimizers(job)
+    template = jax.eval_shape(lambda: with_optimizers(first_state(job), optimizers))  # also checks the blur model
     workdir = claim_workdir(workdir, settings)  # after all checks: a run that cannot start leaves no trace
     with (
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
@@ -47,7 +48,8 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
         Progress(settings.num_steps, notes(job, num_devices), step=checkpoints.last()) as progress,
         Interruption() as interruption,
     ):
-        state = restore_or_start(job, optimizers, checkpoints)
+        state = checkpoints.restore(template) if checkpoints.steps() else with_optimizers(first_state(job), optimizers)
+        check_views(state, job.scene)
         dispatcher = Dispatcher(job, optimizers, state, programs)
         claim_capture(workdir, training_cameras(job.scene))  # after the check that there is something to train
         for done in dispatcher.run(lambda: interruption.is_requested):
@@ -76,15 +78,6 @@ def make_job_optimizers(job: Job) -> Optimizers:
     settings = job.settings
     optim = scale_rates(settings.optim, settings.num_steps)
     return make_optimizers(optim, job.model, restart=int(settings.stages.restart), num_steps=settings.num_steps)
-
-
-def restore_or_start(job: Job, optimizers: Optimizers, checkpoints: Checkpoints) -> TrainState:
-    """The state of the last checkpoint, or the first state where there is none."""
-    if not checkpoints.steps():
-        return with_optimizers(first_state(job), optimizers)
-    state = checkpoints.restore(jax.eval_shape(lambda: with_optimizers(first_state(job), optimizers)))
-    check_views(state, job.scene)
-    return state
 
 
 def notes(job: Job, num_devices: int) -> tuple[str, ...]:
