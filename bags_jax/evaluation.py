@@ -14,7 +14,7 @@ from bags_jax.atomic import write_atomic
 from bags_jax.job import MakeModel
 from bags_jax.ops.blur.blocks import repeat_blocks
 from bags_jax.report import no_truth
-from bags_jax.report.blur_pictures import draw_kernels, draw_mask, write_blur_json
+from bags_jax.report.blur_pictures import choose_drawn, draw_kernels, draw_mask, write_blur_files
 from bags_jax.report.pictures import make_contact_sheet, to_uint8, write_png
 from bags_jax.run import Run, open_run, refined_viewmats, render_scene_views
 from bags_jax.training_views import EstimatedBlur, render_training_views
@@ -127,7 +127,7 @@ def evaluate_training_views(run: Run) -> dict[str, dict]:
         if view.blur is not None:
             blurs[name] = write_blur(run, stems[name], view.blur, *view.photo.shape[:2])
     if blurs:
-        write_blur_json(run.workdir / "blur" / "blur.json", blurs)
+        write_blur_files(run.workdir / "blur", blurs)
     return scores
 
 
@@ -161,7 +161,9 @@ def write_blur(run: Run, stem: str, blur: EstimatedBlur, height: int, width: int
     stride = run.stage.stride
     mask = np.asarray(repeat_blocks(blur.mask, stride, height, width))
     write_png(run.workdir / "blur" / f"{stem}_mask.png", draw_mask(mask))
-    write_png(run.workdir / "blur" / f"{stem}_kernels.png", draw_kernels(np.asarray(blur.samples)))
+    kernels = np.asarray(blur.samples.kernels)
+    drawn = np.ix_(*choose_drawn(height, width, kernels.shape[:2]))
+    write_png(run.workdir / "blur" / f"{stem}_kernels.png", draw_kernels(kernels[drawn]))
     return {
         "mean_mask": float(blur.mean_mask),
         "rms_width_px": float(blur.rms_width),

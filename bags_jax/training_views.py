@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 
 import jax
@@ -11,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float, UInt8
 
 from bags_jax.blur_model.protocol import BlurModel
-from bags_jax.blur_model.statistics import mean_over, pixel_statistics, shares, view_statistics
+from bags_jax.blur_model.statistics import kernel_statistics, mean_over, pixel_statistics, shares, view_statistics
 from bags_jax.data.pyramid import make_dataset
 from bags_jax.ops.blur.kernels import kernel_side, kernels_at
 from bags_jax.rendering import Rendered, apply_blur, propose_blur
@@ -19,7 +20,18 @@ from bags_jax.run import Run, refined_viewmats, render_views
 from bags_jax.schedule import Stage
 from bags_jax.structs import BlurField, network_name
 
-KERNEL_GRID = (6, 9)  # rows and columns of the kernels sampled from one view
+MAX_SAMPLES = 486  # kernels sampled from one view: 18 x 27 of a photograph of 3 : 2
+MAX_SAMPLED_TAPS = 150_000  # large kernels are sampled on a coarser grid: the report embeds all of them
+
+
+@struct.dataclass
+class KernelSamples:
+    """The kernels of one view at a regular grid of pixels, and their figures in px at full image scale."""
+
+    kernels: Float[Array, "gh gw K K"]
+    masks: Float[Array, "gh gw"]
+    widths: Float[Array, "gh gw"]  # RMS
+    directions: Float[Array, "gh gw"]  # degrees
 
 
 @struct.dataclass
@@ -27,10 +39,11 @@ class EstimatedBlur:
     """The blur of one training view, as the blur model estimates it."""
 
     mask: Float[Array, "h w"]
+    widths: Float[Array, "h w"]  # RMS width of the kernels, px at full image scale
     mean_mask: Float[Array, ""]
     rms_width: Float[Array, ""]  # mean over pixels, px at full image scale
     direction: Float[Array, ""]  # of the view's mean kernel, degrees
-    samples: Float[Array, "gh gw K K"]  # kernels at a regular grid of pixels
+    samples: KernelSamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +79,7 @@ def render_training_views(run: Run) -> Iterator[TrainingView]:
             params, jnp.int32(index), jnp.array(size), canvas, model=model, stage=stage
         )
         blocks = [slice(-(-side // stage.stride)) for side in size]
-        blur = dataclasses.replace(blur, mask=blur.mask[*blocks])
+        blur = dataclasses.replace(blur, mask=blur.mask[*blocks], widths=blur.widths[*blocks])
         yield TrainingView(photo, picture[rows, columns], blurred[rows, columns], blur)
 
 
@@ -78,19 +91,36 @@ def _apply_blur(params, index, size, rendered: Rendered, *, model: BlurModel, st
     rows, columns = (jnp.arange(n) < size[axis] for axis, n in enumerate(blurred.shape[:2]))
     stride = stage.stride
     share = shares(rows[:, None] & columns[None, :], stride)
+    widths = pixel_statistics(moments).rms_width
     estimated = EstimatedBlur(
         mask=field.mask,
+        widths=widths / stage.scale,
         mean_mask=mean_over(field.mask, share),
-        rms_width=mean_over(pixel_statistics(moments).rms_width, share) / stage.scale,
+        rms_width=mean_over(widths, share) / stage.scale,
         direction=view_statistics(moments, share).direction,
-        samples=sample_kernels(field, size / stride),
+        samples=sample_kernels(field, size / stride, scale=stage.scale),
     )
     return rendered.crop_margin().image, blurred, estimated
 
 
-def sample_kernels(field: BlurField, size: Float[Array, "2"]) -> Float[Array, "gh gw K K"]:
+def sample_kernels(field: BlurField, size: Float[Array, "2"], *, scale: float) -> KernelSamples:
     """Computes the kernels at a regular grid over the first `size` rows and columns of a field, and no others."""
-    places = [((jnp.arange(n) + 0.5) / n * size[axis]).astype(jnp.int32) for axis, n in enumerate(KERNEL_GRID)]
-    picked = kernels_at(field, *jnp.meshgrid(*places, indexing="ij"))
-    side = kernel_side(picked.shape[-1])
-    return picked.reshape(*KERNEL_GRID, side, side)
+    side = kernel_side(field.bias.shape[-1])
+    grid = choose_grid(*field.mask.shape, side=side)
+    places = [((jnp.arange(n) + 0.5) / n * size[axis]).astype(jnp.int32) for axis, n in enumerate(grid)]
+    rows, columns = jnp.meshgrid(*places, indexing="ij")
+    picked = kernels_at(field, rows, columns)
+    statistics = kernel_statistics(picked)
+    return KernelSamples(
+        kernels=picked.reshape(*grid, side, side),
+        masks=field.mask[rows, columns],
+        widths=statistics.rms_width / scale,
+        directions=statistics.direction,
+    )
+
+
+def choose_grid(height: int, width: int, *, side: int) -> tuple[int, int]:
+    """Chooses rows and columns of the sampled kernels: nearly square cells, and no more kernels than blocks."""
+    count = min(MAX_SAMPLES, MAX_SAMPLED_TAPS // side**2)
+    rows = min(height, max(1, round(math.sqrt(count * height / width))))
+    return rows, min(width, max(1, count // rows))

@@ -156,7 +156,7 @@ def test_blur_is_estimated_by_the_head_of_the_last_trained_stage(workdir, run):
         view = next(render_training_views(opened))
         height, width = opened.scene.images[opened.scene.train_ids[0]].shape[:2]
         assert view.photo.shape[:2] == scale_size(height, width, opened.stage.scale)
-        assert view.blur.samples.shape[-1] == opened.stage.kernel_size
+        assert view.blur.samples.kernels.shape[-1] == opened.stage.kernel_size
 
 
 def test_scores_of_a_perfect_picture_are_finite(run):

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import numpy as np
@@ -5,7 +6,8 @@ import pytest
 from PIL import Image
 
 from bags_jax.errors import UserError
-from bags_jax.report.blur_pictures import draw_kernels, draw_mask, rank_views, write_blur_json
+from bags_jax.report.blur_pictures import draw_kernels, draw_mask, rank_views, write_blur_files
+from bags_jax.report.colors import colorize
 from bags_jax.report.pictures import enlarge, make_contact_sheet, to_uint8, write_png, zoom
 from bags_jax.report.tables import SCORES, format_scores, markdown_table
 
@@ -120,16 +122,22 @@ def test_table_aligns_and_escapes():
         markdown_table(["a"], [["b", "c"]])
 
 
-def test_kernels_are_drawn_unflipped_and_scaled_to_their_own_maximum():
+def test_kernels_are_drawn_unflipped_and_share_one_scale():
+    """The square root of the heaviest tap of all: faint far taps show, and a faint kernel looks faint."""
     kernels = np.zeros((2, 3, 5, 5))
     kernels[0, 0, 2, 2] = 1.0
-    kernels[1, 2, 0, 4] = 1e-3  # faint, top right
+    kernels[1, 2, 0, 4] = 0.25  # top right
+    kernels[1, 2, 4, 0] = 0.01
     sheet = draw_kernels(kernels, cell_px=50, gap_px=2).astype(int).sum(axis=-1)
     assert sheet.shape == (2 * 52 + 2, 3 * 52 + 2)
     assert np.all(sheet[:2] == 765) and np.all(sheet[:, 52:54] == 765)
     cells = {(r, c): sheet[2 + 52 * r : 52 + 52 * r, 2 + 52 * c : 52 + 52 * c] for r in range(2) for c in range(3)}
-    assert cells[0, 0][24, 24] == cells[0, 0].max() and cells[1, 2][4, 45] > 600 and cells[1, 2][40, 10] < 60
-    assert cells[0, 1].max() < 60  # an all-zero kernel is dark: no division by zero
+    assert cells[0, 0][24, 24] == cells[0, 0].max() > 650
+    half, tenth = (colorize(np.array([x])).astype(int).sum() for x in (0.5, 0.1))
+    assert abs(cells[1, 2][4, 45] - half) < 40 and abs(cells[1, 2][45, 4] - tenth) < 40
+    assert cells[1, 2][24, 24] < 60
+    assert cells[0, 1].max() < 60  # an all-zero kernel is dark
+    assert draw_kernels(np.zeros((1, 1, 3, 3))).max() == 255  # no division by zero
     for bad, says in ((-kernels, "at least 0"), (kernels * np.nan, "NaN"), (np.zeros((0, 1, 3, 3)), "none of them 0")):
         with pytest.raises(UserError, match=says):
             draw_kernels(bad)
@@ -154,8 +162,12 @@ def test_views_are_ranked_from_the_blurriest_and_written(tmp_path):
     ranked = rank_views(stats)
     assert [(view["rank"], view["name"]) for view in ranked] == [(1, "worst.png"), (2, "also.png"), (3, "sharp.png")]
     assert ranked[0]["blur_px"] == 2.0 and ranked[0]["direction_deg"] == 30.0
-    write_blur_json(tmp_path / "new" / "blur.json", stats)
+    write_blur_files(tmp_path / "new", stats)
     assert json.loads((tmp_path / "new" / "blur.json").read_text())["views"] == ranked
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["blur.json"]
+    with open(tmp_path / "new" / "blur.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["worst.png", "also.png", "sharp.png"]
+    assert [float(row["blur_px"]) for row in rows] == [view["blur_px"] for view in ranked]
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["blur.csv", "blur.json"]
     with pytest.raises(UserError, match="'a' lack a finite rms_width_px"):
         rank_views({"a": {"mean_mask": 0.1, "rms_width_px": float("nan"), "direction_deg": 0.0}})

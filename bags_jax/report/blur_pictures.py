@@ -1,9 +1,11 @@
-"""Pictures and figures of the learned blur: kernels, masks, and the views ranked from blurriest to sharpest."""
+"""Pictures and figures of the learned blur: kernels, masks, widths, errors, and the views ranked from blurriest to sharpest."""
 
+import csv
+import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,23 @@ from PIL import Image
 
 from bags_jax.atomic import write_atomic
 from bags_jax.errors import UserError
+from bags_jax.report.colors import colorize
+from bags_jax.report.views import KernelGrid, places
 
+NUM_DRAWN = 54  # kernels in one picture: 6 x 9 of a photograph of 3 : 2
+DIMMED = 0.4  # brightness of the photograph behind its kernels
+FILLED = 0.94  # share of the distance between two kernels that one of them fills
+ERROR_LIMIT = 0.1  # errors from here on have the brightest colour; sRGB in [0, 1]
 _PAPER = 255
-# sRGB colours from night blue over plum and coral to pale yellow. `_colorize` spaces them by lightness: equal steps in
-# value are equal steps in brightness, also when printed in grey.
-_ANCHORS = np.array([[6, 8, 24], [58, 22, 92], [142, 40, 112], [226, 86, 84], [252, 164, 84], [255, 246, 204]])
 _STATS = ("mean_mask", "rms_width_px", "direction_deg")
 
 
 def draw_kernels(
     kernels: Float[Array | np.ndarray, "gh gw K K"], *, cell_px: int = 64, gap_px: int = 2
 ) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Draws a grid of blur kernels with thin white lines between them. Each kernel's largest tap has full brightness.
+    """Draws a grid of blur kernels with thin white lines between them.
+
+    Brightness is the square root of a tap over the heaviest tap of all: kernels compare, and faint far taps show.
 
     Args:
       kernels: taps >= 0, rows (dy) then columns (dx). Tap k is the weight of pixel x + k in the blurred pixel x.
@@ -41,13 +48,54 @@ def draw_kernels(
     cell_px = max(int(cell_px), taps.shape[2])
     step = cell_px + gap_px
     sheet = np.full((num_rows * step + gap_px, num_columns * step + gap_px, 3), _PAPER, np.uint8)
-    for row in range(num_rows):
-        for column in range(num_columns):
-            kernel = taps[row, column] / max(float(taps[row, column].max()), 1e-12)
-            large = Image.fromarray(kernel.astype(np.float32)).resize((cell_px, cell_px), Image.Resampling.BICUBIC)
-            top, left = gap_px + row * step, gap_px + column * step
-            sheet[top : top + cell_px, left : left + cell_px] = _colorize(np.asarray(large))
+    brightness = scale_taps(taps)
+    for row, column in np.ndindex(num_rows, num_columns):
+        top, left = gap_px + row * step, gap_px + column * step
+        sheet[top : top + cell_px, left : left + cell_px] = colorize(_resize(brightness[row, column], cell_px))
     return sheet
+
+
+def scale_taps(kernels: Float[np.ndarray, "gh gw K K"]) -> Float[np.ndarray, "gh gw K K"]:
+    """Brightness of the taps of one view, in [0, 1]: the square root of each tap over the heaviest tap of the view."""
+    return np.sqrt(kernels / max(float(kernels.max()), 1e-12))
+
+
+def _resize(values: np.ndarray, side: int) -> np.ndarray:
+    """Resizes values in [0, 1] to a square."""
+    picture = Image.fromarray(values.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(picture), 0.0, 1.0)
+
+
+def draw_kernels_in_place(
+    photo: UInt8[np.ndarray, "H W 3"], grid: KernelGrid, *, width: int
+) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Draws about NUM_DRAWN of the kernels, enlarged, over a dimmed grey copy of the photograph, each at its pixel.
+
+    Args:
+      photo: sRGB.
+      grid: the kernels of the whole photograph.
+      width: of the result, px.
+    """
+    height = max(1, round(width * photo.shape[0] / photo.shape[1]))
+    rows, columns = choose_drawn(height, width, grid.masks.shape)
+    brightness = scale_taps(grid.kernels)
+    side = max(3, int(FILLED * min(height / len(rows), width / len(columns))))
+    grey = np.asarray(Image.fromarray(photo).convert("L").resize((width, height), Image.Resampling.BICUBIC))
+    canvas = np.repeat(np.pad(DIMMED * grey.astype(np.float32), side)[..., None], 3, axis=2)
+    for row in rows:
+        for column in columns:
+            values = _resize(brightness[row, column], side)
+            top = side + int((row + 0.5) / grid.masks.shape[0] * height) - side // 2
+            left = side + int((column + 0.5) / grid.masks.shape[1] * width) - side // 2
+            part = canvas[top : top + side, left : left + side]
+            part += np.minimum(1.0, 3.0 * values)[..., None] * (colorize(values) - part)
+    return np.round(canvas[side:-side, side:-side]).astype(np.uint8)
+
+
+def choose_drawn(height: int, width: int, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses about NUM_DRAWN kernels of a grid, in nearly square cells of a picture: their rows and their columns."""
+    num_rows = max(1, round(math.sqrt(NUM_DRAWN * height / width)))
+    return places(num_rows, grid[0]), places(max(1, round(NUM_DRAWN / num_rows)), grid[1])
 
 
 def draw_mask(mask: Float[Array | np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
@@ -61,7 +109,13 @@ def draw_mask(mask: Float[Array | np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 
         raise UserError(
             f"the mask has shape {values.shape}; expected (H, W) with values in [0, 1]: pass it after the sigmoid"
         )
-    return _colorize(values)
+    return colorize(values)
+
+
+def draw_error(picture: UInt8[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Draws the mean absolute difference of the three channels, night blue for 0, pale yellow from ERROR_LIMIT on."""
+    difference = np.abs(picture.astype(np.int16) - truth).mean(axis=-1, dtype=np.float32)
+    return colorize(difference / (255.0 * ERROR_LIMIT))
 
 
 def rank_views(stats: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -86,14 +140,29 @@ def rank_views(stats: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"rank": rank, **view} for rank, view in enumerate(views, start=1)]
 
 
-def write_blur_json(path: str | os.PathLike, stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the ranking of `rank_views` as JSON, {"views": [...]}. The write is atomic.
+def write_blur_files(folder: str | os.PathLike, stats: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the ranking of `rank_views` as blur.json, {"views": [...]}, and as blur.csv. The writes are atomic.
 
     Raises:
-      UserError: see `rank_views`; or the path cannot be written.
+      UserError: see `rank_views`; or a file cannot be written.
     """
     ranked = [{k: round(v, 6) if isinstance(v, float) else v for k, v in view.items()} for view in rank_views(stats)]
-    write_atomic(path, (json.dumps({"views": ranked}, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps({"views": ranked}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(os.path.join(folder, "blur.json"), text.encode())
+    write_csv(os.path.join(folder, "blur.csv"), ranked)
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows that share their keys as CSV; None is an empty cell. The write is atomic.
+
+    Raises:
+      UserError: the path cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
 
 
 def _check_finite(values: Any, name: str) -> np.ndarray:
@@ -103,13 +172,3 @@ def _check_finite(values: Any, name: str) -> np.ndarray:
             f"the {name} hold {int(np.sum(~np.isfinite(array)))} NaN or infinite values; expected finite values"
         )
     return array
-
-
-def _colorize(values: np.ndarray) -> np.ndarray:
-    """Maps values in [0, 1] (clipped) to sRGB, uint8."""
-    linear = (_ANCHORS / 255.0) ** 2.2
-    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
-    lightness = np.cbrt(luminance)  # CIE L*, up to scale and offset
-    places = (lightness - lightness[0]) / (lightness[-1] - lightness[0])
-    channels = [np.interp(values, places, _ANCHORS[:, c]) for c in range(3)]
-    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
