@@ -3,15 +3,13 @@
 import os
 import pathlib
 import sys
-import warnings
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]
 os.environ["PYTHONPATH"] = str(ROOT)  # for the kernel that executes the tutorial
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-warnings.filterwarnings("ignore", message="(?s).*A custom.*MathML")
 
-import bags_jax  # noqa: E402
+import bags_jax
 
 project = "BAGS-JAX"
 author = "The BAGS-JAX authors"
@@ -59,4 +57,5 @@ html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": False}
+highlight_language = "text"
 pygments_style, pygments_dark_style = "tango", "monokai"

@@ -47,7 +47,8 @@ def clone(tmp_path_factory):
 def run_python(folder, *arguments):
     """Runs Python in a folder, with the package that is there."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    output = {"capture_output": True, "text": True}
+    return subprocess.run([sys.executable, *arguments], check=False, cwd=folder, env=environment, **output)
 
 
 def test_result_is_the_output_on_the_page(clone):

@@ -61,8 +61,9 @@ def _returns_as_field(lines: list[str]) -> list[str]:
 
 def _escape(line: str) -> str:
     """Takes asterisks, bars and underscores as text, and links `name` if it is public."""
-    start = re.match(r"\s*\**", line)[0]  # *args and **kwargs: napoleon knows them
-    parts = line[len(start) :].split("`")
+    text = line.lstrip(" *")
+    start = line[: len(line) - len(text)]  # with the asterisks of *args and **kwargs, which napoleon knows
+    parts = text.split("`")
     for i, part in enumerate(parts):
         code = f":py:obj:`~bags_jax.{part}`" if part in bags_jax.__all__ else f"``{part}``"
         parts[i] = code if i % 2 else re.sub(r"([*|]|_(?=\W|$))", r"\\\1", part)
@@ -88,7 +89,7 @@ def read_fields(cls: Any) -> list[tuple[str, str, str]]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     rows = []
-    for node in ast.parse(source).body[0].body:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             comment = " ".join(comments[line] for line in lines if line in comments)

@@ -27,10 +27,10 @@ def settings_page() -> str:
 
 
 def _section(name: str, group: type) -> str:
-    first, rest = re.fullmatch(r"(.*?)[.;](?:\s+(.*))?", inspect.cleandoc(group.__doc__ or ""), re.DOTALL).groups()
+    first, *rest = re.split(r"[.;](?:\s+|$)", inspect.cleandoc(group.__doc__ or ""), maxsplit=1)
     heading = f"## {first}" if not name else f"## `{name}`: {first[0].lower()}{first[1:]}"
-    lines = [heading, "", rest or "", "", ":::{list-table}", ":header-rows: 1", ":class: settings", ":widths: 30 17 17 36", ""]
-    lines += ["* - Setting", "  - Default", "  - Range", "  - Meaning"]
+    table = [":::{list-table}", ":header-rows: 1", ":class: settings", ":widths: 30 17 17 36", ""]
+    lines = [heading, "", *rest, "", *table, "* - Setting", "  - Default", "  - Range", "  - Meaning"]
     for dotted, default, rule in rows():
         if dotted.rpartition(".")[0] == name:
             default = " ".join([f"`{_show(default)}`", *rule.unit.split()])

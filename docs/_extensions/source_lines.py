@@ -34,7 +34,7 @@ class LineRole(SphinxRole):
         link = nodes.reference("", "", internal=True, refuri=url, classes=["source-line"], reftitle=self.text)
         link += nodes.literal(label, label)
         if name:
-            link += nodes.inline(name, f" {name}", classes=["source-name"])
+            link += nodes.inline(name, f" {name.rpartition('.')[2]}", classes=["source-name"])
         remember(self.env, path)
         return [link], []
 
