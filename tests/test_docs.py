@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 import shlex
 import sys
 
@@ -78,6 +79,15 @@ def test_lines_are_short(page):
 def test_readme_is_at_most_100_lines():
     lines = read(README).splitlines()
     assert len(lines) <= 100 and max(map(len, lines)) <= 100
+
+
+def test_package_index_gets_readme_without_relative_links(monkeypatch):
+    found = {}
+    monkeypatch.setattr("setuptools.setup", lambda **options: found.update(options))
+    runpy.run_path(str(ROOT / "setup.py"))
+    text = found["long_description"]
+    assert "jnp.array([[[200.0, 0, 160]" in text and "(https://arxiv.org/abs/2403.04926)" in text
+    assert not re.search(r"\]\((?!https:)", text) and "CONTRIBUTING" in text
 
 
 def commands_of(page):

@@ -17,16 +17,17 @@ PAGE = (ROOT / "docs" / "extending_backend.md").read_text()
 
 def read_blocks(language):
     """Returns (caption, text) of the code blocks of the page in one language."""
-    return re.findall(rf"```\{{code-block\}} {language}\n:caption: (.*?)\n\n(.*?)```", PAGE, flags=re.DOTALL)
+    return re.findall(rf"```\{{code-block\}} {language}\n:caption: `?(.*?)`?\n\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 def apply_diff(folder, path, diff):
-    """Replaces the lines with a minus, which must be in the file once, by those with a plus."""
-    lines = diff.splitlines(keepends=True)
-    old, new = ("".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
+    """Replaces each run of lines with a minus, which must be in the file once, by the lines with a plus below it."""
     text = (folder / path).read_text()
-    assert text.count(old) == 1, f"{path} has the line {text.count(old)} times: {old}"
-    (folder / path).write_text(text.replace(old, new))
+    for removed, added in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)+)", diff, flags=re.MULTILINE):
+        old, new = (re.sub(r"^.", "", lines, flags=re.MULTILINE) for lines in (removed, added))
+        assert text.count(old) == 1, f"{path} has the line {text.count(old)} times: {old}"
+        text = text.replace(old, new)
+    (folder / path).write_text(text)
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ def _escape(line: str) -> str:
     """Takes asterisks, bars and underscores as text, and links `name` if it is public."""
     text = line.lstrip(" *")
     start = line[: len(line) - len(text)]  # with the asterisks of *args and **kwargs, which napoleon knows
+    text = re.sub(r"(?<!`)\b(\w+=--\w[\w=]*)", r"`\1`", text)  # no dash is made of the hyphens of an option
     parts = text.split("`")
     for i, part in enumerate(parts):
         code = f":py:obj:`~bags_jax.{part}`" if part in bags_jax.__all__ else f"``{part}``"

@@ -57,7 +57,7 @@ def make_pages(app: Sphinx) -> Iterator[tuple[str, dict, str]]:
         text = pathlib.Path(ROOT, path).read_text(encoding="utf-8")
         formatter = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True, cssclass="highlight")
         body = highlight(text, get_lexer_for_filename(path, stripnl=False), formatter)
-        yield page_name(path), {"title": path, "body": f"<h1><code>{path}</code></h1>{body}"}, "page.html"
+        yield page_name(path), {"title": path, "body": f'<h1 class="source-file">{path}</h1>{body}'}, "page.html"
 
 
 def setup(app: Sphinx) -> dict:
