@@ -43,6 +43,7 @@ LAYERS = (
     ("dispatch",),
     ("run", "training"),
     ("export", "training_views"),
+    ("run_report",),
     ("evaluation",),
     ("__init__",),
     ("cli",),
