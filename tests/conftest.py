@@ -1,8 +1,8 @@
-"""What every test runs under: the CPU as two devices, shapes executed as checks, no silent rank promotion.
+"""The setting of every test: the CPU as two devices, shapes that are checked at run time, no silent rank promotion.
 
 Shapes: jaxtyping's import hook puts beartype around every function and class of bags_jax, except in structs.py. There it
 cannot: JAX rebuilds pytrees with batch axes, None, shapes or labels as leaves, all by calling the class. `check_fields`
-looks at structs instead, where own code builds them out of arrays.
+checks structs instead, where code of this project builds them from arrays.
 """
 
 import dataclasses
@@ -18,11 +18,12 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bags_jax" / "xla_tests"
 
-# All of this is read by JAX while it is imported or makes its first array. The CPU is there too, as what others are held to.
+# JAX reads these variables when it is imported or makes its first array. The CPU is always there: other platforms are compared
+# with it.
 os.environ["JAX_PLATFORMS"] = f"{os.environ.get('BAGS_TEST_PLATFORM', '')},cpu".lstrip(",")
 FLAGS = "--xla_force_host_platform_device_count=2"
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones may lack the choice, and abort
-    # XLA's older emitters compile a training step in two thirds of the time; what they make is up to a tenth slower.
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions may lack the flag, and abort
+    # XLA's older emitters compile a training step in two thirds of the time; the program is up to a tenth slower.
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
@@ -41,14 +42,14 @@ jaxtyping.install_import_hook(
         for p in (ROOT / "bags_jax").iterdir()
         if p.stem not in ("__init__", "__pycache__", "structs")
     ],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int will do for a float
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is accepted as a float
 )
 
 from bags_jax import structs
 
 
 def check_fields(struct: Any) -> None:
-    """Raises TypeError unless the arrays of a struct agree with its annotations, all behind the same batch axes."""
+    """Raises TypeError unless the arrays of a struct fit its annotations, all with the same batch axes in front."""
     shapes: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(struct) if inspect.isclass(f.type)}
     shapes = {name: shape for name, shape in shapes.items() if issubclass(shape, jaxtyping.AbstractArray)}
     arrays = {name: getattr(struct, name) for name in shapes}
@@ -82,7 +83,7 @@ for _, struct in inspect.getmembers(structs, dataclasses.is_dataclass):
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of real captures beside the checkout, which only its developers have."""
+    """The folder of real captures beside the checkout; skips where there is none."""
     path = ROOT.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"no {path}")

@@ -1,4 +1,4 @@
-"""Refined poses: corrections in pixels, and the seven motions of scene and cameras that no picture shows."""
+"""Refined poses: corrections in pixels, and the gauge: the seven motions of scene and cameras that change no image."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def each(cameras: Camera):
     return [jax.tree.map(lambda x, i=i: x[i], cameras) for i in range(NUM_VIEWS)]
 
 
-def test_a_correction_moves_the_picture_by_about_so_many_pixels():
+def test_correction_moves_the_image_by_as_many_pixels():
     axis_points = np.array([[0.0, 0.0, 5.0]])
     camera = Camera(jnp.eye(4), CAMERAS.K[0])
     frame = make_pose_frame(np.stack([np.eye(4)] * 2), np.asarray(CAMERAS.K[:2]), axis_points)
@@ -57,8 +57,8 @@ def test_correction_is_a_rigid_motion():
     np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.tile(np.eye(3), (NUM_VIEWS, 1, 1)), atol=1e-5)
 
 
-def test_the_gauge_is_what_moves_the_scene_as_a_whole():
-    """Each of the seven directions, as corrections, does to the pictures what a similarity of the points does."""
+def test_gauge_is_a_similarity_of_the_whole_scene():
+    """Each of the seven directions, as corrections, moves the pixels as a similarity of the points does."""
     for k in range(7):
         corrections = np.asarray(FRAME.gauge[..., k]) * 0.02
         before = [screen(camera, POINTS) for camera in each(CAMERAS)]
@@ -77,7 +77,7 @@ def test_the_gauge_is_what_moves_the_scene_as_a_whole():
         np.testing.assert_allclose(flows, explained, atol=0.01 * np.abs(flows).max())
 
 
-def test_held_corrections_have_no_part_in_the_gauge_and_keep_the_rest():
+def test_held_corrections_are_orthogonal_to_the_gauge_and_keep_the_rest():
     corrections = jnp.asarray(RNG.normal(size=(NUM_VIEWS, 6)), jnp.float32)
     held = hold_gauge(corrections, EVEN, FRAME)
     np.testing.assert_allclose(jnp.einsum("vik,vi->k", FRAME.gauge, held), 0.0, atol=1e-5)
@@ -86,7 +86,7 @@ def test_held_corrections_have_no_part_in_the_gauge_and_keep_the_rest():
     np.testing.assert_allclose(hold_gauge(moved, EVEN, FRAME), held, atol=1e-4)
 
 
-def test_without_points_the_given_depth_counts():
+def test_without_points_the_given_depth_is_used():
     frame = make_pose_frame(np.asarray(CAMERAS.viewmat), np.asarray(CAMERAS.K), np.zeros((0, 3)), depth=3.0)
     np.testing.assert_allclose(frame.units, np.repeat([1 / FOCAL, 3 / FOCAL], 3), rtol=1e-6)
 
@@ -96,8 +96,8 @@ def test_one_camera_is_all_gauge():
     np.testing.assert_allclose(hold_gauge(jnp.arange(6.0)[None], jnp.ones(1), frame), 0.0, atol=1e-4)
 
 
-def test_cameras_of_one_centre_lose_no_freedom_to_rounding():
-    """A tripod: scaling and translation of the world are one and the same to it, so that there are six directions."""
+def test_cameras_with_one_centre_have_six_gauge_directions():
+    """On a tripod, scaling and translation of the world are the same motion; rounding must not add a seventh direction."""
     viewmats = np.array(CAMERAS.viewmat)
     viewmats[:, :3, 3] = -viewmats[:, :3, :3] @ np.array([0.3, -0.2, 0.5])
     frame = make_pose_frame(viewmats, np.asarray(CAMERAS.K), POINTS)
@@ -106,8 +106,8 @@ def test_cameras_of_one_centre_lose_no_freedom_to_rounding():
     assert np.isfinite(hold_gauge(jnp.ones((NUM_VIEWS, 6)), EVEN, frame)).all()
 
 
-def test_no_rounding_to_fewer_bits_on_accelerators():
-    """A view matrix in TF32 or bf16 moves the picture by pixels: every matrix product asks for full precision."""
+def test_matrix_products_have_full_precision():
+    """A view matrix in TF32 or bf16, the default on accelerators, would move the image by pixels."""
     for function, args in (
         (lambda c: corrected_camera(jax.tree.map(lambda x: x[0], CAMERAS), c, FRAME), (jnp.zeros(6),)),
         (lambda c: hold_gauge(c, EVEN, FRAME), (jnp.zeros((NUM_VIEWS, 6)),)),
@@ -123,10 +123,10 @@ def test_gradient_is_finite_at_zero():
     assert np.isfinite(jax.grad(total)(jnp.zeros(6))).all()
 
 
-def test_sharp_views_stay_where_they_are():
-    """Where all corrections are a motion of the whole but for one sharp view's, that view is what the gauge is held by."""
+def test_sharp_views_keep_their_poses():
+    """All corrections are a motion of the whole scene, except those of two sharp views: the sharp views hold the gauge."""
     blur_px = jnp.full(NUM_VIEWS, 50.0).at[jnp.array([1, 3])].set(0.0)
-    # Two cameras hold twelve numbers: more than the seven of the gauge.
+    # Two cameras have twelve numbers: more than the seven of the gauge.
     drift = jnp.einsum("vik,k->vi", FRAME.gauge, jnp.arange(1.0, 8.0))
     others = drift.at[jnp.array([1, 3])].set(0.0)
     held = hold_gauge(others, blur_px, FRAME)
