@@ -1,7 +1,5 @@
 """The blur network runs in TF32 on NVIDIA GPUs, in bf16 on TPUs. Here a CPU rounds like them: quality is the same."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +8,14 @@ import tf32
 from ml_collections import ConfigDict
 from splats import HEIGHT, WIDTH, make_splats, project_splats
 
-from bags_jax.blur_model.proposal_network import BlurProposalNetwork, init_network
+from bags_jax.blur_model.proposal_network import BlurProposalNetwork
+from bags_jax.evaluation import evaluate
 from bags_jax.ops.blur import blur
+from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.rasterize import rasterize
 from bags_jax.ops.rasterize.reference import rasterize_reference
+from bags_jax.training import train
 from configs import procedural
-
-train = importlib.import_module("bags_jax.training").train
-evaluate = importlib.import_module("bags_jax.evaluation").evaluate
 
 
 @pytest.fixture
@@ -30,14 +28,14 @@ def rounded(monkeypatch):
 
 def blurred_and_gradient():
     """Blurs an image by a network whose kernels are not deltas. Returns it and the pull-back to the parameters."""
-    network = BlurProposalNetwork(2, (9,), 32, 32, 8, 16, centre_logit=1.0, strides=(2,))
-    leaves, tree = jax.tree.flatten(init_network(network, jax.random.key(0)))
+    network = BlurProposalNetwork(2, (9,), 32, 32, 8, 16, centre_logit=1.0)
+    leaves, tree = jax.tree.flatten(network.init_params(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
     rgbd = jax.random.uniform(jax.random.key(2), (32, 40, 4))
 
     def picture(params):
-        field = network.apply({"params": params}, jnp.int32(1), rgbd, head=0)
+        field = network.field(params, jnp.int32(1), mean_blocks(rgbd, 2), head=0)
         return blur(rgbd[..., :3], field, stride=2)[0]
 
     return jax.jit(jax.vjp, static_argnums=0)(picture, jax.tree.unflatten(tree, noisy))
@@ -85,7 +83,8 @@ def test_the_rasterizer_rounds_nothing(function, rounded):
 
 def short_training() -> ConfigDict:
     config = procedural.get_config("motion,smoke")
-    config.data.width, config.data.height, config.data.num_train, config.data.num_points = 64, 42, 8, 500
+    world = config.synthetic
+    world.width, world.height, world.num_train, world.num_points = 64, 42, 8, 500
     config.num_devices = config.views_per_step = 1
     config.num_steps, config.max_gaussians, config.blur.warmup = 300, 1500, 0.0
     config.stages.scales, config.stages.stops = (1.0,), (1.0,)
