@@ -7,9 +7,10 @@ SOURCES := bags_jax configs experiments tests tools docs setup.py
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/bags_jax/xla_tests
 PYTEST := .venv/bin/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
 
-# Rules of the house and maths, for every edit.
-QUICK := layers api package settings configs numerics tone geometry spherical_harmonics losses metrics schedule optimizer \
-  backends splatting splatting_checks tiles camera_path
+# The rules of the house and the maths: files of tests for every edit. The longest come first.
+QUICK := rasterize geometry blur layers tiles metrics proposal_network backends rendering splatting_checks \
+  pose_refinement losses optimizer initialize convolution density confidence numerics spherical_harmonics \
+  settings configs schedule api package
 
 .PHONY: help demo quick test docs check gpu-check tpu-check lint types format clean new-venv
 

@@ -13,7 +13,6 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-DATA = (".csv", ".ptx", ".cu", ".cuh", ".cc", ".h")
 SMOKE = (
     "--config=procedural:motion,smoke",
     "--config.num_devices=1",
@@ -80,8 +79,10 @@ def succeed(*arguments):
 
 def test_the_wheel_has_one_package_with_configurations_and_kernels(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
-    files = [p for p in (ROOT / "bags_jax").rglob("*") if "__pycache__" not in p.parts]
-    needed = {str(p.relative_to(ROOT)) for p in files if p.suffix in (".py", *DATA) or p.name == "py.typed"}
+    files = [p for p in (ROOT / "bags_jax").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    needed = {str(p.relative_to(ROOT)) for p in files}
+    assert {p.suffix for p in files} >= {".py", ".csv", ".ptx", ".cu", ".cuh", ".cc", ".h"}
+    assert "bags_jax/py.typed" in needed
     needed |= {f"bags_jax/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
     assert len(needed) > 100 and not needed - packed
     assert {name.partition("/")[0] for name in packed} == {"bags_jax", f"bags_jax-{wheel.name.split('-')[1]}.dist-info"}
