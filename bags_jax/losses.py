@@ -1,6 +1,7 @@
 """Terms of the training loss, and their sum. All terms are means, so that they do not depend on the image size.
 
-A new term is one line in `photo_terms` or `blur_terms`, and one weight in settings.Loss of the same name.
+A new term is one line in `photo_terms` or `blur_terms`, and one weight of the same name in settings.Loss
+(docs/extending_loss_term.md).
 """
 
 import jax.numpy as jnp

@@ -150,9 +150,10 @@ class Blur:
     )
 
 
+# A new term is a field here and a line in losses.py: docs/extending_loss_term.md.
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Weights of the loss terms. A field here and a line in losses.view_terms make a new term."""
+    """Weights of the loss terms."""
 
     ssim: float = setting(0.2, "Weight of 1 - SSIM; L1 gets the rest.", low=0, high=1)
     mask: float = setting(1e-4, "Weight of the mean mask.", low=0)
