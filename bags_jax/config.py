@@ -39,10 +39,12 @@ def _read_group(values: Any, group: Any, prefix: str) -> Any:
     read = {}
     for field in fields:
         name = f"{prefix}{field.name}"
-        if field.name not in values:
+        is_group = dataclasses.is_dataclass(field.default)
+        older = None if is_group else rule_of(field).older
+        value = values.get(field.name, older)
+        if field.name not in values and older is None:
             raise UserError(f"config.{name} is missing: start from bags_jax.config.default_config()")
-        value = values[field.name]
-        if dataclasses.is_dataclass(field.default):
+        if is_group:
             read[field.name] = _read_group(value, type(field.default), f"{name}.")
         else:
             read[field.name] = _read_value(name, value, field.type, rule_of(field))

@@ -25,6 +25,7 @@ class Rule:
     low: float = -INF
     high: float = INF
     exclusive: bool = False  # low and high themselves are not allowed
+    older: Any = None  # value in runs from before the setting existed; None: such runs are refused
 
     @property
     def expected(self) -> str:
