@@ -144,7 +144,7 @@ class Checkpoints:
         way_out = f"to go on from step {others[-1]}" if others else "to start again"
         return UserError(
             f"checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): "
-            f"it is damaged or of another version or blur model; remove that folder {way_out}"
+            f"it is damaged or of another version or blur model; move that folder away {way_out}"
         )
 
 

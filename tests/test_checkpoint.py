@@ -198,7 +198,7 @@ def test_damaged_checkpoint_is_refused_or_skipped_and_left_alone(tmp_path, damag
             assert_same(checkpoints.restore(template_of(states[0])), states[0])
         else:
             with pytest.raises(
-                UserError, match="/4 cannot be read .*remove that folder to go on from step 2"
+                UserError, match="/4 cannot be read .*move that folder away to go on from step 2"
             ) as caught:
                 checkpoints.restore(template_of(states[0]))
             assert "\n" not in str(caught.value)
@@ -210,7 +210,7 @@ def test_damaged_checkpoint_is_refused_or_skipped_and_left_alone(tmp_path, damag
 def test_damaged_only_checkpoint(tmp_path, damage):
     state = make_state(step=4)
     damage(write(tmp_path, state) / "4")
-    refused(tmp_path, state, "cannot be read .*remove that folder to start again")
+    refused(tmp_path, state, "cannot be read .*move that folder away to start again")
 
 
 def test_save_that_was_cut_off_is_skipped(tmp_path):
