@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -88,8 +89,11 @@ def _one_line(error: Exception) -> str:
             said = str(ast.literal_eval(said))
     lines = said.strip().splitlines() or [type(error).__name__]
     if any("Traceback" in line for line in lines):  # of a configuration file: its last line has the error
-        lines = [lines[0].split(" Error whilst")[0].rstrip(":"), lines[-1].partition(": ")[2] or lines[-1]]
+        flag, said = lines[0].split(" Error whilst")[0], lines[-1].partition(": ")[2] or lines[-1]
+        lines = [f"{flag.removeprefix('flag ').rstrip(':')}: {said}"]
     text = " ".join(" ".join(lines).split()).rstrip(":. ").strip('"')
+    if missing := re.match(r"flag (--\w+)=None: ", text):
+        return f"{missing[1]} is missing"
     if not (isinstance(error, KeyError | AttributeError) and text.startswith("'")):
         return text
     field, _, guess = text.partition(" ")  # ml_collections: 'nokey' Did you mean ...?
