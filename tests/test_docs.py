@@ -176,7 +176,7 @@ def test_settings_in_the_text_exist(page):
         for name in re.findall(rf"--config\.([\w.]+)|\b((?:{groups})\.\w+)=", code):
             name = name[0] or name[1]
             assert name in SETTINGS or name == "NAME", f"{page.name}: {code}: there is no setting {name}"
-        for name in re.findall(r"--config=([\w:,]+)", code):
+        for name in re.findall(r"--config=([\w:,]+)(?!\S)", code):
             if name != "NAME":
                 load_config(name.replace("SCENE", "garden" if "mip360" in name else "blurball"))
         for command in re.findall(r"^bags-jax ([a-z]+)", code):
@@ -232,6 +232,15 @@ def test_python_of_tutorial_compiles():
     assert len(cells) > 5
     for cell in cells:
         compile(re.sub(r"\A---\n.*?\n---\n", "", cell, flags=re.DOTALL), "tutorial.md", "exec")
+
+
+def test_architecture_names_every_file_and_folder():
+    text = read(DOCS / "architecture.md")
+    for path in (ROOT / "bags_jax").iterdir():
+        if path.suffix == ".py" and not path.name.startswith("__"):
+            assert f"`{path.name}`" in text, path.name
+        elif path.is_dir() and path.name != "__pycache__":
+            assert f"`{path.name}/`" in text, path.name
 
 
 def test_api_page_lists_every_public_name():
