@@ -49,7 +49,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 
-html_theme = "furo"
+html_theme = "furo"  # the theme of gsplat; no fonts or scripts from elsewhere
 html_title = "BAGS-JAX"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]

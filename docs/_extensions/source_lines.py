@@ -26,6 +26,7 @@ class LineRole(SphinxRole):
         except LookupError as error:
             message = self.inliner.reporter.warning(str(error), line=self.lineno)  # type: ignore[attr-defined]
             return [nodes.literal(self.text, self.text)], [message]
+        self.env.note_dependency(str(file))  # the page is read again when lines move
         path = file.relative_to(ROOT).as_posix()
         _, _, name = self.text.partition(":")
         depth = self.env.docname.count("/")
@@ -45,7 +46,7 @@ def page_name(path: str) -> str:
 
 
 def remember(env, path: str) -> None:
-    """Asks for the page of a source file."""
+    """Adds a source file to the pages that are made."""
     if not hasattr(env, "source_files"):
         env.source_files = set()
     env.source_files.add(path)
@@ -54,6 +55,8 @@ def remember(env, path: str) -> None:
 def make_pages(app: Sphinx) -> Iterator[tuple[str, dict, str]]:
     """Pages of all source files that other pages link to."""
     for path in sorted(getattr(app.env, "source_files", ())):
+        if not (ROOT / path).is_file():  # remembered by an earlier build
+            continue
         text = pathlib.Path(ROOT, path).read_text(encoding="utf-8")
         formatter = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True, cssclass="highlight")
         body = highlight(text, get_lexer_for_filename(path, stripnl=False), formatter)
