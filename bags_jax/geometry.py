@@ -86,7 +86,7 @@ def _shape_from_covariance(upper: Numbers) -> _Shape:
 
 
 def _is_covariance(upper: Numbers) -> Bool[Array, "N"]:
-    """Checks what a symmetric matrix needs to be positive semi-definite: diagonal >= 0, other entries at most the trace."""
+    """Checks necessary conditions of a covariance: diagonal >= 0, other entries at most the trace."""
     xx, xy, xz, yy, yz, zz = upper
     bounded = [jnp.abs(x) <= xx + yy + zz for x in (xy, xz, yz)]
     return functools.reduce(jnp.logical_and, [xx >= 0, yy >= 0, zz >= 0, *bounded])

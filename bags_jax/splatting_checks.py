@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from jax.core import Tracer
+import jax
 
 from bags_jax.geometry import CAMERA_MODELS
 from bags_jax.spherical_harmonics import MAX_DEGREE, num_coefficients
@@ -53,12 +53,12 @@ def check_unsupported(options: dict[str, Any]) -> None:
 
 
 def check_static(options: dict[str, Any]) -> None:
-    """Raises ValueError if sizes or other static options are traced."""
-    traced = [name for name, value in options.items() if isinstance(value, Tracer)]
-    if traced:
-        names = tuple(dict.fromkeys(("width", "height", *traced, "max_intersections")))
+    """Raises ValueError if sizes or other static options are JAX arrays; jit makes arrays of all its arguments."""
+    arrays = [name for name, value in options.items() if isinstance(value, jax.Array)]
+    if arrays:
+        names = tuple(dict.fromkeys(("width", "height", *arrays, "max_intersections")))
         raise ValueError(
-            f"{', '.join(traced)} came traced, expected Python numbers:"
+            f"{', '.join(arrays)} came as JAX arrays, expected Python numbers:"
             f" jax.jit(rasterization, static_argnames={names}), and pass max_intersections"
         )
 
@@ -140,6 +140,6 @@ def explain_derivatives() -> Iterator[None]:
             ) from error
         if "cannot be differentiated" in str(error):
             raise TypeError(
-                "rasterization is differentiable once: take gradients of differences of gradients by finite differences"
+                "rasterization is differentiable once: compute second derivatives by finite differences of its gradient"
             ) from error
         raise

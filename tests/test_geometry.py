@@ -1,5 +1,7 @@
 """Tests EWA projection against its formulas in float64, rotations, and the 3D smoothing filter."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,10 +120,19 @@ def test_covariances_have_the_gradient_of_quaternions_and_scales():
         return total(means, None, None, jnp.einsum("nij,nkj->nik", axes, axes), viewmat)
 
     arguments = splats.means, splats.quats, splats.scales
-    expected = jax.grad(total, argnums=(0, 1, 2, 4))(*arguments, None, view.viewmat)
-    found = jax.grad(by_covariance, argnums=(0, 1, 2, 3))(*arguments, view.viewmat)
+    expected = jax.jit(jax.grad(total, argnums=(0, 1, 2, 4)))(*arguments, None, view.viewmat)
+    found = jax.jit(jax.grad(by_covariance, argnums=(0, 1, 2, 3)))(*arguments, view.viewmat)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3 * float(jnp.abs(b).max()))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+def _covariance_gradients(means, covars, antialiased: bool):
+    splats = make_splats()
+    view, size = Camera(splats.viewmats[0], splats.Ks[0]), {"width": WIDTH, "height": HEIGHT}
+    seen = project(means, None, None, splats.opacities, view, covars=covars, antialiased=antialiased, **size)
+    return sum(jnp.sum(x) for x in (seen.means_px, seen.conics, seen.opacities)), seen.radii_px
 
 
 @pytest.mark.parametrize(
@@ -143,15 +154,8 @@ def test_any_covariance_leaves_gradients_finite(covar, shown):
     splats = make_splats()
     covars = jnp.asarray(covariances(splats), jnp.float32).at[0].set(covar)
     means = splats.means.at[0].set(jnp.array([0.0, 0.0, 4.0]))
-    view = Camera(splats.viewmats[0], splats.Ks[0])
-
-    def total(means, covars, antialiased):
-        size = {"width": WIDTH, "height": HEIGHT, "antialiased": antialiased}
-        seen = project(means, None, None, splats.opacities, view, covars=covars, **size)
-        return sum(jnp.sum(x) for x in (seen.means_px, seen.conics, seen.opacities)), seen.radii_px
-
     for antialiased in (False, True):
-        gradients, radii = jax.grad(total, argnums=(0, 1), has_aux=True)(means, covars, antialiased)
+        gradients, radii = _covariance_gradients(means, covars, antialiased)
         assert all(bool(jnp.isfinite(g).all()) for g in gradients)
         assert bool(radii[0, 0] > 0) is shown or antialiased  # antialiased: without area the opacity is 0
 

@@ -327,5 +327,5 @@ def test_probe_has_the_gradient_of_the_projected_means():
     _, (_, arrays) = images_and_gradients(splats, {"probe_px": jnp.zeros((2, 32, 2))})
     for camera in range(2):
         projected = project_splats(splats, camera)
-        expected = jax.grad(by_means)(projected.means_px, projected)
+        expected = jax.jit(jax.grad(by_means))(projected.means_px, projected)
         np.testing.assert_allclose(arrays["probe_px"][camera], expected, atol=1e-4 * float(jnp.abs(expected).max()))

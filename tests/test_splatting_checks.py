@@ -1,6 +1,7 @@
 """Tests that wrong arguments of `rasterization`, and derivatives that it does not have, raise one line."""
 
 import inspect
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +35,22 @@ def test_each_argument_of_gsplat_is_supported_or_refused_in_one_line():
         rasterization(*make_splats(), WIDTH, HEIGHT, near_plan=0.1)
 
 
+def test_documentation_lists_each_argument_and_meta_entry():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "splatting_api.md").read_text()
+    arguments = [name for name in inspect.signature(rasterization).parameters if name != "unsupported"]
+    meta = rasterization(*make_splats(), WIDTH, HEIGHT)[2]
+    missing = [name for name in (*GSPLAT_ARGUMENTS, *arguments, *meta) if f"`{name}`" not in page]
+    assert not missing, f"docs/splatting_api.md does not list {missing}"
+
+
 def test_traced_sizes_raise_one_line():
     splats = make_splats()
-    with pytest.raises(ValueError, match=r"^width, height came traced, .*static_argnames=\('width', 'height', 'max_"):
+    with pytest.raises(
+        ValueError, match=r"^width, height came as JAX arrays, .*static_argnames=\('width', 'height', 'max_"
+    ):
         jax.jit(unchecked)(*splats, WIDTH, HEIGHT)
     static = jax.jit(unchecked, static_argnames=("width", "height"))
-    with pytest.raises(ValueError, match="^eps2d, max_intersections came traced"):
+    with pytest.raises(ValueError, match="^eps2d, max_intersections came as JAX arrays"):
         static(*splats, WIDTH, HEIGHT, eps2d=0.1, max_intersections=2048)
     static = jax.jit(unchecked, static_argnames=("width", "height", "max_intersections"))
     colors, _, meta = static(*splats, WIDTH, HEIGHT, max_intersections=2048)
