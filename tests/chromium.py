@@ -10,12 +10,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 SECONDS = 60  # to wait for one answer, on a busy machine
 # Chromium reads its commands from file 3 and answers on file 4.
-_START = "import os, sys; a, b = map(int, sys.argv[1:3]); c, d = os.dup(a), os.dup(b); os.dup2(c, 3); os.dup2(d, 4); os.execv(sys.argv[3], sys.argv[3:])"
+_START = """
+import os, sys
+copies = [os.dup(int(file)) for file in sys.argv[1:3]]
+copies = [os.dup(os.dup(os.dup(file))) for file in copies]  # above 4
+for copy, file in zip(copies, (3, 4)):
+    os.dup2(copy, file)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_chromium() -> str | None:
@@ -32,7 +39,7 @@ class Chromium:
         self._waiting: list[dict] = []
         self._session = ""
 
-    def __enter__(self) -> "Chromium":
+    def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         theirs_in, self._write = os.pipe()
         self._read, theirs_out = os.pipe()
@@ -61,7 +68,7 @@ class Chromium:
             self._session = ""
             self.send("Browser.close")
             self._process.wait(10)
-        except (OSError, TimeoutError, subprocess.TimeoutExpired):
+        except (OSError, EOFError, TimeoutError, subprocess.TimeoutExpired):
             self._process.kill()
         os.close(self._write)
         os.close(self._read)
@@ -87,7 +94,10 @@ class Chromium:
             ready, _, _ = select.select([self._read], [], [], max(0.0, stop - time.monotonic()))
             if not ready:
                 raise TimeoutError(f"no answer from Chromium in {SECONDS} s")
-            self._rest += os.read(self._read, 1 << 20)
+            part = os.read(self._read, 1 << 20)
+            if not part:
+                raise EOFError("Chromium has ended")
+            self._rest += part
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)
 
@@ -122,7 +132,7 @@ class Chromium:
     def wait(self, condition: str) -> None:
         """Waits until an expression of the page is true."""
         stop = time.monotonic() + SECONDS
-        while not self.run(condition):
+        while not self.run(f"Boolean({condition})"):
             if time.monotonic() > stop:
                 raise TimeoutError(f"{condition} did not become true in {SECONDS} s")
             time.sleep(0.05)
