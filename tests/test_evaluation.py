@@ -1,5 +1,6 @@
 """Evaluates, renders and exports a trained run."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -13,13 +14,21 @@ from PIL import Image
 from bags_jax import rasterization
 from bags_jax.data.pyramid import scale_size
 from bags_jax.errors import UserError
-from bags_jax.evaluation import choose_file_stems, evaluate, mean_scores, score_view
+from bags_jax.evaluation import (
+    choose_file_stems,
+    evaluate,
+    evaluate_training_views,
+    mean_scores,
+    score_view,
+    write_report,
+)
 from bags_jax.export.ply import read_ply
 from bags_jax.export.splat import export
+from bags_jax.report import no_truth
 from bags_jax.report.tables import format_scores
 from bags_jax.run import open_run, render_path, render_scene_views
 from bags_jax.training import train
-from bags_jax.training_views import render_training_views
+from bags_jax.training_views import choose_grid, render_training_views
 from configs import procedural
 
 PROTOCOLS = ("deblur_nerf", "gaussian_splatting")
@@ -212,6 +221,66 @@ def test_plain_splatting_has_no_blur_to_describe(tmp_path):
     results = evaluate(tmp_path)
     assert results["step"] == 4 and not results["no_truth"]["has_blur_model"]
     assert not (tmp_path / "blur").exists() and (tmp_path / "results.json").is_file()
+    assert not (tmp_path / "photographs_deblurred").exists()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Plain splatting" in page and page.count('class="view"') == 6 and "<canvas" not in page
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_shows_every_view(workdir, results, run):
+    page = (workdir / "report" / "index.html").read_text()
+    assert page.count('class="view"') == len(run.scene.names) and page.count("<canvas") == len(run.scene.train_ids)
+    assert all(name in page for name in run.scene.names)
+    psnr = f"{results['deblur_nerf']['PSNR']:.2f}"
+    assert psnr in page and f"{results['num_gaussians']:,}" in page and "num_steps" in page
+
+
+def test_files_beside_the_report(workdir, results, run):
+    for i in run.scene.train_ids:
+        stem = run.scene.names[i].rsplit(".", 1)[0]
+        sharp = np.asarray(Image.open(workdir / "photographs_deblurred" / f"{stem}.png"))
+        assert sharp.shape == run.scene.images[i].shape
+        assert Image.open(workdir / "blur" / f"{stem}.png").width > 3 * 480
+    with open(workdir / "blur" / "blur.csv", newline="") as file:
+        views = json.loads((workdir / "blur" / "blur.json").read_text())["views"]
+        assert list(csv.DictReader(file)) == [{key: str(value) for key, value in view.items()} for view in views]
+    with open(workdir / "results.csv", newline="") as file:
+        rows = {row["view"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(run.scene.names)
+    for name, scores in results["per_view"].items():
+        assert rows[name]["part"] == "held out" and rows[name]["reblur_PSNR"] == ""
+        assert float(rows[name]["deblur_nerf_PSNR"]) == scores["deblur_nerf"]["PSNR"]
+    for name, scores in results["no_truth"]["per_view"]["training"].items():
+        assert rows[name]["part"] == "training" and float(rows[name]["reblur_PSNR"]) == scores["reblur_PSNR"]
+
+
+def test_the_report_of_an_unusual_capture(run, workdir, results, tmp_path):
+    """Photographs of several sizes, one of them upright, with markup in a name; no held-out view."""
+    shutil.copy(workdir / "config.json", tmp_path)
+    scene, first = run.scene, run.scene.train_ids[0]
+    images, names = list(scene.images), list(scene.names)
+    images[first], names[first] = images[first][:, :17], "<b>&\"'.png"
+    scene = dataclasses.replace(scene, images=tuple(images), names=tuple(names), test_ids=scene.test_ids[:0])
+    odd = dataclasses.replace(run, workdir=tmp_path, job=dataclasses.replace(run.job, scene=scene))
+    training = evaluate_training_views(odd)
+    summary = no_truth.summarize(training.scores, {}, has_blur_model=True)
+    write_report(odd, {**results, **mean_scores({}), "no_truth": summary, "per_view": {}}, training, [])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "no held-out views" in page and "aspect-ratio: 17 / 24" in page and "2 sizes" in page
+    assert "&lt;b&gt;&amp;" in page and "<b>&" not in page
+    assert (tmp_path / "blur" / "<b>&\"'.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "height, width, side", [(84, 128, 9), (200, 300, 17), (300, 200, 17), (12, 16, 5), (84, 800, 5)]
+)
+def test_the_grid_of_kernels_has_nearly_square_cells(height, width, side):
+    rows, columns = choose_grid(height, width, side=side)
+    assert rows <= height and columns <= width and rows * columns * side**2 <= 150_000
+    if rows < height and columns < width:
+        assert 0.8 < (width / columns) / (height / rows) < 1.25
 
 
 # --- the splat -------------------------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
   bags-jax evaluate --workdir=runs/motion
 
 Prints the scores of two metric protocols. They define SSIM and LPIPS differently: never compare one
-with the other. Writes results.json, eval/ and blur/ into the folder of the run.
+with the other. Writes into the folder of the run: report/index.html (open it in a browser),
+results.json and .csv, eval/, blur/ and photographs_deblurred/.
 """
+
+import pathlib
 
 from absl import flags
 
@@ -37,6 +40,7 @@ def main() -> None:
     print(markdown_table(["without sharp truth", "value", "meaning"], format_rows(results["no_truth"])))
     if results["per_view"] and results["deblur_nerf"]["LPIPS"] is None:
         print(why_no_lpips())
+    print(f"Open {pathlib.Path(_WORKDIR.value).expanduser() / 'report' / 'index.html'} in a browser.")
 
 
 def run() -> None:

@@ -18,7 +18,8 @@ from bags_jax.report.colors import colorize
 from bags_jax.report.views import KernelGrid, places
 
 NUM_DRAWN = 54  # kernels in one picture: 6 x 9 of a photograph of 3 : 2
-DIMMED = 0.4  # brightness of the photograph behind its kernels
+DIMMED = 0.45  # brightness of the photograph behind its kernels
+SEE_THROUGH, COVER = 0.08, 3.0  # taps up to this brightness do not cover the photograph; those above soon do
 FILLED = 0.94  # share of the distance between two kernels that one of them fills
 ERROR_LIMIT = 0.1  # errors from here on have the brightest colour; sRGB in [0, 1]
 _PAPER = 255
@@ -93,7 +94,7 @@ def draw_kernels_in_place(
             top = side + int((row + 0.5) / grid.masks.shape[0] * height) - side // 2
             left = side + int((column + 0.5) / grid.masks.shape[1] * width) - side // 2
             part = canvas[top : top + side, left : left + side]
-            part += np.minimum(1.0, 3.0 * values)[..., None] * (colorize(values) - part)
+            part += np.clip(COVER * (values - SEE_THROUGH), 0.0, 1.0)[..., None] * (colorize(values) - part)
     return np.round(canvas[side:-side, side:-side]).astype(np.uint8)
 
 
