@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing else, made from the templates in templates/."""
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"
 MAP_AREA = 60_000  # largest number of pixels of a picture of blur widths: they are smooth
 COLOR_STOPS = 12  # of a colour bar
 SHRINK = 0.9  # share of the free bytes of a page that pictures may fill once they have been reduced
+MOST_REDUCTIONS = 4  # small pictures take more bytes for each pixel, so that one may not do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,7 @@ def make_training_view(
     """
     shots = [_jpeg("photo", "Photograph", view.photo, area)]
     if view.blur is not None and in_place is not None:
-        shots += [_jpeg("kernels", "Blur found: kernels", in_place, area), _widths(view.blur, limit_px)]
+        shots += [_jpeg("kernels", "Blur found: kernels", in_place, area), _widths(view.blur, limit_px, area)]
     blurred = "Re-blurred render" if view.blur is not None else "Render"
     if view.blur is not None:
         shots.append(_jpeg("sharp", "Without blur", view.sharp, area))
@@ -113,11 +115,11 @@ def make_held_out_view(view: HeldOutPictures, *, area: int) -> PageView:
 
 
 def _jpeg(key: str, title: str, picture: np.ndarray, area: int) -> Shot:
-    return Shot(key, title, embed.encode_jpeg(embed.shrink(picture, area)))
+    return Shot(key, title, embed.shrink_to_jpeg(picture, area))
 
 
-def _widths(blur: ViewBlur, limit_px: float) -> Shot:
-    every = max(1, round((blur.reach_px.size / MAP_AREA) ** 0.5))
+def _widths(blur: ViewBlur, limit_px: float, area: int) -> Shot:
+    every = max(1, math.ceil((blur.reach_px.size / min(MAP_AREA, area / 4)) ** 0.5))
     return Shot("widths", "Blur width", embed.encode_indexed(blur.reach_px[::every, ::every] / limit_px))
 
 
@@ -150,10 +152,13 @@ def write_page(path: str | os.PathLike, page: Page) -> int:
       UserError: the path cannot be written.
     """
     html = render_page(page).encode()
-    if len(html) > embed.PAGE_BYTES:
+    for _ in range(MOST_REDUCTIONS):
+        if len(html) <= embed.PAGE_BYTES:
+            break
         pictures = sum(len(shot.data) for shot in _jpegs(page)) * embed.BASE64
         ratio = SHRINK * max(0.0, embed.PAGE_BYTES - (len(html) - pictures)) / pictures
-        html = render_page(_reduce(page, ratio)).encode()
+        page = _reduce(page, ratio)
+        html = render_page(page).encode()
     write_atomic(path, html)
     return len(html)
 
