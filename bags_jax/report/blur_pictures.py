@@ -53,11 +53,12 @@ def draw_kernels(
     num_rows, num_columns = taps.shape[:2]
     cell_px = max(int(cell_px), taps.shape[2])
     step = cell_px + gap_px
-    sheet = np.full((num_rows * step + gap_px, num_columns * step + gap_px, 3), _PAPER, np.uint8)
     brightness = scale_taps(taps, max(float(taps.max()), 1e-12) if full_weight is None else full_weight)
-    for row, column in np.ndindex(num_rows, num_columns):
+    cells = np.stack([_resize(kernel, cell_px) for row in brightness for kernel in row])
+    sheet = np.full((num_rows * step + gap_px, num_columns * step + gap_px, 3), _PAPER, np.uint8)
+    for cell, (row, column) in zip(colorize(cells), np.ndindex(num_rows, num_columns), strict=True):
         top, left = gap_px + row * step, gap_px + column * step
-        sheet[top : top + cell_px, left : left + cell_px] = colorize(_resize(brightness[row, column], cell_px))
+        sheet[top : top + cell_px, left : left + cell_px] = cell
     return sheet
 
 
@@ -87,15 +88,16 @@ def draw_kernels_in_place(
     brightness = scale_taps(grid.kernels, grid.full_weight)
     side = max(3, int(FILLED * min(height / len(rows), width / len(columns))))
     grey = np.asarray(Image.fromarray(photo).convert("L").resize((width, height), Image.Resampling.BICUBIC))
-    canvas = np.repeat(np.pad(DIMMED * grey.astype(np.float32), side)[..., None], 3, axis=2)
+    values = np.zeros((height + 2 * side, width + 2 * side), np.float32)
     for row in rows:
         for column in columns:
-            values = _resize(brightness[row, column], side)
             top = side + int((row + 0.5) / grid.masks.shape[0] * height) - side // 2
             left = side + int((column + 0.5) / grid.masks.shape[1] * width) - side // 2
-            part = canvas[top : top + side, left : left + side]
-            part += np.clip(COVER * (values - SEE_THROUGH), 0.0, 1.0)[..., None] * (colorize(values) - part)
-    return np.round(canvas[side:-side, side:-side]).astype(np.uint8)
+            values[top : top + side, left : left + side] = _resize(brightness[row, column], side)
+    values = values[side:-side, side:-side]
+    cover = np.clip(COVER * (values - SEE_THROUGH), 0.0, 1.0)[..., None]
+    behind = DIMMED * grey.astype(np.float32)[..., None]
+    return np.round(behind + cover * (colorize(values) - behind)).astype(np.uint8)
 
 
 def choose_drawn(height: int, width: int, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """Colours of masks, blur kernels, widths and errors."""
 
+import functools
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -13,6 +15,7 @@ def colorize(values: Float[np.ndarray, "*S"]) -> UInt8[np.ndarray, "*S 3"]:
     return palette()[np.round(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)]
 
 
+@functools.cache
 def palette() -> UInt8[np.ndarray, "256 3"]:
     """The sRGB colours of the values 0, 1 / 255, .. 1."""
     linear = (_ANCHORS / 255.0) ** 2.2

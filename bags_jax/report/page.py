@@ -189,7 +189,11 @@ def render_page(page: Page) -> str:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.undefined = jinja2.StrictUndefined
-    environment.filters |= {"uri": embed.to_uri, "kernels": describe_kernels, "atlas": embed.encode_kernels}
+    environment.filters |= {
+        "uri": embed.to_uri,
+        "kernels": describe_kernels,
+        "atlas": embed.encode_kernels,
+    }
     colors = palette()[np.linspace(0, 255, COLOR_STOPS).astype(int)]
     stops = ", ".join("#{:02x}{:02x}{:02x}".format(*color) for color in colors)
     return environment.get_template("report.html.j2").render(page=page, stops=stops, error_limit=ERROR_LIMIT)
