@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.blur_model.statistics import masked_widths, mean_over, mean_squared_centroid
+from bags_jax.errors import UserError
 from bags_jax.ops.ssim import ssim
 from bags_jax.rendering import Rendered, normalize_depth
 from bags_jax.scene.confidence import blur_penalty, looks_sharp, sharp_views
@@ -80,6 +81,10 @@ def blur_terms(
 def weighted_sum(terms: dict[str, Float[Array, ""]], loss: Loss) -> Float[Array, ""]:
     """Sum of all terms, each times the weight of its name; `ssim` is shared out between L1 and 1 - SSIM."""
     weights = {**vars(loss), "l1": 1.0 - loss.ssim, "dssim": loss.ssim}
+    for name, term in terms.items():
+        if name not in weights or jnp.shape(term):
+            expected = "a weight of this name in settings.Loss, and a scalar"
+            raise UserError(f"the loss term {name!r} of shape {jnp.shape(term)} came, expected {expected}")
     return jnp.asarray(sum(weights[name] * term for name, term in terms.items() if weights[name]))
 
 

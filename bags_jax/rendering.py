@@ -9,6 +9,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.blur_model.protocol import BlurModel
+from bags_jax.errors import UserError
 from bags_jax.geometry import apply_filter_3d, camera_center, project
 from bags_jax.numerics import safe_normalize
 from bags_jax.ops.blur import blur
@@ -160,7 +161,21 @@ def propose_blur(
     """The blur of a training view, proposed from its sharp render without the margin. No gradient flows into the render."""
     sharp = rendered.crop_margin()
     rgbd = jnp.concatenate([sharp.image, normalize_depth(sharp.depth)[..., None]], axis=-1)
-    return model.field(params, view_index, mean_blocks(jax.lax.stop_gradient(rgbd), stage.stride), head=stage.head)
+    rgbd = mean_blocks(jax.lax.stop_gradient(rgbd), stage.stride)
+    field = model.field(params, view_index, rgbd, head=stage.head)
+    _check_field(field, rgbd.shape[:2], stage.kernel_size)
+    return field
+
+
+def _check_field(field: BlurField, blocks: tuple[int, int], kernel_size: int) -> None:
+    """Raises UserError if a blur model returned the field of another image or kernel size."""
+    found = field.mask.shape, field.features.shape[:2], field.weight.shape[-1:], field.bias.shape
+    expected = blocks, blocks, (kernel_size**2,), (kernel_size**2,)
+    if found != expected:
+        raise UserError(
+            f"the blur model returned mask, features, taps of weight and of bias of shapes {found}, expected {expected}: "
+            f"{blocks} blocks and kernels of {kernel_size} x {kernel_size} taps"
+        )
 
 
 def render_blurred(

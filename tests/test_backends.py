@@ -40,14 +40,10 @@ def machine(monkeypatch):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_has_a_backend_for_every_platform(operator):
-    assert list(TABLE[operator])[-1] == "xla" and TABLE[operator]["xla"].platform == ""
+    assert list(TABLE[operator].values())[-1].platform == "" and TABLE[operator]["xla"].platform == ""
     assert set(TABLE[operator]) <= set(BACKENDS)
-    assert {name: cell.platform for name, cell in TABLE[operator].items()}.items() <= {
-        "cpu": "cpu",
-        "cuda": "gpu",
-        "tpu": "tpu",
-        "xla": "",
-    }.items()
+    platforms = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu", "xla": ""}
+    assert all(cell.platform == platforms.get(name, cell.platform) for name, cell in TABLE[operator].items())
 
 
 BEST = {
@@ -137,7 +133,7 @@ def test_operators_take_a_backend(operator):
     """The machine's best one and XLA agree. What this machine lacks is refused by all alike."""
     assert jnp.allclose(call(operator, "auto"), call(operator, "xla"), atol=1e-5)
     for name in BACKENDS:
-        if problem := TABLE["rasterize"][name].find_problem():
+        if problem := backends._find(name).find_problem():
             if name in TABLE[operator] and not TABLE[operator][name].find_problem():
                 continue  # the convolution for CPUs needs no compiler
             with pytest.raises(UserError, match=f"backend='{name}' cannot be used: {re.escape(problem)}"):
@@ -160,7 +156,9 @@ def test_tile_sizes(backend):
         count_intersections(projected, width=WIDTH, height=HEIGHT, tile_size=tile_size, backend=backend)
     )
     own, others = (16, (8, 20)) if backend in ("cuda", "tpu") else (8, (16, 20))
-    assert count(None) == count(own)
+    if backend not in ("xla", "cpu", "cuda", "tpu") and not count(None):
+        pytest.skip(f"{backend} has no tiles")  # as the backend of docs/extending_backend.md
+    assert count(None) == count(own) > 0
     for tile_size in others:
         if own == 8:
             assert count(tile_size) < count(own)

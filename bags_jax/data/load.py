@@ -134,6 +134,10 @@ def _sort_views(capture: Capture) -> Capture:
 def _check_poses(capture: Capture) -> None:
     for name, viewmat in zip(capture.names, capture.viewmats):
         rotation = viewmat[:3, :3]
+        if viewmat.shape != (4, 4):
+            raise UserError(
+                f"the pose of view {name} has shape {viewmat.shape}, expected (4, 4): append the row 0 0 0 1"
+            )
         if not np.isfinite(viewmat).all():
             raise UserError(
                 f"the pose of view {name} is not finite: expected numbers; estimate it again, or remove the view"

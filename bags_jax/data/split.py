@@ -40,7 +40,7 @@ def split_every(num_views: int, *, every: int) -> tuple[Int[np.ndarray, "_A"], I
     """
     ids = np.arange(num_views, dtype=np.int32)
     train_ids, test_ids = ids[ids % every != 0], ids[ids % every == 0]
-    _check_enough(len(train_ids), num_views, f"with every {every}th held out (holdout, or the file hold=N)")
+    _check_enough(len(train_ids), num_views, f"with one of every {every} held out (holdout, or the file hold=N)")
     return train_ids, test_ids
 
 

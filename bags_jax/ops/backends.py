@@ -47,7 +47,7 @@ TABLE: dict[str, dict[str, Implementation]] = {
     "ssim": {"cpu": CPP, "xla": XLA},
     "convolution": {"cpu": Implementation("cpu", _find_problem_with_cpu), "xla": XLA},
 }
-BACKENDS = tuple(TABLE["rasterize"])  # names of all backends
+BACKENDS = tuple(dict.fromkeys(name for row in TABLE.values() for name in row))  # names of all backends
 
 
 def choose(operator: str, backend: str = AUTO, *, unsupported: str = "") -> str:
@@ -70,13 +70,18 @@ def choose(operator: str, backend: str = AUTO, *, unsupported: str = "") -> str:
             if problem != cpp_build.FORBIDDEN:  # the user's own choice needs no warning
                 _warn_once(f"backend {better!r} cannot be used, plain XLA is slower: {problem}")
     else:
-        if problem := (row.get(backend) or TABLE["rasterize"][backend]).find_problem():
+        if problem := (row.get(backend) or _find(backend)).find_problem():
             raise UserError(f"backend={backend!r} cannot be used: {problem}; backend='auto' always works")
         name = backend if backend in row else "xla"
     if unsupported and name != "xla":
         _warn_once(f"{operator} runs in plain XLA, which is slower: {unsupported}")
         return "xla"
     return name
+
+
+def _find(backend: str) -> Implementation:
+    """Returns the implementation of a backend in the first operator that has one."""
+    return next(row[backend] for row in TABLE.values() if backend in row)
 
 
 def _find_best(row: dict[str, Implementation]) -> tuple[str, dict[str, str]]:
