@@ -167,7 +167,7 @@ def propose_blur(
     return field
 
 
-def _check_field(field: BlurField, blocks: tuple[int, int], kernel_size: int) -> None:
+def _check_field(field: BlurField, blocks: tuple[int, ...], kernel_size: int) -> None:
     """Raises UserError if a blur model returned the field of another image or kernel size."""
     found = field.mask.shape, field.features.shape[:2], field.weight.shape[-1:], field.bias.shape
     expected = blocks, blocks, (kernel_size**2,), (kernel_size**2,)
