@@ -223,7 +223,11 @@ def test_damaged_checkpoint_in_a_process_of_its_own(trained, tmp_path):
     for path in (workdir / "checkpoints").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:10])
     before = contents(workdir)
-    refused(command("export", f"--workdir={workdir}", f"--output={tmp_path / 'x.ply'}"), "cannot be read", "move that folder away")
+    refused(
+        command("export", f"--workdir={workdir}", f"--output={tmp_path / 'x.ply'}"),
+        "cannot be read",
+        "move that folder away",
+    )
     assert contents(workdir) == before and not (tmp_path / "x.ply").exists()
 
 
