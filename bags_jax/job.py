@@ -1,4 +1,4 @@
-"""What is worked out once for one scene: the photographs, the stages, the blur model, the first Gaussians.
+"""Prepares one scene for training or evaluation: photographs, stages, blur model, first Gaussians.
 
 Training, evaluation and benchmarks all start from a Job. It holds no optimizer and asks for no device.
 """

@@ -1,4 +1,4 @@
-"""What depends on the step: the stages of the resolution schedule, and learning rates as pure functions of the step."""
+"""The stages of the resolution schedule, and learning rates as pure functions of the step."""
 
 import dataclasses
 import itertools

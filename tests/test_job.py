@@ -1,4 +1,4 @@
-"""What training begins with: the scene, its near plane, the blur model, the first Gaussians."""
+"""A job: the scene, its near plane, the blur model, the first Gaussians."""
 
 import dataclasses
 

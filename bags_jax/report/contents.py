@@ -1,4 +1,4 @@
-"""What stands on the page: views with their figures, curves, and the table of all views, from the results of an evaluation."""
+"""Collects the contents of the page from an evaluation: views with their figures, curves, and the table of all views."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
