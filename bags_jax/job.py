@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
-from bags_jax.blur_model.protocol import BlurModel
+from bags_jax.blur_model.protocol import BlurModel, check_blur_model
 from bags_jax.data import load_scene
 from bags_jax.data.scene import Scene, train_on_sharp
 from bags_jax.errors import UserError
@@ -70,7 +70,7 @@ def make_job(settings: Settings, *, make_model: MakeModel | None = None) -> Job:
       settings: as `config.read_config` returns them.
       make_model: makes the blur model; None: make_blur_model.
     Raises:
-      UserError: settings that do not fit each other or the scene, or a scene that cannot be loaded.
+      UserError: settings that do not fit each other or the scene, a scene that cannot be loaded, or no blur model.
     """
     settings = in_steps(settings, settings.num_steps)
     _check_settings(settings)
@@ -91,6 +91,8 @@ def make_job(settings: Settings, *, make_model: MakeModel | None = None) -> Job:
     if settings.optim.poses:
         frame = make_pose_frame(scene.viewmats[train_ids], scene.Ks[train_ids], scene.points, depth=extent)
     model = (make_model or make_blur_model)(settings, len(train_ids)) if settings.blur.enabled else None
+    if model is not None:
+        check_blur_model(model)
     return Job(settings, scene, stages, model, extent, frame)
 
 

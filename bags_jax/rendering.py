@@ -169,7 +169,7 @@ def propose_blur(
 
 def _check_field(field: BlurField, blocks: tuple[int, ...], kernel_size: int) -> None:
     """Raises UserError if a blur model returned the field of another image or kernel size."""
-    found = field.mask.shape, field.features.shape[:2], field.weight.shape[-1:], field.bias.shape
+    found = jnp.shape(field.mask), jnp.shape(field.features)[:2], jnp.shape(field.weight)[-1:], jnp.shape(field.bias)
     expected = blocks, blocks, (kernel_size**2,), (kernel_size**2,)
     if found != expected:
         raise UserError(

@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 from bags_jax.geometry import camera_center, project
 from bags_jax.numerics import safe_normalize
 from bags_jax.ops.backends import choose
-from bags_jax.ops.limits import TILE_SIZES
 from bags_jax.ops.rasterize import batches_cameras, measure_buffer, rasterize
-from bags_jax.ops.rasterize.tiles import grid_size
+from bags_jax.ops.rasterize.tiles import default_tile_size, grid_size
 from bags_jax.platforms import follows_arrays
 from bags_jax.spherical_harmonics import evaluate_sh
 from bags_jax.splatting_checks import check_arrays, check_modes, check_static, check_unsupported, explain_derivatives
@@ -155,7 +154,7 @@ def _rasterize_batch(arrays: _Arrays, settings: _Settings):
     check_modes(settings.render_mode, settings.rasterize_mode, settings.camera_model)
     check_arrays(arrays._asdict(), settings.sh_degree)
     backend = choose("rasterize", settings.backend)  # outside jit, whose cache must not depend on the meaning of "auto"
-    tile_size = TILE_SIZES[backend] if settings.tile_size is None else settings.tile_size
+    tile_size = default_tile_size(backend) if settings.tile_size is None else settings.tile_size
     settings = settings._replace(backend=backend, tile_size=tile_size)
     arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
     batch, num = arrays.means.shape[:-2], arrays.means.shape[-2]

@@ -6,8 +6,10 @@ builds another one.
 
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from jaxtyping import Array, Float, Int
 
+from bags_jax.errors import UserError
 from bags_jax.structs import BlurField
 
 RATE_GROUPS = ("network", "table", "mask")  # optim.network times 1, optim.table_gain, optim.mask_gain
@@ -45,3 +47,22 @@ class BlurModel(Protocol):
     def rate_groups(self, params: Any) -> Any:
         """Returns the learning-rate group of each array, one of RATE_GROUPS, as a pytree like `params`."""
         ...
+
+
+def check_blur_model(model: BlurModel) -> None:
+    """Raises UserError if a blur model lacks a method, cannot be hashed, or has parameters that are not a dict of arrays."""
+    name = type(model).__name__
+    methods = [method for method in vars(BlurModel) if not method.startswith("_")]
+    missing = [method for method in methods if not callable(getattr(model, method, None))]
+    if missing:
+        raise UserError(f"the blur model {name} has no {', '.join(missing)}: expected the methods {', '.join(methods)}")
+    try:
+        hash(model)
+    except TypeError as error:
+        raise UserError(
+            f"the blur model {name} cannot be hashed ({error}): expected a frozen dataclass of numbers and tuples; "
+            "arrays belong to its parameters"
+        ) from error
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    if not isinstance(params, dict):
+        raise UserError(f"init_params of the blur model {name} returned a {type(params).__name__}, expected a dict")

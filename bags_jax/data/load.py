@@ -63,7 +63,10 @@ def _load(
     folder: pathlib.Path, format: str, factor: int, holdout: int, background: tuple[float, float, float]
 ) -> Scene:
     """Does the work of load_scene. Raises OSError for a file or folder that cannot be read."""
-    capture = _sort_views(find_format(folder, format).read(folder, factor=factor))
+    chosen = find_format(folder, format)
+    capture = chosen.read(folder, factor=factor)
+    _check_views(capture, chosen.name)
+    capture = _sort_views(capture)
     _check_poses(capture)
     capture = _move_to_origin(capture)
     images, notes = read_photos(
@@ -118,6 +121,16 @@ def _check_folder(root: str | os.PathLike[str]) -> pathlib.Path:
     return folder
 
 
+def _check_views(capture: Capture, format: str) -> None:
+    """Raises UserError if a reader returned more names than poses, photographs or lenses, or fewer."""
+    counts = {name: len(getattr(capture, name)) for name in ("names", "files", "viewmats", "lenses")}
+    if len(set(counts.values())) > 1 or np.shape(capture.viewmats)[1:] != (4, 4):
+        raise UserError(
+            f"the reader of format {format} returned {', '.join(f'{num} {name}' for name, num in counts.items())}, "
+            f"viewmats of shape {np.shape(capture.viewmats)}: expected the same number of all, and viewmats (V, 4, 4)"
+        )
+
+
 def _sort_views(capture: Capture) -> Capture:
     """Sorts the views by name, because the published split counts in this order."""
     order = sorted(range(len(capture.names)), key=capture.names.__getitem__)
@@ -134,10 +147,6 @@ def _sort_views(capture: Capture) -> Capture:
 def _check_poses(capture: Capture) -> None:
     for name, viewmat in zip(capture.names, capture.viewmats):
         rotation = viewmat[:3, :3]
-        if viewmat.shape != (4, 4):
-            raise UserError(
-                f"the pose of view {name} has shape {viewmat.shape}, expected (4, 4): append the row 0 0 0 1"
-            )
         if not np.isfinite(viewmat).all():
             raise UserError(
                 f"the pose of view {name} is not finite: expected numbers; estimate it again, or remove the view"

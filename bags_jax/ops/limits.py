@@ -6,7 +6,6 @@ MIN_TRANSMITTANCE = 1e-4  # a pixel stops before the Gaussian that would lower i
 
 CHANNELS = (1, 3, 4, 8)  # channel counts that blending is compiled for: depth, RGB, RGB and depth, blocks of eight
 TILE = 16  # side of a tile of the CUDA and Pallas kernels, px
-TILE_SIZES = {"cpu": 8, "cuda": TILE, "tpu": TILE, "xla": 8}  # default side of a tile by backend, px; cpu, xla: any
 
 STRIDES = (1, 2, 3, 4)  # strides that the blur is compiled for: side of the blocks of pixels that share a kernel
 COLORS = 3  # channels of an image that the blur is compiled for

@@ -119,7 +119,12 @@ def undistort(image: np.ndarray, lens: LensValues) -> tuple[np.ndarray, np.ndarr
 def _undistort(image: np.ndarray, lens: LensValues) -> tuple[np.ndarray, np.ndarray]:
     pycolmap = load_pycolmap()
     model, width, height, params = lens
+    models = [name for name in pycolmap.CameraModelId.__members__ if name != "INVALID"]
+    if model not in models:
+        raise ValueError(f"expected a model of COLMAP: {', '.join(models)}")
     camera = pycolmap.Camera(model=model, width=width, height=height, params=list(params))
+    if not camera.verify_params():
+        raise ValueError(f"expected the parameters {camera.params_info}")
     camera.rescale(image.shape[1], image.shape[0])
     bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(image))
     undistorted, pinhole = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), bitmap, camera)

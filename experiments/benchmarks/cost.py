@@ -18,10 +18,9 @@ from bags_jax import losses
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.cli.launch import launch
 from bags_jax.ops.backends import choose
-from bags_jax.ops.limits import TILE_SIZES
 from bags_jax.ops.rasterize.cpu.binding import bin_intersections
 from bags_jax.ops.rasterize.cuda.binning import bin_views
-from bags_jax.ops.rasterize.tiles import bin_tiles
+from bags_jax.ops.rasterize.tiles import bin_tiles, default_tile_size
 from bags_jax.programs import compiler_options, largest_count
 from bags_jax.rendering import View, project_gaussians, render, render_blurred
 from bags_jax.report.tables import markdown_table
@@ -55,7 +54,7 @@ def make_binner(backend: str, view: View):
         bins = functools.partial(bin_views, **size, capacity=capacity, with_slots=view.deterministic)
         return lambda projected: bins(jax.tree.map(lambda x: x[None], projected))
     binner = bin_intersections if backend == "cpu" else bin_tiles
-    return functools.partial(binner, **size, tile_size=TILE_SIZES[backend], max_intersections=capacity)
+    return functools.partial(binner, **size, tile_size=default_tile_size(backend), max_intersections=capacity)
 
 
 def measure(num: int, width: int, height: int) -> dict:

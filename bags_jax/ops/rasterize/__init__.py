@@ -12,11 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from bags_jax.errors import UserError
 from bags_jax.ops.backends import choose
-from bags_jax.ops.limits import TILE_SIZES
 from bags_jax.ops.rasterize import xla
 from bags_jax.ops.rasterize.cpu import binding as cpu_binding
 from bags_jax.ops.rasterize.cuda import binding as cuda_binding
-from bags_jax.ops.rasterize.tiles import grid_size
+from bags_jax.ops.rasterize.tiles import default_tile_size, grid_size
 from bags_jax.platforms import current_platform, follows_arrays
 from bags_jax.structs import Projected, RasterOutput
 
@@ -59,7 +58,7 @@ def _implementation(name: str) -> Implementation:
 def _resolve(backend: str, width: int, height: int, tile_size: int | None) -> tuple[str, dict[str, int]]:
     """Returns the name of the backend and the sizes. Raises ValueError for an empty image or tile."""
     name = choose("rasterize", backend)
-    tile_size = TILE_SIZES[name] if tile_size is None else tile_size
+    tile_size = default_tile_size(name) if tile_size is None else tile_size
     grid_size(width, height, tile_size)
     return name, {"width": width, "height": height, "tile_size": tile_size}
 

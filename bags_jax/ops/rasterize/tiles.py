@@ -18,6 +18,7 @@ from bags_jax.structs import Projected
 
 SLACK_PX = 1e-3  # widens intervals, so that rounding never loses a pixel
 SCAN_ROW = 1024
+FREE_TILE = 8  # side of a tile where the backend takes any, px
 MAX_COUNT = 2**31 - 1  # counts saturate here
 
 
@@ -35,6 +36,11 @@ class _Expansion(NamedTuple):
     rank: Int[Array, "M"]  # number of a slot among the slots of its item
     filled: Int[Array, "M"]  # bool: the slot is used
     total: Int[Array, ""]
+
+
+def default_tile_size(backend: str) -> int:
+    """Returns the side of a tile where the caller names none, px."""
+    return TILE if backend in ("cuda", "tpu") else FREE_TILE
 
 
 def grid_size(width: int, height: int, tile_size: int) -> tuple[int, int]:
