@@ -1,6 +1,7 @@
 """load_scene: the points of PLY files, and bad input."""
 
 import builtins
+import dataclasses
 import errno
 import io
 import json
@@ -33,8 +34,9 @@ from captures import (
     write_photos,
 )
 
-from bags_jax.data import load_scene
+from bags_jax.data import formats, load_scene
 from bags_jax.data.formats import FORMATS
+from bags_jax.data.lens import Lens, undistort
 from bags_jax.data.nerfstudio import read_ply_points
 from bags_jax.errors import UserError
 
@@ -104,6 +106,27 @@ def test_damaged_ply(tmp_path, data):
 
 
 # --- bad input
+
+
+@pytest.mark.parametrize("field, counts", [("lenses", "6 viewmats, 5 lenses"), ("viewmats", "5 viewmats, 6 lenses")])
+def test_reader_that_forgets_an_entry(tmp_path, monkeypatch, field, counts):
+    write_photos(tmp_path / "images")
+    write_colmap(tmp_path)
+    colmap = FORMATS[0]
+    capture = colmap.read(tmp_path, factor=1)
+    short = dataclasses.replace(capture, **{field: getattr(capture, field)[1:]})
+    monkeypatch.setattr(formats, "FORMATS", (dataclasses.replace(colmap, read=lambda root, *, factor: short),))
+    assert_refused(tmp_path, f"the reader of format colmap returned 6 names, 6 files, {counts}")
+
+
+def test_unknown_lens():
+    image = np.zeros((64, 96, 3), np.uint8)
+    for model, params, expected in (
+        ("SIMPLE_PINHOL", (80.0, 48.0, 32.0), "expected a model of COLMAP: SIMPLE_PINHOLE, PINHOLE"),
+        ("OPENCV", (80.0, 48.0, 32.0), "expected the parameters fx, fy, cx, cy, k1, k2, p1, p2"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            undistort(image, Lens(model, 96, 64, params))
 
 
 def test_bad_folders(tmp_path):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.blur_model.protocol import BlurModel
+from bags_jax.blur_model.protocol import BlurModel, check_blur_model
 from bags_jax.blur_model.statistics import kernel_statistics
 from bags_jax.config import load_config
 from bags_jax.errors import UserError
@@ -81,6 +81,26 @@ def test_is_a_blur_model(view_kernels):
     assert isinstance(model, BlurModel) and hash(model) == hash(view_kernels.ViewKernels(4, SIZES))
     groups = model.rate_groups(model.init_params(jax.random.key(0)))
     assert groups == {"logits_0": "table", "mask_0": "mask", "logits_1": "table", "mask_1": "mask"}
+
+
+def test_unfit_models_are_refused_in_one_line(view_kernels):
+    class WithoutRates:
+        init_params = field = hand_over = lambda self: None
+
+    class WithList(view_kernels.ViewKernels):
+        def init_params(self, key):
+            return [jnp.zeros(3)]
+
+    class Unhashable(view_kernels.ViewKernels):
+        __hash__ = None
+
+    for model, message in (
+        (WithoutRates(), "the blur model WithoutRates has no rate_groups: expected the methods init_params, field"),
+        (Unhashable(4, SIZES), "the blur model Unhashable cannot be hashed"),
+        (WithList(4, SIZES), "init_params of the blur model WithList returned a list, expected a dict"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_blur_model(model)
 
 
 @pytest.mark.parametrize("head, stride", [(0, 1), (1, 2)])

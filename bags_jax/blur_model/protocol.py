@@ -49,7 +49,7 @@ class BlurModel(Protocol):
         ...
 
 
-def check_blur_model(model: BlurModel) -> None:
+def check_blur_model(model: Any) -> None:
     """Raises UserError if a blur model lacks a method, cannot be hashed, or has parameters that are not a dict of arrays."""
     name = type(model).__name__
     methods = [method for method in vars(BlurModel) if not method.startswith("_")]
