@@ -35,6 +35,7 @@ LAYERS = (
     ("ops.__init__", "ops.blur.__init__", "ops.convolution.__init__", "ops.rasterize.__init__", "ops.ssim.__init__"),
     ("config", "geometry", "metrics", "published", "schedule", "sfm.client", "spherical_harmonics"),
     ("blur_model", "data", "progress", "report", "splatting_checks", "workdir", "writers"),
+    ("upright",),
     ("camera_path", "rendering", "sfm", "splatting", "synthetic"),
     ("scene",),
     ("losses",),
