@@ -13,6 +13,7 @@ import time
 from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+WEBGL_FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a GPU
 SECONDS = 60  # to wait for one answer, on a busy machine
 # Chromium reads its commands from file 3 and answers on file 4.
 _START = """
@@ -33,7 +34,8 @@ def find_chromium() -> str | None:
 class Chromium:
     """A context manager: one tab of a browser of its own. `problems` collects console errors, exceptions and failed loads."""
 
-    def __init__(self, *, width: int = 1280, height: int = 900):
+    def __init__(self, *, width: int = 1280, height: int = 900, webgl: bool = False):
+        self._flags = WEBGL_FLAGS if webgl else ["--disable-gpu"]
         self.problems: list[str] = []
         self._size, self._id, self._rest = (width, height), 0, b""
         self._waiting: list[dict] = []
@@ -45,7 +47,7 @@ class Chromium:
         self._read, theirs_out = os.pipe()
         program = find_chromium()
         assert program
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        flags = ["--headless=new", "--no-sandbox", *self._flags, "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={self._folder.name}"]
         flags += ["--window-size={},{}".format(*self._size)]
         self._process = subprocess.Popen(
@@ -121,6 +123,11 @@ class Chromium:
         """Opens a file and waits until it is loaded."""
         self.send("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def browse(self, address: str) -> None:
+        """Opens an address and waits until it is loaded."""
+        self.send("Page.navigate", url=address)
+        self.wait(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(address)})")
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; waits for a promise."""

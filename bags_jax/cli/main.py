@@ -11,6 +11,7 @@ COMMANDS = {
     "sfm": "Estimate the camera poses of your own photographs.",
     "train": "Train a scene, or continue an interrupted training.",
     "evaluate": "Score a trained scene on its held-out views.",
+    "view": "Show a scene in a browser, also while it trains.",
     "render": "Render pictures and a film of a trained scene.",
     "export": "Write a trained scene as a PLY file for splat viewers.",
 }
