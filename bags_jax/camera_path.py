@@ -1,7 +1,9 @@
 """Camera paths for videos."""
 
+import dataclasses
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from bags_jax.data.poses import locate_cameras, look_at
 
@@ -9,6 +11,17 @@ RADIUS_SHARE = 0.6  # radius of the spiral, as a fraction of the spread of the t
 # Cameras surround a point if the mean of the unit vectors from it to them is shorter: 0 for a ring, 0.64 for half a ring.
 AROUND = 0.5
 AIM = 0.7  # a camera looks at a point if the cosine of the angle between its axis and the point is larger
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraPath:
+    """The F cameras of a film."""
+
+    viewmats: Float[np.ndarray, "F 4 4"]  # cam_from_world, OpenCV axes
+    Ks: Float[np.ndarray, "F 3 3"]  # intrinsics, px
+    sizes: Int[np.ndarray, "F 2"]  # height and width, px
+    ids: Int[np.ndarray, "F"] | None = None  # the views of the scene whose cameras these are; None: other cameras
+    fps: float | None = None  # frames per second that a file asks for
 
 
 def loop(
@@ -25,7 +38,7 @@ def loop(
     """
     subject = meeting_point(viewmats)
     if stand_around(viewmats, subject):
-        return orbit(viewmats, subject=subject, num_frames=num_frames)
+        return orbit(viewmats, subject=subject, down=_vertical(viewmats), num_frames=num_frames)
     return spiral(viewmats, focus=focus_point(viewmats, points), num_frames=num_frames)
 
 
@@ -45,18 +58,23 @@ def stand_around(viewmats: Float[np.ndarray, "V 4 4"], subject: Float[np.ndarray
 
 
 def orbit(
-    viewmats: Float[np.ndarray, "V 4 4"], *, subject: Float[np.ndarray, "3"], num_frames: int
+    viewmats: Float[np.ndarray, "V 4 4"],
+    *,
+    subject: Float[np.ndarray, "3"],
+    down: Float[np.ndarray, "3"],
+    num_frames: int,
 ) -> Float[np.ndarray, "F 4 4"]:
     """Returns a circle of cameras that look at a point, at the median distance and height of the training cameras.
 
     Args:
       viewmats: cam_from_world of the training cameras, OpenCV axes.
       subject: the point, world frame, scene units.
+      down: the axis of the circle, a unit vector, world frame.
       num_frames: cameras on the circle.
     Returns:
       cam_from_world of each frame.
     """
-    down, offsets = _vertical(viewmats), locate_cameras(viewmats) - subject
+    offsets = locate_cameras(viewmats) - subject
     level = _level(offsets, down)
     radius, depth = np.median(np.linalg.norm(level, axis=-1)), np.median(offsets @ down)
     first = _unit(level[np.argmax(np.linalg.norm(level, axis=-1))])
@@ -86,6 +104,30 @@ def spiral(
     angles = 2.0 * np.pi * np.arange(num_frames) / num_frames
     waves = np.stack([np.cos(angles), np.sin(angles), 0.5 * np.sin(2.0 * angles)], axis=-1)
     return np.stack([look_at(middle + (reach * wave) @ home, focus, down) for wave in waves]).astype(np.float32)
+
+
+def interpolate(viewmats: Float[np.ndarray, "V 4 4"], *, num_frames: int) -> Float[np.ndarray, "F 4 4"]:
+    """Returns a smooth path through all cameras, in their order, at about constant speed.
+
+    Positions follow a cubic spline, rotations a spline with continuous angular velocity. Time between two cameras is
+    the square root of their distance (centripetal), which keeps the curve near the cameras where distances vary.
+    """
+    from scipy.interpolate import CubicSpline
+    from scipy.spatial.transform import Rotation, RotationSpline
+
+    if len(viewmats) == 1:
+        return np.repeat(viewmats, num_frames, axis=0)
+    rotations, centers = Rotation.from_matrix(viewmats[:, :3, :3]), locate_cameras(viewmats).astype(np.float64)
+    steps = np.linalg.norm(np.diff(centers, axis=0), axis=-1)
+    size = max(float(np.median(steps)), 1e-9)
+    turns = (rotations[1:] * rotations[:-1].inv()).magnitude()
+    times = np.concatenate([[0.0], np.cumsum(np.sqrt(steps / size) + turns + 1e-3)])
+    moments = np.linspace(0.0, times[-1], num_frames)
+    path = np.tile(np.eye(4), (num_frames, 1, 1))
+    # cam_from_world turns smoothly too, and its translation follows from the position.
+    path[:, :3, :3] = RotationSpline(times, rotations)(moments).as_matrix()
+    path[:, :3, 3] = -np.einsum("fij,fj->fi", path[:, :3, :3], CubicSpline(times, centers, bc_type="natural")(moments))
+    return path.astype(np.float32)
 
 
 def focus_point(viewmats: Float[np.ndarray, "V 4 4"], points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "3"]:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from bags_jax.blur_model.protocol import BlurModel
-from bags_jax.camera_path import loop
+from bags_jax.camera_file import read_camera_path
+from bags_jax.camera_path import CameraPath, focus_point, interpolate, loop, meeting_point, orbit, stand_around
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.poses import locate_cameras
 from bags_jax.data.scene import Scene
@@ -24,6 +25,7 @@ from bags_jax.scene.pose_refinement import corrected_camera
 from bags_jax.schedule import Stage, stage_at
 from bags_jax.step import eval_step
 from bags_jax.structs import Camera, Dataset, TrainState
+from bags_jax.upright import find_up
 from bags_jax.workdir import check_capture, read_settings
 
 
@@ -120,33 +122,66 @@ def render_scene_views(run: Run, ids) -> Iterator[Rendered]:
 
     One at a time: a device may not hold all renders of a capture at full resolution.
     """
-    viewmats, sizes = refined_viewmats(run), [run.scene.images[i].shape[:2] for i in ids]
+    return render_cameras(run, view_cameras(run, ids))
+
+
+def render_cameras(run: Run, cameras: CameraPath) -> Iterator[Rendered]:
+    """Sharp renders of the cameras of a path, one at a time."""
     pictures = {}
-    for height, width in set(sizes):
-        same = [i for i, size in zip(ids, sizes, strict=True) if size == (height, width)]
-        pictures[height, width] = render_views(run, viewmats[same], run.scene.Ks[same], width=width, height=height)
-    return (next(pictures[size]) for size in sizes)
+    for height, width in {(int(h), int(w)) for h, w in cameras.sizes}:
+        same = np.all(cameras.sizes == (height, width), axis=1)
+        pictures[height, width] = render_views(
+            run, cameras.viewmats[same], cameras.Ks[same], width=width, height=height
+        )
+    return (next(pictures[int(h), int(w)]) for h, w in cameras.sizes)
 
 
-def render_path(run: Run, path: str, *, num_frames: int) -> Iterator[Rendered]:
-    """Sharp renders along a camera path, one at a time: test, train or spiral.
+def view_cameras(run: Run, ids) -> CameraPath:
+    """The cameras of views of the scene; those of training views are refined."""
+    ids = np.asarray(ids, int)
+    sizes = np.array([run.scene.images[i].shape[:2] for i in ids], int).reshape(-1, 2)
+    return CameraPath(refined_viewmats(run)[ids], run.scene.Ks[ids], sizes, ids=ids)
 
+
+def find_path(run: Run, path: str, *, num_frames: int) -> CameraPath:
+    """The cameras of a film.
+
+    Args:
+      run: a trained scene.
+      path: test or train (the cameras of these views); spiral (a loop); orbit (a circle around the subject, about the
+        up direction); interpolate (smoothly through the training cameras); or a nerfstudio camera path, FILE.json.
+      num_frames: number of cameras of spiral, orbit and interpolate.
     Raises:
-      UserError: no view is held out.
+      UserError: no view is held out, or the file cannot be read.
     """
     scene = run.scene
+    if path.endswith(".json"):
+        return read_camera_path(path)
     if path in ("test", "train"):
         ids = scene.test_ids if path == "test" else scene.train_ids
         if not len(ids):
             raise UserError("the capture has no held-out views: expected --path=train or --path=spiral")
-        return render_scene_views(run, ids)
+        return view_cameras(run, ids)
     viewmats = refined_viewmats(run)[scene.train_ids]
     points = np.asarray(run.state.gaussians.means)[np.asarray(run.state.alive)]
-    cameras = loop(viewmats, points, num_frames=num_frames)
+    if path == "orbit":
+        subject = meeting_point(viewmats)
+        if not stand_around(viewmats, subject):
+            subject = focus_point(viewmats, points)
+        down = -find_up(viewmats, points).direction
+        cameras = orbit(viewmats, subject=subject, down=down, num_frames=num_frames)
+    elif path == "interpolate":
+        cameras = interpolate(viewmats, num_frames=num_frames)
+    else:
+        cameras = loop(viewmats, points, num_frames=num_frames)
     first = scene.train_ids[0]
-    height, width = scene.images[first].shape[:2]
-    Ks = np.repeat(scene.Ks[first][None], num_frames, axis=0)
-    return render_views(run, cameras, Ks, width=width, height=height)
+    sizes = np.repeat(np.array([scene.images[first].shape[:2]]), num_frames, axis=0)
+    return CameraPath(cameras, np.repeat(scene.Ks[first][None], num_frames, axis=0), sizes)
+
+
+def render_path(run: Run, path: str, *, num_frames: int) -> Iterator[Rendered]:
+    """Sharp renders along a camera path, one at a time; see `find_path`."""
+    return render_cameras(run, find_path(run, path, num_frames=num_frames))
 
 
 def nearest_training_view(scene: Scene, index: int) -> int:

@@ -1,0 +1,113 @@
+"""The first camera of a viewer: level, in front of the subject; and the frame of exported files that follows from it.
+
+A file's axes are those of the start camera, held level: x right, y down, z forward (OpenCV, as viewers expect of PLY
+files from photographs), or x right, y up, z backward (glTF).
+"""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from bags_jax.camera_path import focus_point, meeting_point, stand_around
+from bags_jax.data.poses import locate_cameras, look_at
+
+DEFAULT_FOV = 50.0  # degrees, where the intrinsics are not known
+FLIP_GLTF = np.diag([1.0, -1.0, -1.0])  # glTF axes from OpenCV axes
+FLIP_PLAYCANVAS = np.diag([-1.0, -1.0, 1.0])  # axes of SuperSplat's viewer from those of a PLY: half a turn about z
+
+
+@dataclasses.dataclass(frozen=True)
+class StartCamera:
+    """A level camera; world frame, scene units."""
+
+    position: Float[np.ndarray, "3"]
+    target: Float[np.ndarray, "3"]  # the subject: viewers turn around it
+    up: Float[np.ndarray, "3"]  # unit vector
+    fov_deg: tuple[float, float]  # horizontal and vertical
+
+    def viewmat(self) -> Float[np.ndarray, "4 4"]:
+        """Returns cam_from_world, OpenCV axes."""
+        return look_at(self.position, self.target, -self.up)
+
+    def level_axes(self) -> Float[np.ndarray, "3 3"]:
+        """Returns the rotation from the world frame to the axes right, down, forward of the camera, held level."""
+        right = self.viewmat()[0, :3]
+        return np.stack([right, -self.up, np.cross(right, -self.up)])
+
+    def rotate(self, rotation: Float[np.ndarray, "3 3"]) -> "StartCamera":
+        """Returns the camera in another frame."""
+        position, target, up = (rotation @ vector for vector in (self.position, self.target, self.up))
+        return StartCamera(position, target, up, self.fov_deg)
+
+
+def choose_start(
+    viewmats: Float[np.ndarray, "V 4 4"],
+    Ks: Float[np.ndarray, "V 3 3"] | None,
+    points: Float[np.ndarray, "P 3"],
+    *,
+    up: Float[np.ndarray, "3"],
+) -> StartCamera:
+    """Chooses the most usual photograph: median distance and height, aimed at the subject; without its roll.
+
+    Args:
+      viewmats: cam_from_world of the photographs, OpenCV axes.
+      Ks: their intrinsics, px; None: not known.
+      points: points of the scene, world frame.
+      up: unit vector, world frame.
+    """
+    centers, ahead = locate_cameras(viewmats).astype(np.float64), viewmats[:, 2, :3].astype(np.float64)
+    subject = meeting_point(viewmats).astype(np.float64)
+    surrounded = stand_around(viewmats, subject)
+    if not surrounded:
+        subject = focus_point(viewmats, points).astype(np.float64)
+    offsets = subject - centers
+    distances, heights = np.linalg.norm(offsets, axis=-1), offsets @ up
+    size = max(float(np.median(distances)), 1e-9)
+    cost = np.square((distances - size) / size) + np.square((heights - np.median(heights)) / size)
+    cost += np.square(np.arccos(np.clip(np.einsum("vi,vi->v", ahead, offsets) / np.maximum(distances, 1e-9), -1, 1)))
+    if not surrounded:
+        cost += np.sum(np.square(centers - np.median(centers, axis=0)), axis=-1) / size**2
+    best = int(np.argmin(cost))
+    depth = float(offsets[best] @ ahead[best])
+    target = centers[best] + ahead[best] * (depth if depth > 0 else size)
+    fov = (DEFAULT_FOV * 4 / 3, DEFAULT_FOV)
+    if Ks is not None:
+        fx, fy, cx, cy = (float(Ks[best][i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
+        fov = (2 * math.degrees(math.atan(cx / fx)), 2 * math.degrees(math.atan(cy / fy)))
+    return StartCamera(centers[best], target, up, fov)
+
+
+def viewer_settings(camera: StartCamera, *, background: tuple[float, float, float], is_gltf: bool = False) -> str:
+    """Returns the settings of SuperSplat's viewer as JSON.
+
+    Args:
+      camera: in the frame of the file.
+      background: sRGB in [0, 1].
+      is_gltf: the file is glTF, which the viewer does not turn.
+    """
+    seen = camera if is_gltf else camera.rotate(FLIP_PLAYCANVAS)
+    # The viewer's field of view is that of the longer side of the window.
+    pose = {"position": seen.position.tolist(), "target": seen.target.tolist(), "fov": round(max(camera.fov_deg), 4)}
+    off = {"enabled": False}
+    effects = {
+        "sharpness": off | {"amount": 0},
+        "bloom": off | {"intensity": 1, "blurLevel": 2},
+        "grading": off | {"brightness": 0, "contrast": 1, "saturation": 1, "tint": [1, 1, 1]},
+        "vignette": off | {"intensity": 0.5, "inner": 0.3, "outer": 0.75, "curvature": 1},
+        "fringing": off | {"intensity": 0.5},
+    }
+    settings = {
+        "version": 2,
+        "tonemapping": "none",
+        "highPrecisionRendering": False,
+        "background": {"color": list(background)},
+        "postEffectSettings": effects,
+        "animTracks": [],
+        "cameras": [{"initial": pose}],
+        "annotations": [],
+        "startMode": "default",
+    }
+    return json.dumps(settings, indent=1) + "\n"
