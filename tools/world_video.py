@@ -98,8 +98,8 @@ def measure(film: Film, world: raycast.World, pose, time: float) -> tuple[np.nda
     """Returns world points [NUM_POINTS, 3] that a frame sees, and its mean blur in px."""
     view = pose(time)
     points = exposures.find_visible_points(world, view, film.K, height=film.height, width=film.width)
-    ends = [pose(time + SHUTTER / FPS * t) for t in (-0.5, 0.5)]
-    blur = exposures.measure_displacement(points, *ends, film.K)
+    opened, closed = (pose(time + SHUTTER / FPS * t) for t in (-0.5, 0.5))
+    blur = exposures.measure_displacement(points, opened, closed, film.K)
     ids = np.linspace(0, points.shape[1] - 1, NUM_POINTS).astype(int)
     return points[:3, ids].T, blur
 
@@ -143,7 +143,9 @@ def main(_) -> None:
     path = pathlib.Path(_OUTPUT.value)
     write_film(path, film)
     blur = np.load(path.with_suffix(".npz"))["blur_px"]
-    print(f"{film.num_frames} frames of {width} x {height} px, blur {np.median(blur):.1f} px ({blur.max():.1f}): {path}")
+    print(
+        f"{film.num_frames} frames of {width} x {height} px, blur {np.median(blur):.1f} px ({blur.max():.1f}): {path}"
+    )
 
 
 if __name__ == "__main__":

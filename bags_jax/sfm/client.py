@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from bags_jax.errors import UserError
@@ -18,13 +19,16 @@ TIMEOUT_S = 120.0  # time limit of a request, beyond the work_s of its caller
 _LOCK = threading.Lock()  # one request at a time
 
 
-def call(operation: str, *arguments: Any, work_s: float = 0.0) -> Any:
+def call(
+    operation: str, *arguments: Any, work_s: float = 0.0, report: Callable[[int], None] = lambda count: None
+) -> Any:
     """Runs a function of process.py in the process of pycolmap and returns its result.
 
     Args:
       operation: name of the function.
       arguments: plain data: numbers, strings, tuples, lists and NumPy arrays.
       work_s: time, in seconds, that the work may take beyond TIMEOUT_S.
+      report: receives the progress of an operation that tells its progress.
     Raises:
       RuntimeError: pycolmap raised an error, crashed, or took too long; the message is one line.
       UserError: pycolmap cannot be imported.
@@ -34,7 +38,7 @@ def call(operation: str, *arguments: Any, work_s: float = 0.0) -> Any:
         # An old process may have been killed since its last answer: try once more. A new process dies of the request.
         for is_last_try in (is_new, True):
             try:
-                value, kind, problem = _exchange((operation, arguments), TIMEOUT_S + work_s)
+                value, kind, problem = _exchange((operation, arguments), TIMEOUT_S + work_s, report)
                 break
             except EOFError as error:
                 if is_last_try:
@@ -48,7 +52,9 @@ def call(operation: str, *arguments: Any, work_s: float = 0.0) -> Any:
     return value
 
 
-def _exchange(request: tuple[str, tuple[Any, ...]], timeout_s: float) -> tuple[Any, str, str]:
+def _exchange(
+    request: tuple[str, tuple[Any, ...]], timeout_s: float, report: Callable[[int], None]
+) -> tuple[Any, str, str]:
     """Sends a request and waits for the answer.
 
     Raises:
@@ -65,7 +71,9 @@ def _exchange(request: tuple[str, tuple[Any, ...]], timeout_s: float) -> tuple[A
     try:
         pickle.dump(request, process.stdin, protocol=5)
         process.stdin.flush()
-        return pickle.load(process.stdout)
+        while (answer := pickle.load(process.stdout))[1] == "progress":
+            report(answer[0])
+        return answer
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         code = stop(process)
         if time.monotonic() >= end:

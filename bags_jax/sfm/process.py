@@ -4,10 +4,12 @@ pycolmap's native libraries clash with those of Pillow and jaxlib in one process
 an exception thrown in jaxlib crashes. So `client.py` starts this file, which imports nothing of bags_jax or JAX.
 
 stdin: pickled requests (operation, arguments). stdout: for each a pickled (value, type of the error, the error in one
-line). Only plain data is sent: numbers, strings, tuples, lists, dicts and NumPy arrays.
+line), and before it any number of (count, "progress", ""). Only plain data is sent: numbers, strings, tuples, lists, dicts and NumPy arrays.
 """
 
+import contextlib
 import functools
+import itertools
 import os
 import pathlib
 import pickle
@@ -18,7 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 import numpy as np
 
@@ -39,10 +42,13 @@ def serve(caller: int) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
+        arguments: tuple[Any, ...]
         try:
             operation, arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        if operation in REPORTING:
+            arguments = (*arguments, functools.partial(_send_progress, answers))
         try:
             answer = (OPERATIONS[operation](*arguments), "", "")
         except Exception as error:  # noqa: BLE001 - pycolmap's checks raise IndexError, ValueError, RuntimeError ...
@@ -50,6 +56,11 @@ def serve(caller: int) -> None:
             answer = (None, kind, " ".join(f"{kind}: {error}".split()))
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
+
+
+def _send_progress(answers: IO[bytes], count: int) -> None:
+    pickle.dump((count, "progress", ""), answers, protocol=5)
+    answers.flush()
 
 
 def _exit_with(caller: int) -> None:
@@ -138,29 +149,126 @@ def _measure_blank_share(lens: LensValues, width: int, height: int) -> float:
     return float((white < 250).mean())
 
 
-def extract_features(database: str, folder: str, names: list[str], max_size: int) -> None:
-    """Writes the SIFT features of photographs by one camera, of one size, to COLMAP's database.
+def extract_features(database: str, folder: str, names: list[str], max_size: int, camera_id: int) -> int:
+    """Writes the SIFT features of photographs by one camera, of one size, to COLMAP's database. Returns the camera's id.
 
     COLMAP extracts the features from copies whose longer side is at most max_size px.
+
+    Args:
+      camera_id: of a camera in the database; -1: a new camera, whose focal length is that of the EXIF, if it has one.
     """
     pycolmap = load_pycolmap()
     options = pycolmap.FeatureExtractionOptions()
     options.max_image_size = max_size
+    reader = pycolmap.ImageReaderOptions()
+    reader.existing_camera_id = camera_id
+    mode = pycolmap.CameraMode.SINGLE
     pycolmap.extract_features(
-        database, folder, image_names=names, camera_mode=pycolmap.CameraMode.SINGLE, extraction_options=options
+        database, folder, image_names=names, camera_mode=mode, reader_options=reader, extraction_options=options
     )
+    with open_database(database) as opened:
+        found = [image.camera_id for image in opened.read_all_images() if image.name in names]
+    return max([camera_id, *found])  # a photograph that cannot be decoded is not in the database
 
 
-def match_features(database: str, tolerance: float) -> None:
-    """Matches every pair of photographs in the database. COLMAP's tolerances in px are multiplied by `tolerance`."""
+@contextlib.contextmanager
+def open_database(path: str) -> Iterator[Any]:
+    """Opens COLMAP's database for a block."""
+    database = load_pycolmap().Database.open(path)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def read_photographs(database: str) -> dict[str, tuple[int, bool, tuple[float, ...]]]:
+    """Returns by name: number of features, whether the focal length is known, GPS position (degrees, metres) or ()."""
+    with open_database(database) as opened:
+        cameras = {camera.camera_id: camera for camera in opened.read_all_cameras()}
+        places = {
+            prior.corr_data_id.id: tuple(float(x) for x in prior.position)
+            for prior in opened.read_all_pose_priors()
+            if np.isfinite(prior.position).all()
+        }
+        return {
+            image.name: (
+                opened.num_keypoints_for_image(image.image_id),
+                cameras[image.camera_id].has_prior_focal_length,
+                places.get(image.image_id, ()),
+            )
+            for image in opened.read_all_images()
+        }
+
+
+def read_features(database: str, names: list[str], limit: int) -> list[np.ndarray]:
+    """Returns the descriptors [n, 128], uint8, of the `limit` largest features of each photograph."""
+    found = []
+    with open_database(database) as opened:
+        for name in names:
+            image_id = opened.read_image_with_name(name).image_id
+            keypoints = np.asarray(opened.read_keypoints(image_id)).reshape(-1, 6)
+            sizes = np.linalg.norm(keypoints[:, 2:4], axis=1)
+            largest = np.argsort(-sizes, kind="stable")[:limit]
+            found.append(np.asarray(opened.read_descriptors(image_id).data).reshape(-1, 128)[largest])
+    return found
+
+
+def match_pairs(database: str, pairs: list[tuple[str, str]], tolerance: float) -> None:
+    """Matches pairs of photographs in the database. COLMAP's tolerances in px are multiplied by `tolerance`."""
     pycolmap = load_pycolmap()
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.max_error *= tolerance
-    pycolmap.match_exhaustive(database, verification_options=options)
+    pairing = pycolmap.ImportedPairingOptions()
+    pairing.match_list_path = f"{database}.pairs"
+    with name_by_number(database) as numbers:
+        lines = [f"{numbers[first]} {numbers[second]}\n" for first, second in pairs]
+        pathlib.Path(pairing.match_list_path).write_text("".join(lines))
+        pycolmap.match_image_pairs(database, pairing_options=pairing, verification_options=options)
 
 
-def map_incrementally(database: str, folder: str, models: str, tolerance: float) -> list[tuple[list[str], int, float]]:
-    """Writes models to models/0, models/1 ... Returns of each (names with a pose, number of points, mean error px)."""
+@contextlib.contextmanager
+def name_by_number(database: str) -> Iterator[dict[str, str]]:
+    """Replaces the names in the database by numbers for a block: COLMAP's lists of pairs take no name with a space."""
+    with open_database(database) as opened:
+        names = {image.image_id: image.name for image in opened.read_all_images()}
+    numbers = {image_id: str(image_id) for image_id in names}
+    rename(database, numbers)
+    try:
+        yield {names[image_id]: number for image_id, number in numbers.items()}
+    finally:
+        rename(database, names)
+
+
+def rename(database: str, names: dict[int, str]) -> None:
+    """Renames photographs, by their ids."""
+    with open_database(database) as opened, load_pycolmap().DatabaseTransaction(opened):
+        for image in opened.read_all_images():
+            image.name = names[image.image_id]
+            opened.update_image(image)
+
+
+def read_matches(database: str) -> list[tuple[str, str, int, str]]:
+    """Returns (name, name, number of inliers, kind of the two-view geometry) of each pair with a verified geometry."""
+    pycolmap = load_pycolmap()
+    with open_database(database) as opened:
+        names = {image.image_id: image.name for image in opened.read_all_images()}
+        found = []
+        for pair_id, geometry in zip(*opened.read_two_view_geometries(), strict=True):
+            first, second = pycolmap.pair_id_to_image_pair(pair_id)
+            num = len(geometry.inlier_matches)
+            if num:
+                kind = pycolmap.TwoViewGeometryConfiguration(geometry.config).name
+                found.append((names[first], names[second], num, kind))
+        return found
+
+
+def map_incrementally(
+    database: str, folder: str, models: str, tolerance: float, report: Callable[[int], None]
+) -> list[tuple[list[str], int, float]]:
+    """Writes models to models/0, models/1 ... Returns of each (names with a pose, number of points, mean error px).
+
+    report: receives the number of photographs of the model that grows.
+    """
     pycolmap = load_pycolmap()
     pycolmap.set_random_seed(0)
     options = pycolmap.IncrementalPipelineOptions()
@@ -168,7 +276,21 @@ def map_incrementally(database: str, folder: str, models: str, tolerance: float)
     options.min_model_size = 3
     for part, name in TOLERANCES:
         setattr(getattr(options, part), name, tolerance * getattr(getattr(options, part), name))
-    reconstructions = pycolmap.incremental_mapping(database, folder, models, options)
+    count = itertools.count()
+
+    def start_model() -> None:
+        nonlocal count
+        count = itertools.count(3)
+        report(2)
+
+    reconstructions = pycolmap.incremental_mapping(
+        database,
+        folder,
+        models,
+        options,
+        initial_image_pair_callback=start_model,
+        next_image_callback=lambda: report(next(count)),
+    )
     return [
         (
             sorted(image.name for image in model.images.values() if image.has_pose),
@@ -261,8 +383,19 @@ def unpack(layout: str, data: bytes, offset: int) -> tuple[int, ...]:
 
 OPERATIONS = {
     function.__name__: function
-    for function in (extract_features, match_features, map_incrementally, find_damage, read_model, undistort)
+    for function in (
+        extract_features,
+        read_photographs,
+        read_features,
+        match_pairs,
+        read_matches,
+        map_incrementally,
+        find_damage,
+        read_model,
+        undistort,
+    )
 }
+REPORTING = ("map_incrementally",)  # operations that get a function for their progress as the last argument
 
 if __name__ == "__main__":
     serve(caller=int(sys.argv[1]))
