@@ -206,6 +206,7 @@ def make_recipe(
         views_per_step=settings.views_per_step,
         num_devices=num_devices,
         sh_every=int(settings.sh_every),
+        learns_exposures=settings.optim.exposures > 0,
         loop_length=loop_length(settings) if current_platform() == "gpu" else 0,
     )
 

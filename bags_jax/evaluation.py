@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from bags_jax import metrics
 from bags_jax.atomic import write_atomic
@@ -35,6 +35,7 @@ class HeldOutView:
     name: str
     photo: UInt8[np.ndarray, "H W 3"]
     render: Float[np.ndarray, "H W 3"]
+    valid: Bool[np.ndarray, "H W"] | None  # pixels to score; None: all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +73,9 @@ def evaluate(
     """
     run = open_run(workdir, step=step, data_root=data_root, make_model=make_model)
     held_out = render_held_out_views(run)
-    per_view = {view.name: score_view(view.render, view.photo) for view in held_out}
+    per_view = {view.name: score_view(view.render, view.photo, view.valid) for view in held_out}
     side = run.job.stages[-1].kernel_size or run.job.settings.blur.kernel_sizes[-1]
-    fitted = {view.name: no_truth.score_held_out_view(view.render, view.photo, side=side) for view in held_out}
+    fitted = {view.name: no_truth.score_held_out_view(view.render, hide(view), side=side) for view in held_out}
     training = evaluate_training_views(run)
     results = {
         "step": int(run.state.step),
@@ -97,20 +98,31 @@ def render_held_out_views(run: Run) -> list[HeldOutView]:
     scene = run.scene
     renders = render_scene_views(run, scene.test_ids)
     return [
-        HeldOutView(scene.names[i], scene.images[i], np.asarray(rendered.image))
+        HeldOutView(
+            scene.names[i], scene.images[i], np.asarray(rendered.image), scene.valid[i] if scene.valid else None
+        )
         for i, rendered in zip(scene.test_ids, renders, strict=True)
     ]
 
 
-def score_view(picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]) -> dict:
-    """Scores one held-out view in both protocols, and computes its PSNR after the best sub-pixel shift."""
+def hide(view: HeldOutView) -> UInt8[np.ndarray, "H W 3"]:
+    """The photograph of a held-out view, with the render where the photograph is not valid."""
+    if view.valid is None:
+        return view.photo
+    return np.where(view.valid[..., None], view.photo, to_uint8(view.render))
+
+
+def score_view(
+    picture: Float[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"], valid: Bool[np.ndarray, "H W"] | None = None
+) -> dict:
+    """Scores the valid pixels of one held-out view in both protocols, and its PSNR after the best sub-pixel shift."""
     picture, truth = np.clip(picture, 0.0, 1.0), truth.astype(np.float32) / 255.0
     aligned, shift = None, None
     if min(truth.shape[:2]) >= 4 * ALIGNMENT_BORDER_PX:
-        aligned, shift = metrics.shift_aligned_psnr(picture, truth, border=ALIGNMENT_BORDER_PX)
+        aligned, shift = metrics.shift_aligned_psnr(picture, truth, valid, border=ALIGNMENT_BORDER_PX)
     return {
-        "deblur_nerf": _score_dict(metrics.deblur_nerf(picture, truth)),
-        "gaussian_splatting": _score_dict(metrics.gaussian_splatting(picture, truth)),
+        "deblur_nerf": _score_dict(metrics.deblur_nerf(picture, truth, valid)),
+        "gaussian_splatting": _score_dict(metrics.gaussian_splatting(picture, truth, valid)),
         "shift_aligned": {"PSNR": None if aligned is None else min(aligned, metrics.PSNR_CAP), "shift_px": shift},
     }
 
@@ -138,7 +150,9 @@ def evaluate_training_views(run: Run) -> TrainingResults:
     limit_px, area, num_views = choose_limit(run), choose_page_area(run), len(scene.train_ids)
     for i, view in zip(scene.train_ids, render_training_views(run), strict=True):
         name = scene.names[i]
-        found.scores[name] = no_truth.score_training_view(np.asarray(view.sharp), np.asarray(view.blurred), view.photo)
+        found.scores[name] = no_truth.score_training_view(
+            np.asarray(view.sharp), np.asarray(view.blurred), view.photo, view.valid
+        )
         pictures, in_place = take_pictures(run, name, view), None
         if view.blur is not None and pictures.blur is not None:
             found.blurs[name] = write_blur(run, stems[name], view.blur, *view.photo.shape[:2])

@@ -25,6 +25,7 @@ from bags_jax.scene.pose_refinement import make_pose_frame
 from bags_jax.schedule import Stage, check_image_size, make_stages
 from bags_jax.settings import Settings, in_steps
 from bags_jax.structs import Gaussians, PoseFrame, TrainState
+from bags_jax.synthetic.auto_exposure import vary_exposures
 from bags_jax.synthetic.mixed import mix_resolutions
 from bags_jax.synthetic.procedural import make_scene
 
@@ -108,8 +109,9 @@ def load_photographs(settings: Settings) -> Scene:
     """The scene that the settings name: an embedded world or a capture on disk."""
     data, synthetic = settings.data, settings.synthetic
     if data.format == "procedural":
-        options = {name: value for name, value in vars(synthetic).items() if name != "blur"}
-        scene = make_scene(synthetic.blur, **options)
+        options = dict(vars(synthetic))
+        blur, spread = options.pop("blur"), options.pop("exposure_spread")
+        scene = vary_exposures(make_scene(blur, **options), spread, seed=synthetic.seed)
     elif not data.root:
         raise UserError("config.data.root is empty, expected the folder of a capture: pass --config.data.root=FOLDER")
     else:

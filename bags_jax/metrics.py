@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from bags_jax.errors import UserError
 from bags_jax.numerics import EXACT
@@ -42,7 +42,11 @@ class Scores:
     lpips: float | None  # 0: identical; None: the weights are not installed or the image is smaller than 32 px
 
 
-def deblur_nerf(image: Float[Array | np.ndarray, "H W 3"], target: Float[Array | np.ndarray, "H W 3"]) -> Scores:
+def deblur_nerf(
+    image: Float[Array | np.ndarray, "H W 3"],
+    target: Float[Array | np.ndarray, "H W 3"],
+    valid: Bool[np.ndarray, "H W"] | None = None,
+) -> Scores:
     """Scores a render by the protocol of the Deblur-NeRF benchmark (Ma et al. 2022 and later papers).
 
     Images are mapped to [-1, 1]; SSIM is scikit-image's default (7 x 7 uniform window, sample covariance, data range
@@ -51,18 +55,28 @@ def deblur_nerf(image: Float[Array | np.ndarray, "H W 3"], target: Float[Array |
     Args:
       image: the render, sRGB; clipped to [0, 1].
       target: the sharp photograph, sRGB in [0, 1].
+      valid: pixels to score; None: all. The others are black in both images.
     Raises:
       UserError: images that are not float, differ in shape, are smaller than 7 px or are not finite, or a target outside
         [0, 1].
     """
-    image, target = (2.0 * pixels - 1.0 for pixels in _checked(image, target, smallest_px=7))
+    image, target = (2.0 * pixels - 1.0 for pixels in _checked(image, target, valid, smallest_px=7))
     ssim = _ssim(
-        image, target, functools.partial(_filter, taps=np.full(7, 1 / 7), pad=0), data_range=2.0, cov_norm=49 / 48
+        image,
+        target,
+        functools.partial(_filter, taps=np.full(7, 1 / 7), pad=0),
+        data_range=2.0,
+        cov_norm=49 / 48,
+        valid=None if valid is None else valid[3:-3, 3:-3],
     )
-    return Scores(_psnr(image, target, data_range=2.0), ssim, _lpips(image, target, network="alexnet"))
+    return Scores(_psnr(image, target, valid, data_range=2.0), ssim, _lpips(image, target, network="alexnet"))
 
 
-def gaussian_splatting(image: Float[Array | np.ndarray, "H W 3"], target: Float[Array | np.ndarray, "H W 3"]) -> Scores:
+def gaussian_splatting(
+    image: Float[Array | np.ndarray, "H W 3"],
+    target: Float[Array | np.ndarray, "H W 3"],
+    valid: Bool[np.ndarray, "H W"] | None = None,
+) -> Scores:
     """Scores a render by the protocol of 3D Gaussian Splatting (Kerbl et al. 2023).
 
     Images stay in [0, 1]; SSIM has an 11 x 11 Gaussian window of sigma 1.5 px, zero-padded at the borders; LPIPS is
@@ -71,18 +85,21 @@ def gaussian_splatting(image: Float[Array | np.ndarray, "H W 3"], target: Float[
     Args:
       image: the render, sRGB; clipped to [0, 1].
       target: the sharp photograph, sRGB in [0, 1].
+      valid: pixels to score; None: all. The others are black in both images.
     Raises:
       UserError: images that are not float, differ in shape, are empty or are not finite, or a target outside [0, 1].
     """
-    image, target = _checked(image, target, smallest_px=1)
+    image, target = _checked(image, target, valid, smallest_px=1)
     taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
-    ssim = _ssim(image, target, functools.partial(_filter, taps=taps / taps.sum(), pad=5), data_range=1.0, cov_norm=1.0)
-    return Scores(_psnr(image, target, data_range=1.0), ssim, _lpips(image, target, network="vgg16"))
+    window = functools.partial(_filter, taps=taps / taps.sum(), pad=5)
+    ssim = _ssim(image, target, window, data_range=1.0, cov_norm=1.0, valid=valid)
+    return Scores(_psnr(image, target, valid, data_range=1.0), ssim, _lpips(image, target, network="vgg16"))
 
 
 def shift_aligned_psnr(
     image: Float[Array | np.ndarray, "H W 3"],
     target: Float[Array | np.ndarray, "H W 3"],
+    valid: Bool[np.ndarray, "H W"] | None = None,
     *,
     max_shift_px: float = 3.0,
     border: int = 8,
@@ -98,6 +115,7 @@ def shift_aligned_psnr(
     Args:
       image: the render, sRGB; clipped to [0, 1].
       target: the sharp photograph, sRGB in [0, 1].
+      valid: pixels of the target to score; None: all.
       max_shift_px: largest shift along x and along y, px.
       border: width of the cropped border, px; at least max_shift_px + 4, so that every pixel exists.
     Returns:
@@ -110,12 +128,13 @@ def shift_aligned_psnr(
         raise UserError(f"max_shift_px is {max_shift_px}; expected a number of at least 0, such as 3.0")
     if border < max_shift_px + 4:
         raise UserError(f"border is {border} px; expected at least max_shift_px + 4 = {max_shift_px + 4:g}: widen it")
-    image, target = _checked(image, target, smallest_px=2 * border + 1)
+    image, target = _checked(image, target, None, smallest_px=2 * border + 1)
     cropped = target[border:-border, border:-border]
+    scored = slice(None) if valid is None else valid[border:-border, border:-border]
 
     @functools.cache
     def error(shift: tuple[float, float]) -> float:
-        return float(np.mean((_shifted(image, shift, border=border) - cropped) ** 2))
+        return float(np.mean((_shifted(image, shift, border=border)[scored] - cropped[scored]) ** 2))
 
     steps = np.arange(-math.floor(max_shift_px), math.floor(max_shift_px) + 1).astype(float).tolist()
     # Sorted by length, and min returns the first of equal errors: a flat image has no shift.
@@ -141,8 +160,8 @@ def why_no_lpips() -> str:
     return f"LPIPS needs its weights: {LPIPS_EXTRA}"
 
 
-def _checked(image, target, *, smallest_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both images as float64, clipped to [0, 1]; raises UserError if they cannot be scored."""
+def _checked(image, target, valid, *, smallest_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both images as float64, clipped to [0, 1], 0 where not valid; raises UserError if they cannot be scored."""
     image, target = np.asarray(image), np.asarray(target)
     for name, pixels in (("image", image), ("target", target)):
         if not jnp.issubdtype(pixels.dtype, jnp.floating):
@@ -166,11 +185,18 @@ def _checked(image, target, *, smallest_px: int) -> tuple[np.ndarray, np.ndarray
         raise UserError(
             f"the target spans {target.min():g} to {target.max():g}; expected [0, 1]: divide 8-bit pixels by 255"
         )
-    return np.clip(image.astype(np.float64), 0.0, 1.0), np.clip(target.astype(np.float64), 0.0, 1.0)
+    if valid is not None and (valid.shape != image.shape[:2] or not valid.any()):
+        raise UserError(
+            f"{np.sum(valid)} valid pixels of shape {valid.shape} came for images of shape {image.shape}: expected at "
+            "least one, and the same height and width"
+        )
+    image, target = (np.clip(pixels.astype(np.float64), 0.0, 1.0) for pixels in (image, target))
+    return (image, target) if valid is None else (image * valid[..., None], target * valid[..., None])
 
 
-def _psnr(image: np.ndarray, target: np.ndarray, *, data_range: float) -> float:
-    return psnr_of_mse(float(np.mean((image - target) ** 2)) / data_range**2, cap=math.inf)
+def _psnr(image: np.ndarray, target: np.ndarray, valid: np.ndarray | None, *, data_range: float) -> float:
+    share = 1.0 if valid is None else float(np.mean(valid))  # both images are equal elsewhere
+    return psnr_of_mse(float(np.mean((image - target) ** 2)) / share / data_range**2, cap=math.inf)
 
 
 def _ssim(
@@ -180,15 +206,17 @@ def _ssim(
     *,
     data_range: float,
     cov_norm: float,
+    valid: np.ndarray | None,
 ) -> float:
-    """Mean structural similarity (Wang et al. 2004, eq. 13, K1 = 0.01, K2 = 0.03)."""
+    """Mean structural similarity over valid pixels (Wang et al. 2004, eq. 13, K1 = 0.01, K2 = 0.03)."""
     mean_a, mean_b = window(image), window(target)
     var_a = cov_norm * (window(image * image) - mean_a**2)
     var_b = cov_norm * (window(target * target) - mean_b**2)
     cov = cov_norm * (window(image * target) - mean_a * mean_b)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     num = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
-    return float(np.mean(num / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
+    similarities = num / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return float(np.mean(similarities if valid is None or not valid.any() else similarities[valid]))
 
 
 def _filter(pixels: np.ndarray, *, taps: np.ndarray, pad: int) -> np.ndarray:

@@ -61,7 +61,7 @@ def without_additions(config: Any) -> Any:
         if field.name not in PAPER_LOSSES and rule_of(field).unit != STEPS:
             config.loss[field.name] = 0.0
     config.blur.linear_light = config.blur.margin = False
-    config.optim.poses = 0.0
+    config.optim.poses = config.optim.exposures = 0.0
     return config
 
 

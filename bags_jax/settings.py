@@ -96,6 +96,12 @@ class Synthetic:
     num_test: int = setting(5, "Number of held-out views.")
     num_points: int = setting(1500, "Number of points in the sparse point cloud.")
     seed: int = setting(0, "Seed of cameras, blur, points and pose errors.")
+    exposure_spread: float = setting(
+        0.0,
+        "Spread of the exposures of the training photographs, as by a camera that chooses them.",
+        unit="log",
+        older=0.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +183,7 @@ class Loss:
     poses: float = setting(
         2e-3, "Weight of the squared pose correction of a view, relative to the blur of that view.", low=0
     )
+    exposures: float = setting(2e-3, "Weight of the mean squared log gain of a view.", low=0, older=0.0)
     depth_tv: float = setting(0.0, "Weight of the total variation of the normalised depth.", low=0)
     rgb_tv: float = setting(0.0, "Weight of the total variation of the render.", low=0)
 
@@ -208,6 +215,16 @@ class Optim:
     )
     poses_final: float = setting(1e-3, "Rate of the pose corrections at the end.", unit="px at full scale", low=0)
     poses_start: float = steps(0.3, "First step at which poses are refined.")
+    exposures: float = setting(
+        0.02,
+        "Rate of the exposure and white balance of each view. 0: all views have the same.",
+        unit="log gain",
+        low=0,
+        older=0.0,
+    )
+    exposures_final: float = setting(
+        1e-3, "Rate of exposure and white balance at the end.", unit="log gain", low=0, exclusive=True, older=1e-3
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bags_jax.parallel import pmax, psum
 from bags_jax.rendering import Rendered, View, render, render_blurred
 from bags_jax.scene.confidence import pose_trust, view_confidence
 from bags_jax.scene.density import add_stats, view_stats
+from bags_jax.scene.exposure import expose, hold_brightness
 from bags_jax.scene.optimizer import Optimizers
 from bags_jax.scene.pose_refinement import corrected_camera, hold_gauge
 from bags_jax.schedule import Stage
@@ -44,6 +45,7 @@ class Recipe:
     views_per_step: int
     num_devices: int
     sh_every: int  # steps after which one more degree of SH is in use; 0: all degrees from the start
+    learns_exposures: bool = False
     # Trip count of the fori_loop over the steps of one dispatch. Surplus iterations change nothing. GPUs need it, because each
     # iteration of a while_loop waits for the host there. 0: use a while_loop.
     loop_length: int = 0
@@ -70,7 +72,7 @@ def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Arr
 
 
 def loss_fn(
-    trained: tuple[Gaussians, dict, Float[Array, "V 6"], Float[Array, "N 2"]],
+    trained: tuple[Gaussians, dict, Float[Array, "V 6"], Float[Array, "V 3"], Float[Array, "N 2"]],
     state: TrainState,
     dataset: Dataset,
     index: Int[Array, ""],
@@ -80,8 +82,8 @@ def loss_fn(
     """Loss of one training view.
 
     Args:
-      trained: the differentiated part: Gaussians, parameters of the blur model, pose corrections, and the probe of the projected
-        means (zeros).
+      trained: the differentiated part: Gaussians, parameters of the blur model, pose corrections, exposures, and the probe of the
+        projected means (zeros).
       state: the rest of the state.
       dataset: training views at the scale of the stage.
       index: the view.
@@ -89,7 +91,7 @@ def loss_fn(
     Returns:
       loss, and (terms, Rendered): all terms by name, unweighted, with the PSNR to the photograph.
     """
-    gaussians, params, poses, probe = trained
+    gaussians, params, poses, exposures, probe = trained
     stage, view, model = recipe.stage, recipe.view, recipe.model
     sh_degree = state.step // recipe.sh_every if recipe.sh_every else MAX_DEGREE
     camera = training_camera(dataset, poses, index)
@@ -97,6 +99,8 @@ def loss_fn(
     photo = dataset.images[index].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
     valid = (jnp.arange(view.height) < height)[:, None] & (jnp.arange(view.width) < width)[None, :]
+    if dataset.valid is not None:
+        valid &= dataset.valid[index]
     sharp = rendered.crop_margin()
     image, blur_terms, blur_px = sharp.image, {}, jnp.zeros(())
     if model is not None and stage.kernel_size:
@@ -106,9 +110,13 @@ def loss_fn(
         where = moments, share, state.blur_px, index, state.step
         blur_terms = losses.blur_terms(*where, stage=stage, loss=recipe.loss)
         blur_px = view_statistics(moments, share).rms_width / stage.scale
+    if recipe.learns_exposures:
+        image = expose(image, exposures[index])
     terms = losses.photo_terms(image, photo, valid, sharp, loss=recipe.loss, backend=view.backend) | blur_terms
     if dataset.pose_frame is not None:
         terms["poses"] = pose_trust(state.blur_px[index]) * jnp.sum(poses[index] ** 2)
+    if recipe.learns_exposures:
+        terms["exposures"] = jnp.mean(exposures[index] ** 2)
     total = losses.weighted_sum(terms, recipe.loss)
     terms["blur_px"] = blur_px
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
@@ -120,7 +128,7 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
     probe = jnp.zeros((state.alive.shape[0], 2))
     gradient_of = jax.grad(loss_fn, has_aux=True)
     (*grads, d_probe), (terms, rendered) = gradient_of(
-        (state.gaussians, state.network, state.poses, probe), state, dataset, index, recipe=recipe
+        (state.gaussians, state.network, state.poses, state.exposures, probe), state, dataset, index, recipe=recipe
     )
     height, width = dataset.sizes[index]
     stats = view_stats(d_probe, rendered.projected, width=width, height=height, margin=recipe.view.margin)
@@ -189,7 +197,7 @@ def train_step(
     blur_px = jnp.where(new_blur_px > 0.0, new_blur_px, state.blur_px)
     grads, terms = jax.tree.map(lambda x: x / recipe.views_per_step, (grads, terms))
 
-    d_gaussians, d_network, d_poses = grads
+    d_gaussians, d_network, d_poses, d_exposures = grads
     updates: Any
     updates, gaussians_opt = recipe.optimizers.gaussians.update(d_gaussians, state.gaussians_opt)
     updates = dataclasses.replace(updates, means=dataset.extent * updates.means)
@@ -198,6 +206,10 @@ def train_step(
     if dataset.pose_frame is not None:
         pose_updates, poses_opt = recipe.optimizers.poses.update(d_poses, poses_opt)
         poses = hold_gauge(cast(Any, optax.apply_updates(poses, pose_updates)), blur_px, dataset.pose_frame)
+    exposures, exposures_opt = state.exposures, state.exposures_opt
+    if recipe.learns_exposures:
+        exposure_updates, exposures_opt = recipe.optimizers.exposures.update(d_exposures, exposures_opt)
+        exposures = hold_brightness(cast(Any, optax.apply_updates(exposures, exposure_updates)))
     advanced = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -207,6 +219,8 @@ def train_step(
         network_opt=network_opt,
         poses=poses,
         poses_opt=poses_opt,
+        exposures=exposures,
+        exposures_opt=exposures_opt,
         blur_px=blur_px,
         density=add_stats(state.density, stats),
     )
@@ -218,7 +232,7 @@ def train_step(
 
 
 def _parameters(state: TrainState):
-    return state.gaussians, state.network, state.poses
+    return state.gaussians, state.network, state.poses, state.exposures
 
 
 @jax.jit

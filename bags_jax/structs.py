@@ -98,6 +98,7 @@ class Dataset:
     extent: Float[Array, ""]  # of the scene, scene units; the learning rate of the means is a share of it
     near_plane: Float[Array, ""]  # depth at which rendering begins, scene units
     pose_frame: PoseFrame | None = None  # None: poses are not refined
+    valid: Any = None  # bool [V, H, W]: pixels to use, where the capture has masks; None: all within `sizes`
 
 
 @struct.dataclass
@@ -123,6 +124,8 @@ class TrainState:
     network_opt: optax.OptState
     poses: Float[Array, "V 6"]  # corrections of the training cameras, px (scene/pose_refinement.py); 0: not refined
     poses_opt: optax.OptState
+    exposures: Float[Array, "V 3"]  # log gains of the training views (scene/exposure.py); 0: not learned
+    exposures_opt: optax.OptState
     blur_px: Float[
         Array, "V"
     ]  # RMS blur width of each training view at its last step, px at full scale; 0: no step yet

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.blur_model.statistics import kernel_statistics, mean_over, pixel_statistics, shares, view_statistics
@@ -17,6 +17,7 @@ from bags_jax.data.pyramid import make_dataset
 from bags_jax.ops.blur.kernels import kernel_side, kernels_at
 from bags_jax.rendering import Rendered, apply_blur, propose_blur
 from bags_jax.run import Run, refined_viewmats, render_views
+from bags_jax.scene.exposure import expose
 from bags_jax.schedule import Stage
 from bags_jax.structs import BlurField, network_name
 
@@ -51,15 +52,16 @@ class TrainingView:
     """One training view at the image scale of the last training stage."""
 
     photo: UInt8[np.ndarray, "H W 3"]
-    sharp: Float[Array, "H W 3"]  # the render
+    sharp: Float[Array, "H W 3"]  # the render, with the exposure of the photograph
     blurred: Float[Array, "H W 3"]  # the model of the photograph; equals `sharp` without a blur model
     blur: EstimatedBlur | None  # None: no blur model
+    valid: Bool[np.ndarray, "H W"] | None  # pixels of the photograph to use; None: all
 
 
 def render_training_views(run: Run) -> Iterator[TrainingView]:
     """Renders every training view, one at a time, with its refined pose.
 
-    Uses the image scale of the run's stage, and pads smaller photographs to the size of the largest one: the network
+    Each has the exposure that training found for its photograph. Uses the image scale of the run's stage, and pads smaller photographs to the size of the largest one: the network
     was trained at that scale and size.
     """
     scene, model, stage = run.scene, run.model, run.stage
@@ -70,17 +72,19 @@ def render_training_views(run: Run) -> Iterator[TrainingView]:
     for index, (canvas, size) in enumerate(zip(canvases, np.asarray(photos.sizes), strict=True)):
         rows, columns = map(slice, size)
         photo = np.asarray(photos.images[index, rows, columns])
+        valid = None if photos.valid is None else photos.valid[index, rows, columns]
         if model is None:
-            picture = canvas.crop_margin().image[rows, columns]
-            yield TrainingView(photo, picture, picture, None)
+            picture = expose(canvas.crop_margin().image[rows, columns], run.state.exposures[index])
+            yield TrainingView(photo, picture, picture, None, valid)
             continue
         params = run.state.network[network_name(stage.network)]
         picture, blurred, blur = _apply_blur(
             params, jnp.int32(index), jnp.array(size), canvas, model=model, stage=stage
         )
         blocks = [slice(-(-side // stage.stride)) for side in size]
+        picture, blurred = (expose(x, run.state.exposures[index]) for x in (picture, blurred))
         blur = dataclasses.replace(blur, mask=blur.mask[*blocks], widths=blur.widths[*blocks])
-        yield TrainingView(photo, picture[rows, columns], blurred[rows, columns], blur)
+        yield TrainingView(photo, picture[rows, columns], blurred[rows, columns], blur, valid)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "stage"))

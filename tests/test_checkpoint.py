@@ -115,7 +115,7 @@ def test_fields_that_the_template_leaves_out_are_not_restored(tmp_path):
     """A run is evaluated without its optimizers."""
     state = make_state(step=3, model=MODEL)
     write(tmp_path, state)
-    bare = {"gaussians_opt": (), "network_opt": (), "poses_opt": ()}
+    bare = {"gaussians_opt": (), "network_opt": (), "poses_opt": (), "exposures_opt": ()}
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(dataclasses.replace(template_of(state), **bare))
     assert_same(restored, dataclasses.replace(state, **bare))

@@ -41,12 +41,6 @@ from bags_jax.data.nerfstudio import read_ply_points
 from bags_jax.errors import UserError
 
 
-def test_masks_are_not_used(tmp_path):
-    write_photos(tmp_path / "images")
-    write_nerfstudio(tmp_path, frames=[{**make_frame(i, f"images/v{i}.png"), "mask_path": "m.png"} for i in range(6)])
-    assert "6 frames have a mask_path: masks are not used" in load_scene(str(tmp_path)).notes[0]
-
-
 def test_nerfstudio_lens_of_each_frame(tmp_path):
     write_photos(tmp_path / "images")
     frames = [{**make_frame(i, f"images/{name}"), "fl_x": 70.0 + i} for i, name in enumerate(NAMES)]

@@ -57,6 +57,8 @@ def make_state(grads=(), *, large=(), opacities=None, radii=()) -> TrainState:
         network_opt=(),
         poses=jnp.zeros((0, 6)),
         poses_opt=(),
+        exposures=jnp.zeros((1, 3)),
+        exposures_opt=(),
         blur_px=jnp.zeros(0),
         density=DensityStats(
             jnp.asarray(2 * stats[0], jnp.float32), jnp.full(NUM, 2.0), jnp.asarray(stats[1], jnp.float32)

@@ -222,7 +222,7 @@ def test_blurry_views_count_less_for_the_scene_and_the_same_for_the_blur_model(s
     """Compares the gradients that the optimizers get: a view with a blur of 0.3 or 3 px, the others with 3 px."""
     state, dataset, recipe = start
     keep = optax.trace(decay=0.0)  # its state is the gradient
-    optimizers = Optimizers(keep, keep, keep)
+    optimizers = Optimizers(keep, keep, keep, keep)
     loss = dataclasses.replace(recipe.loss, confidence=1.0, sharp=0.0)
     recipe = dataclasses.replace(recipe, loss=loss, optimizers=optimizers)
     state = dataclasses.replace(
@@ -230,6 +230,7 @@ def test_blurry_views_count_less_for_the_scene_and_the_same_for_the_blur_model(s
         gaussians_opt=keep.init(state.gaussians),
         network_opt=keep.init(state.network),
         poses_opt=keep.init(state.poses),
+        exposures_opt=keep.init(state.exposures),
     )
     own = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, jnp.int32(0))[0]
     blurry = jnp.full_like(state.blur_px, 3.0)

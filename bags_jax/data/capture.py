@@ -25,4 +25,5 @@ class Capture:
     point_colors: Float[np.ndarray, "P 3"] = dataclasses.field(default_factory=_make_no_points)  # sRGB in [0, 1]
     test_names: frozenset[str] | None = None  # held-out views; None: the files do not list them
     notes: tuple[str, ...] = ()  # messages to the user, one line each
+    mask_files: tuple[pathlib.Path | None, ...] = ()  # of each view, None: no mask; (): those in masks/, if any
     depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest depth of each view, scene units

@@ -175,6 +175,21 @@ def _decode(path: pathlib.Path, factor: int, background: tuple[float, float, flo
     return _shrink(rgb, factor, path) if factor > 1 else np.array(rgb), orientation
 
 
+def read_gray(path: pathlib.Path) -> UInt8[np.ndarray, "_H _W"]:
+    """Decodes a picture as gray values. A mask with transparency is read without it.
+
+    Raises:
+      UserError: not a picture.
+    """
+    with _open(path) as picture:
+        try:
+            if picture.mode.startswith("I"):  # 16 bit
+                return np.rint(np.asarray(picture).astype(np.int64) / 257).astype(np.uint8)
+            return np.array((picture.convert("RGB") if picture.has_transparency_data else picture).convert("L"))
+        except Exception as error:  # as in _open: damaged data raises anything
+            raise _make_picture_error(path, error) from error
+
+
 def _convert_to_rgb(photo: Image.Image, background: tuple[float, float, float]) -> Image.Image:
     if photo.mode == "F":
         raise ValueError("floating point pixels have no known range; 8 or 16 bit ones are expected")

@@ -10,12 +10,13 @@ from jaxtyping import Float
 
 from bags_jax.data.capture import Capture
 from bags_jax.data.formats import find_format
-from bags_jax.data.images import read_photos
+from bags_jax.data.images import read_photo_size, read_photos
 from bags_jax.data.lens import Lens, make_pinhole_K, undistort
 from bags_jax.data.pairing import name_some
 from bags_jax.data.poses import ROUNDING, locate_cameras
 from bags_jax.data.scene import Scene
 from bags_jax.data.split import find_holdout_every, split_by_names, split_every
+from bags_jax.data.valid_pixels import WHITE, find_mask_files, read_valid
 from bags_jax.errors import UserError
 
 # Cameras farther from the origin than this many times their spread are moved to it. float32 keeps 1e-7 of a coordinate;
@@ -76,7 +77,8 @@ def _load(
         factor=factor,
         background=background,
     )
-    images, Ks, lens_notes = _apply_lenses(capture, images)
+    valid, mask_notes = _read_masks(folder, capture, images)
+    images, valid, Ks, lens_notes = _apply_lenses(capture, images, valid)
     if capture.test_names is not None:
         train_ids, test_ids = split_by_names(capture.names, capture.test_names)
         split_notes = ("holdout is ignored: the scene's files list the held-out views",) if holdout else ()
@@ -90,6 +92,7 @@ def _load(
     return Scene(
         names=capture.names,
         images=images,
+        valid=valid,
         viewmats=capture.viewmats.astype(np.float32),
         Ks=Ks.astype(np.float32),
         train_ids=train_ids,
@@ -98,7 +101,7 @@ def _load(
         point_colors=capture.point_colors[finite].astype(np.float32),
         depths=None if capture.depths is None else capture.depths.astype(np.float32),
         background=(float(background[0]), float(background[1]), float(background[2])),
-        notes=capture.notes + notes + lens_notes + split_notes + point_notes,
+        notes=capture.notes + notes + mask_notes + lens_notes + split_notes + point_notes,
     )
 
 
@@ -141,6 +144,7 @@ def _sort_views(capture: Capture) -> Capture:
         viewmats=capture.viewmats[order],
         lenses=tuple(capture.lenses[i] for i in order),
         depths=None if capture.depths is None else capture.depths[order],
+        mask_files=tuple(capture.mask_files[i] for i in order) if capture.mask_files else (),
     )
 
 
@@ -182,22 +186,44 @@ def _move_to_origin(capture: Capture) -> Capture:
     return dataclasses.replace(capture, viewmats=viewmats, points=points, notes=capture.notes + (note,))
 
 
+def _read_masks(
+    folder: pathlib.Path, capture: Capture, images: tuple[np.ndarray, ...]
+) -> tuple[tuple[np.ndarray, ...] | None, tuple[str, ...]]:
+    """Returns the valid pixels of each picture, None where there are no masks, and notes for the user."""
+    files, notes = (capture.mask_files, ()) if capture.mask_files else find_mask_files(folder, capture.names)
+    if not any(files):
+        return None, notes
+    valid = []
+    for name, photo, file, image in zip(capture.names, capture.files, files, images, strict=True):
+        height, width = image.shape[:2]
+        valid.append(read_valid(file, full_size=read_photo_size(photo), height=height, width=width))
+        if not valid[-1].any():
+            raise UserError(
+                f"the mask {file} leaves no pixel of {name}: expected white where pixels are used; invert it"
+            )
+    share = 1 - float(np.mean([pixels.mean() for pixels in valid]))
+    return tuple(valid), (*notes, f"masks leave out {share:.1%} of the pixels (white is used, black is left out)")
+
+
 def _apply_lenses(
-    capture: Capture, images: tuple[np.ndarray, ...]
-) -> tuple[tuple[np.ndarray, ...], Float[np.ndarray, "V 3 3"], tuple[str, ...]]:
-    """Returns the pictures, undistorted where a lens distorts, their intrinsics (px), and notes for the user."""
-    flat_images, Ks, undistorted = [], [], []
-    for name, lens, image in zip(capture.names, capture.lenses, images):
+    capture: Capture, images: tuple[np.ndarray, ...], valid: tuple[np.ndarray, ...] | None
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...] | None, Float[np.ndarray, "V 3 3"], tuple[str, ...]]:
+    """Undistorts the pictures of lenses that distort, and their valid pixels. Returns their intrinsics (px) and notes."""
+    flat_images, Ks, undistorted, flat_valid = [], [], [], list(valid) if valid else None
+    for view, (name, lens, image) in enumerate(zip(capture.names, capture.lenses, images)):
         height, width = image.shape[:2]
         K = make_pinhole_K(lens, width=width, height=height)
         _check_shape(name, lens, width, height)
         if K is None:
+            if flat_valid:
+                white = np.repeat(np.where(flat_valid[view], np.uint8(255), np.uint8(0))[..., None], 3, axis=-1)
+                flat_valid[view] = undistort(white, lens)[0][..., 0] >= WHITE
             image, K = undistort(image, lens)
             undistorted.append(name)
         flat_images.append(image)
         Ks.append(K)
     notes = (f"{len(undistorted)} photographs were undistorted: {name_some(undistorted)}",) if undistorted else ()
-    return tuple(flat_images), np.stack(Ks), notes
+    return tuple(flat_images), tuple(flat_valid) if flat_valid else None, np.stack(Ks), notes
 
 
 def _check_shape(name: str, lens: Lens, width: int, height: int) -> None:

@@ -52,9 +52,6 @@ def read_nerfstudio(root: pathlib.Path, *, factor: int = 1) -> Capture:
             test_frames.append(frame)
     if unlisted:
         notes += (f"{len(unlisted)} frames are in neither split of {json_path.name}: {name_some(unlisted)}",)
-    num_masks = sum(bool(frame.own.get("mask_path")) for frame in frames)
-    if num_masks:
-        notes += (f"{num_masks} frames have a mask_path: masks are not used, every pixel counts",)
     is_split = train_paths is not None or test_paths is not None
     capture = make_capture(root, kept, test_frames=test_frames if is_split else None, notes=notes)
     return _add_points(capture, root, transforms.get("ply_file_path"), json_path)

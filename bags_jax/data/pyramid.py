@@ -5,6 +5,7 @@ from jaxtyping import UInt8
 
 from bags_jax.data.area import average_areas
 from bags_jax.data.scene import Scene
+from bags_jax.data.valid_pixels import shrink_valid
 from bags_jax.structs import Camera, Dataset
 
 
@@ -36,6 +37,11 @@ def make_dataset(scene: Scene, scale: float, *, extent: float = 1.0, near_plane:
     padded = np.zeros((len(images), *sizes.max(axis=0), 3), np.uint8)
     for canvas, image in zip(padded, images, strict=True):
         canvas[: image.shape[0], : image.shape[1]] = image
+    valid = None
+    if scene.valid is not None:
+        valid = np.zeros(padded.shape[:3], bool)
+        for canvas, view, (height, width) in zip(valid, scene.train_ids, sizes.tolist(), strict=True):
+            canvas[:height, :width] = shrink_valid(scene.valid[view], height, width)
     full_sizes = np.array([scene.images[i].shape[:2] for i in scene.train_ids])
     zooms = np.concatenate([(sizes / full_sizes)[:, ::-1], np.ones((len(images), 1))], axis=1)  # of x, y and 1
     Ks = scene.Ks[scene.train_ids] * zooms[:, :, None]
@@ -46,4 +52,5 @@ def make_dataset(scene: Scene, scale: float, *, extent: float = 1.0, near_plane:
         cameras=Camera(viewmat=viewmats, K=Ks.astype(np.float32)),  # pyright: ignore[reportArgumentType]
         extent=np.float32(extent),  # pyright: ignore[reportArgumentType]
         near_plane=np.float32(near_plane),  # pyright: ignore[reportArgumentType]
+        valid=valid,
     )

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from bags_jax.errors import UserError
 
@@ -21,6 +21,7 @@ class Scene:
     points: Float[np.ndarray, "P 3"]  # world frame; P = 0: the capture has no points
     point_colors: Float[np.ndarray, "P 3"]  # sRGB in [0, 1]
     sharp_images: tuple[UInt8[np.ndarray, "_H _W 3"], ...] | None = None  # sharp truth of every view, if known
+    valid: tuple[Bool[np.ndarray, "_H _W"], ...] | None = None  # pixels of `images` to use; None: all
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)  # colour behind the scene, sRGB in [0, 1]
     notes: tuple[str, ...] = ()  # messages of the loader to the user, one line each
     depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest depth of each view, if the capture has them

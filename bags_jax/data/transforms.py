@@ -143,7 +143,24 @@ def make_capture(
         lenses=tuple(lens for _, lens in views),
         test_names=test_names,
         notes=notes,
+        mask_files=_find_masks(root, [frame for frame, _ in posed]),
     )
+
+
+def _find_masks(root: pathlib.Path, frames: list[Frame]) -> tuple[pathlib.Path | None, ...]:
+    """Returns the mask file that each frame names by mask_path; () if none does.
+
+    Raises:
+      UserError: a mask that is not there.
+    """
+    paths = [frame.own.get("mask_path") for frame in frames]
+    if not any(paths):
+        return ()
+    files = [join_path(root, str(path)) if path else None for path in paths]
+    for frame, file in zip(frames, files, strict=True):
+        if file is not None and not file.is_file():
+            raise UserError(f"{frame.where}: the mask {file} does not exist: expected a picture; correct mask_path")
+    return tuple(files)
 
 
 def _read_viewmat(frame: Frame) -> Float[np.ndarray, "4 4"]:

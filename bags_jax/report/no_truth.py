@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from bags_jax.metrics import psnr_of_mse
 
@@ -26,13 +26,14 @@ _LUMA = np.array([0.2126, 0.7152, 0.0722])  # Rec. 709
 Picture = Float[np.ndarray, "H W 3"]  # sRGB in [0, 1]
 
 
-def gradient_energy(picture: Float[Array | np.ndarray, "H W 3"]) -> float:
-    """Mean squared Sobel gradient of the luma (Tenenbaum 1970), 1/px^2, without the border pixels."""
+def gradient_energy(picture: Float[Array | np.ndarray, "H W 3"], valid: Bool[np.ndarray, "H W"] | None = None) -> float:
+    """Mean squared Sobel gradient of the luma of valid pixels (Tenenbaum 1970), 1/px^2, without the border pixels."""
     import scipy.ndimage
 
     luma = np.asarray(picture, np.float64) @ _LUMA
     dx, dy = (scipy.ndimage.sobel(luma, axis=axis)[1:-1, 1:-1] / 8.0 for axis in (1, 0))
-    return float(np.mean(dx**2 + dy**2))
+    energy = dx**2 + dy**2
+    return float(np.mean(energy if valid is None else energy[valid[1:-1, 1:-1]]))
 
 
 def fit_kernel(sharp: Picture, photo: Picture, *, side: int) -> Float[np.ndarray, "K K"]:
@@ -94,12 +95,17 @@ def apply_kernel(sharp: Picture, kernel: Float[np.ndarray, "K K"]) -> Float[np.n
     return blurred[side - 1 :, side - 1 :]
 
 
-def score_training_view(sharp: Picture, blurred: Picture, photo: UInt8[np.ndarray, "H W 3"]) -> dict:
-    """Scores the sharp and the blurred render of one training view; sharpness_gain is None for a uniform photograph."""
-    truth = photo / 255.0
-    energy = gradient_energy(truth)
-    gain = gradient_energy(np.clip(sharp, 0.0, 1.0)) / energy if energy > 0 else None
-    return {"reblur_PSNR": _psnr(blurred, truth), "sharpness_gain": gain}
+def score_training_view(
+    sharp: Picture, blurred: Picture, photo: UInt8[np.ndarray, "H W 3"], valid: Bool[np.ndarray, "H W"] | None = None
+) -> dict:
+    """Scores the sharp and the blurred render of one training view, where the photograph is valid.
+
+    sharpness_gain is None for a uniform photograph.
+    """
+    truth, used = photo / 255.0, slice(None) if valid is None else valid
+    energy = gradient_energy(truth, valid)
+    gain = gradient_energy(np.clip(sharp, 0.0, 1.0), valid) / energy if energy > 0 else None
+    return {"reblur_PSNR": _psnr(blurred[used], truth[used]), "sharpness_gain": gain}
 
 
 def score_held_out_view(sharp: Picture, photo: UInt8[np.ndarray, "H W 3"], *, side: int) -> dict:

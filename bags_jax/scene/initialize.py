@@ -136,6 +136,8 @@ def init_state(
         network_opt=(),
         poses=jnp.zeros((num_views, 6)),
         poses_opt=(),
+        exposures=jnp.zeros((num_views, 3)),
+        exposures_opt=(),
         blur_px=jnp.zeros(num_views),
         density=empty_stats(num),
     )
@@ -150,4 +152,5 @@ def with_optimizers(state: TrainState, optimizers: Optimizers) -> TrainState:
         ),  # optax's type of a pytree knows no structs
         network_opt=optimizers.network.init(state.network),
         poses_opt=optimizers.poses.init(state.poses),
+        exposures_opt=optimizers.exposures.init(state.exposures),
     )

@@ -20,11 +20,12 @@ MEANS_POWER, SHAPES_POWER = 0.75, 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
-    """One gradient transformation for the Gaussians, one for the blur model, one for the poses."""
+    """One gradient transformation for the Gaussians, one for the blur model, one for the poses, one for the exposures."""
 
     gaussians: optax.GradientTransformation
     network: optax.GradientTransformation
     poses: optax.GradientTransformation
+    exposures: optax.GradientTransformation
 
 
 def scale_rates(optim: Optim, num_steps: int) -> Optim:
@@ -67,6 +68,9 @@ def make_optimizers(optim: Optim, model: BlurModel | None, *, restart: int, num_
         rate = exponential(optim.poses, optim.poses_final, step / num_steps) if optim.poses else 0.0
         return jnp.where(step < optim.poses_start, 0.0, rate)
 
+    def exposures_rate(step):
+        return exponential(optim.exposures, optim.exposures_final, step / num_steps) if optim.exposures else 0.0
+
     rates = {
         "quats": optim.quats,
         "log_scales": optim.log_scales,
@@ -85,6 +89,7 @@ def make_optimizers(optim: Optim, model: BlurModel | None, *, restart: int, num_
         gaussians=_adam(rates, _gaussian_groups),
         network=_adam(network_rates, network_groups),
         poses=optax.chain(optax.scale_by_adam(eps=1e-15), optax.scale_by_learning_rate(poses_rate)),
+        exposures=optax.chain(optax.scale_by_adam(eps=1e-15), optax.scale_by_learning_rate(exposures_rate)),
     )
 
 
