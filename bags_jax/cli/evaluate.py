@@ -13,9 +13,7 @@ from absl import flags
 
 from bags_jax.cli.launch import launch, use_compilation_cache
 from bags_jax.evaluation import evaluate
-from bags_jax.metrics import why_no_lpips
-from bags_jax.report.no_truth import format_rows
-from bags_jax.report.tables import SCORES, format_scores, markdown_table
+from bags_jax.report.score_text import describe_scores
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the last.")
@@ -23,23 +21,11 @@ _DATA = flags.DEFINE_string("data_root", None, "Folder of the capture, if it has
 _CACHE = flags.DEFINE_string("compilation_cache", "auto", "Folder of compiled programs; empty: none.")
 
 
-def score_rows(results: dict) -> list[list[str]]:
-    """One table row for each protocol."""
-    protocols = ("deblur_nerf", "gaussian_splatting")
-    return [[name, *format_scores(results[name])] for name in protocols]
-
-
 def main() -> None:
     """Evaluates the run of the flags and prints its scores."""
     use_compilation_cache(_CACHE.value)
     results = evaluate(_WORKDIR.value, step=_STEP.value, data_root=_DATA.value)
-    print(f"step {results['step']}, {results['num_gaussians']} Gaussians, {len(results['per_view'])} held-out views")
-    print(markdown_table(["protocol", *SCORES], score_rows(results)))
-    if results["shift_aligned"]["PSNR"] is not None:
-        print(f"PSNR after the best sub-pixel shift of each view: {results['shift_aligned']['PSNR']:.2f}")
-    print(markdown_table(["without sharp truth", "value", "meaning"], format_rows(results["no_truth"])))
-    if results["per_view"] and results["deblur_nerf"]["LPIPS"] is None:
-        print(why_no_lpips())
+    print(describe_scores(results))
     print(f"Open {pathlib.Path(_WORKDIR.value).expanduser() / 'report' / 'index.html'} in a browser.")
 
 

@@ -31,7 +31,7 @@ MISTAKES = (
 )
 
 
-def launch(main: Callable[[], None], *, resumes: bool = False) -> None:
+def launch(main: Callable[..., None], *, resumes: bool = False, positional: str = "") -> None:
     """Parses the flags and runs a program. Exit code 2: a mistake of the user, in one line; 130: Ctrl-C.
 
     After the flags are parsed, only UserError is a mistake of the user. Any other exception is a bug and keeps its traceback.
@@ -39,6 +39,7 @@ def launch(main: Callable[[], None], *, resumes: bool = False) -> None:
     Args:
       main: the program.
       resumes: the same command continues an interrupted run.
+      positional: name of the one argument that is no flag, which `main` gets; "": there is none.
     """
 
     def parse(argv):
@@ -51,16 +52,19 @@ def launch(main: Callable[[], None], *, resumes: bool = False) -> None:
             fail(str(error))
         except MISTAKES as error:
             fail(f"{_one_line(error)}: see --help")
-        if len(rest) > 1:
-            fail(f"the argument {rest[1]!r} was not expected: every argument here is a flag, --name=value")
+        if positional and len(rest) < 2:
+            fail(f"{positional} is missing: see --help")
+        if len(rest) > 1 + bool(positional):
+            only = f"{positional} comes once, and every other" if positional else "every"
+            fail(f"the argument {rest[1 + bool(positional)]!r} was not expected: {only} argument here is a flag, --name=value")
         return rest
 
-    def run(_):
+    def run(argv):
         logging.set_verbosity(logging.ERROR)
         warnings.filterwarnings("ignore", module="orbax")
         sys.unraisablehook = _report_unraisable
         try:
-            main()
+            main(*argv[1:])
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:

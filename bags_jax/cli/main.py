@@ -8,7 +8,8 @@ from bags_jax.cli.launch import fail
 
 COMMANDS = {
     "demo": "Train plain splatting and BAGS on a small blurred scene, in minutes on a CPU.",
-    "sfm": "Estimate the camera poses of your own photographs.",
+    "run": "From a video or a folder of photographs to a report and a splat, in one go.",
+    "sfm": "Estimate the camera poses of your own photographs or video.",
     "train": "Train a scene, or continue an interrupted training.",
     "evaluate": "Score a trained scene on its held-out views.",
     "view": "Show a scene in a browser, also while it trains.",

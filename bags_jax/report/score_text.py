@@ -1,0 +1,22 @@
+"""The scores of a run as text for a terminal."""
+
+from bags_jax.metrics import why_no_lpips
+from bags_jax.report.no_truth import format_rows
+from bags_jax.report.tables import SCORES, format_scores, markdown_table
+
+PROTOCOLS = ("deblur_nerf", "gaussian_splatting")
+
+
+def describe_scores(results: dict) -> str:
+    """Returns the results of `evaluate` as lines: both protocols, the aligned PSNR, the figures without truth."""
+    rows = [[name, *format_scores(results[name])] for name in PROTOCOLS]
+    lines = [
+        f"step {results['step']}, {results['num_gaussians']} Gaussians, {len(results['per_view'])} held-out views",
+        markdown_table(["protocol", *SCORES], rows),
+    ]
+    if results["shift_aligned"]["PSNR"] is not None:
+        lines.append(f"PSNR after the best sub-pixel shift of each view: {results['shift_aligned']['PSNR']:.2f}")
+    lines.append(markdown_table(["without sharp truth", "value", "meaning"], format_rows(results["no_truth"])))
+    if results["per_view"] and results["deblur_nerf"]["LPIPS"] is None:
+        lines.append(why_no_lpips())
+    return "\n".join(lines)
