@@ -171,11 +171,11 @@ def test_only_parallel_says_pmap():
     assert {p for p in FILES if p.parts[0] != "tests" and list_words(parse(p)) & {"pmap", "shard_map"}} <= allowed
 
 
-READERS = {"ml_collections": ("cli", "config"), "absl": ("cli",), "time": ("cli", "sfm", "ops.toolchain")}
+READERS = {"ml_collections": ("cli", "config"), "absl": ("cli",), "time": ("cli", "sfm", "ops.toolchain", "viewer")}
 
 
 def test_only_a_few_parts_read_configs_flags_and_clocks():
-    """sfm/ waits for another process; the toolchain says how long the first build takes."""
+    """sfm/ waits for another process; the toolchain times the first build; viewer/ measures how fast it draws."""
     for path in PACKAGE:
         for name in {name.partition(".")[0] for name in list_imports(parse(path), path)} & READERS.keys():
             allowed = [part for part in READERS[name] if f"{dotted(path)}.".startswith(f"{part}.")]

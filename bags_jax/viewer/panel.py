@@ -68,11 +68,11 @@ def make_panel(client: Any, *, title: str, modes: list[Mode], num_photos: int, a
     with gui.add_folder("Photographs"):
         photo = gui.add_image(np.zeros((2, 3, 3), np.uint8), format="jpeg")
         photo_name = gui.add_markdown("")
-        photo_number = gui.add_slider("Number", 1, max(2, num_photos), 1, 1, visible=num_photos > 1)
+        photo_number = gui.add_slider("Photograph", 1, max(2, num_photos), 1, 1, visible=num_photos > 1)
         leap = gui.add_button_group("Go to", tuple(LEAPS))
     with gui.add_folder("Checkpoints"):
         step_name = gui.add_markdown("")
-        step = gui.add_slider("Number", 1, 2, 1, 1, visible=False, hint="The scene as it was at an earlier step.")
+        step = gui.add_slider("Checkpoint", 1, 2, 1, 1, visible=False, hint="The scene as it was at an earlier step.")
         follows = gui.add_checkbox("Follow training", True, hint="Show each new checkpoint.")
     with gui.add_folder("Layers"):
         cameras = gui.add_checkbox("Cameras", True, hint="Click a camera to stand where its photograph was taken.")

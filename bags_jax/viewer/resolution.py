@@ -4,6 +4,7 @@ Heights come from a fixed ladder: each size is one compiled program.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 LADDER = (96, 144, 192, 240, 300, 384, 480, 600, 768, 960, 1200, 1440)  # heights of pictures, px
 WIDTH_STEP = 16  # widths are multiples of this, px
@@ -31,10 +32,9 @@ class Speed:
         rate = known[min(known, key=lambda other: abs(other - height))] if known else FIRST_GUESS
         return rate * height * picture_width(height, aspect)
 
-    def choose_height(self, window_height: int, aspect: float, *, seconds: float) -> int:
-        """The largest useful height of the ladder within a time; the smallest where none is."""
-        useful = useful_heights(window_height)
-        return max((h for h in useful if self.predict(h, aspect) <= seconds), default=LADDER[0])
+    def choose_height(self, heights: Sequence[int], aspect: float, *, seconds: float) -> int:
+        """The largest of some heights within a time; the smallest of them where none is."""
+        return max((h for h in heights if self.predict(h, aspect) <= seconds), default=min(heights))
 
 
 def useful_heights(window_height: int) -> list[int]:

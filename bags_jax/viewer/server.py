@@ -18,20 +18,21 @@ from bags_jax.job import make_job
 from bags_jax.report.pictures import write_png
 from bags_jax.run import Run
 from bags_jax.upright import find_up
-from bags_jax.viewer.camera import PhotoCamera
+from bags_jax.viewer.artist import Artist
 from bags_jax.viewer.demand import Demand, Order, next_order
 from bags_jax.viewer.follow import POLL_S, History
 from bags_jax.viewer.frustums import make_thumbnail
-from bags_jax.viewer.modes import OF_BLUR, Mode, Picture, draw
+from bags_jax.viewer.modes import OF_BLUR, Mode, Picture
 from bags_jax.viewer.picture_files import next_picture_path
 from bags_jax.viewer.port import check_viewer, describe_address
-from bags_jax.viewer.renders import Buffers, photo_cameras
-from bags_jax.viewer.resolution import MOVING_S, RESTING_S, Speed, picture_width, useful_heights
-from bags_jax.viewer.window import Gallery, Shot, Window
+from bags_jax.viewer.resolution import useful_heights
+from bags_jax.viewer.window import Gallery, Window, stand_at
 from bags_jax.workdir import read_settings
 
 MAX_POINTS = 20_000  # of the scene that find a window's orbit centre
 BRAND = (226, 86, 84)  # coral, from the middle of our colours
+LARGEST = 1 << 30  # px: no larger picture is wanted
+USUAL_ASPECT = 1.4  # of a window, before it has said its size
 IDLE_S = 0.5  # the worker looks at least this often whether it is to end
 
 
@@ -85,40 +86,19 @@ def make_title(workdir: pathlib.Path) -> str:
     return f"BAGS-JAX · {workdir.resolve().name}"
 
 
-class Scenes:
-    """The runs of the steps that were shown last, on the device, with the cameras of their photographs. For one thread."""
-
-    KEPT = 2
-
-    def __init__(self, history: History):
-        self._history = history
-        self._runs: dict[int, tuple[Run, list[PhotoCamera]]] = {}  # by step, the latest last
-
-    def at(self, step: int) -> tuple[Run, list[PhotoCamera]]:
-        """Raises UserError if the checkpoint is gone or cannot be read."""
-        found = self._runs.pop(step, None)
-        if found is None:
-            run = self._history.run(step)
-            found = run, photo_cameras(run)
-        self._runs[step] = found
-        while len(self._runs) > self.KEPT:
-            self._runs.pop(next(iter(self._runs)))
-        return found
-
-
 class Viewer:
     """Serves one run to any number of windows. server: viser's ViserServer."""
 
     def __init__(self, server: Any, history: History, *, first_step: int, follows: bool):
         self._server, self._history, self._first_step, self._follows = server, history, first_step, follows
-        self._scenes, self._buffers = Scenes(history), Buffers()
-        run, self._photos = self._scenes.at(first_step)
-        self.gallery = make_gallery(history, run)
+        self._artist = Artist(history)
+        scene = self._artist.scene(first_step)
+        self._photos, self.gallery = scene.photos, make_gallery(history, scene.run)
+        server.scene.set_up_direction(self.gallery.up)
+        server.initial_camera.up = stand_at(server.initial_camera, self._photos[0], self.gallery, aspect=USUAL_ASPECT)
         self._windows: dict[int, Window] = {}
         self._placed: dict[int, int] = {}  # step of the poses that a window shows
         self._to_write: list[Window] = []
-        self._speeds: dict[Mode, Speed] = {mode: Speed() for mode in Mode}
-        self._compiled: set = set()
         self._condition = threading.Condition(threading.RLock())
         self._ends = False
         self._threads = concurrent.futures.ThreadPoolExecutor(max_workers=2)
@@ -198,69 +178,67 @@ class Viewer:
                 if self._ends:
                     return
                 to_write, self._to_write = self._to_write, []
-                demands: dict[int, Demand] = {number: window.demand for number, window in self._windows.items()}
-                finals = {number: self._final_height(window.shot) for number, window in self._windows.items()}
+                windows = dict(self._windows)
+                demands: dict[int, Demand] = {number: window.demand for number, window in windows.items()}
+                finals = {number: self._artist.final_height(window.shot) for number, window in windows.items()}
                 order, wait = next_order(demands, finals, time.monotonic())
-                if order is None and not to_write:
-                    self._condition.wait(min(IDLE_S, wait or IDLE_S))
-                    continue
-                window = self._windows[order.window] if order else None
             for writer in to_write:
                 self._write(writer)
-            if window is not None and order is not None:
-                self._serve(window, order)
+            if order is not None:
+                self._serve(windows[order.window], order)
+            elif not to_write and not (wait is None and self._compile_ahead(windows)):
+                self._rest(demands, min(IDLE_S, wait or IDLE_S))
 
-    def _final_height(self, shot: Shot) -> int:
-        camera = shot.camera
-        return self._speeds[shot.mode].choose_height(camera.height, camera.aspect, seconds=RESTING_S)
+    def _rest(self, demands: dict[int, Demand], seconds: float) -> None:
+        """Waits for a change of any window since `demands` were read."""
+        with self._condition:
+            versions = {number: demand.version for number, demand in demands.items()}
+            self._condition.wait_for(
+                lambda: (
+                    self._ends
+                    or self._to_write
+                    or versions != {number: window.demand.version for number, window in self._windows.items()}
+                ),
+                seconds,
+            )
+
+    def _compile_ahead(self, windows: dict[int, Window]) -> bool:
+        """Uses idle time; returns whether there was anything to do."""
+        try:
+            return any(self._artist.compile_ahead(window.shot) for window in windows.values())
+        except UserError:  # the checkpoint is gone: `_serve` says so
+            return False
 
     def _serve(self, window: Window, order: Order) -> None:
         """Draws one picture of one window and sends it, unless the window has changed meanwhile."""
-        shot, height = window.shot, self._final_height(window.shot)
-        if not order.is_final:
-            camera = shot.camera
-            height = min(height, self._speeds[shot.mode].choose_height(camera.height, camera.aspect, seconds=MOVING_S))
+        shot, number = window.shot, window.client.client_id
         try:
-            run, photos = self._scenes.at(shot.step)
+            scene = self._artist.scene(shot.step)
+            height = self._artist.final_height(shot) if order.is_final else self._artist.quick_height(shot)
+            picture, seconds = (None, None) if shot.is_of_browser else self._artist.draw(shot, height)
         except UserError as error:  # training has deleted the checkpoint
             window.tell("The checkpoint is gone", str(error))
-            window.demand.draw(order.version, height, time.monotonic())
+            window.demand.draw(order.version, LARGEST, time.monotonic())
             return
-        picture, seconds = (None, None) if shot.is_of_browser else self._draw(run, photos, shot, height)
         with self._condition:
-            is_gone = window.client.client_id not in self._windows
             is_outdated = order.is_final and window.demand.version != order.version
-            if is_gone or is_outdated:
+            if is_outdated or number not in self._windows:
                 return
-            window.demand.draw(order.version, height if picture else 1 << 30, time.monotonic())
-        if self._placed.get(window.client.client_id) != shot.step:
-            self._placed[window.client.client_id] = shot.step
-            window.place(photos)
-            window.describe_step(int(np.count_nonzero(run.state.alive)))
+            window.demand.draw(order.version, LARGEST if picture is None else height, time.monotonic())
+        if self._placed.get(number) != shot.step:
+            self._placed[number] = shot.step
+            window.place(scene.photos)
+            window.describe_step(scene.num_gaussians)
         if picture is None:
-            window.show_splats(run)
+            window.show_splats(scene.run)
         else:
             window.show(picture, is_final=order.is_final, seconds=seconds)
-
-    def _draw(self, run: Run, photos: list[PhotoCamera], shot: Shot, height: int) -> tuple[Picture, float | None]:
-        """Draws a picture and learns how long that takes, s: None for the first of a size, which is compiled."""
-        width = picture_width(height, shot.camera.aspect)
-        started = time.monotonic()
-        picture = draw(run, self._buffers, shot.mode, shot.camera, shot.photo, (width, height), photos)
-        seconds = time.monotonic() - started
-        key = shot.mode, width, height, run.state.alive.shape, run.stage
-        if key not in self._compiled:
-            self._compiled.add(key)
-            return picture, None
-        self._speeds[shot.mode] = self._speeds[shot.mode].add(height, width * height, seconds)
-        return picture, seconds
 
     def _write(self, window: Window) -> None:
         """Writes the picture of a window, at the full size of the window, as a file and as a download."""
         shot = window.shot
         try:
-            run, photos = self._scenes.at(shot.step)
-            picture, _ = self._draw(run, photos, shot, useful_heights(shot.camera.height)[-1])
+            picture, _ = self._artist.draw(shot, useful_heights(shot.camera.height)[-1])
             path = next_picture_path(self._history.workdir, shot.step, shot.mode.name)
             write_png(path, picture.pixels)
         except UserError as error:
@@ -320,7 +298,6 @@ def serve(
     try:
         first = history.steps()[-1] if step is None else step
         viewer = Viewer(server, history, first_step=first, follows=step is None)
-        server.scene.set_up_direction(viewer.gallery.up)
         viewer.start()
         announce(describe_address(host, port))
         while not is_over():

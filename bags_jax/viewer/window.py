@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bags_jax.run import Run
+from bags_jax.viewer.artist import Shot
 from bags_jax.viewer.camera import PhotoCamera, WindowCamera, focus_distance, orbit_up
 from bags_jax.viewer.demand import Demand
 from bags_jax.viewer.frustums import Frustums, choose_frustum_size, make_thumbnail
@@ -35,22 +36,6 @@ class Gallery:
     points: Float[np.ndarray, "P 3"]  # of the scene, world frame
     extent: float  # scene units
     num_steps: int  # of the whole training
-
-
-@dataclasses.dataclass(frozen=True)
-class Shot:
-    """What the worker needs to draw one picture."""
-
-    camera: WindowCamera
-    mode: Mode
-    photo: int
-    step: int
-    is_drawn_by_browser: bool  # its sharp pictures
-
-    @property
-    def is_of_browser(self) -> bool:
-        """True if the browser draws the scene itself."""
-        return self.is_drawn_by_browser and self.mode is Mode.SHARP
 
 
 class Window:
@@ -102,10 +87,14 @@ class Window:
 
     def _see(self, camera: Any) -> None:
         """Takes over the camera of the browser."""
-        new = read_camera(camera)
-        if new != self.shot.camera:
-            self._change(moves=True, camera=new)
-            self._frustums.look_from(np.asarray(new.position))
+        new, old = read_camera(camera), self.shot.camera
+        if new == old:
+            return
+        self._change(moves=True, camera=new)
+        self._frustums.look_from(np.asarray(new.position))
+        photo = self._photos[self.shot.photo]
+        if new.aspect != old.aspect and np.allclose(new.position, photo.position, atol=1e-4 * self.gallery.extent):
+            camera.fov = photo.fov_of_window(new.aspect)  # the window was resized: show the whole photograph again
 
     def _change(self, *, moves: bool = False, **fields: Any) -> None:
         self.shot = dataclasses.replace(self.shot, **fields)
@@ -113,19 +102,16 @@ class Window:
 
     def visit(self, index: int) -> None:
         """Moves the camera to where a photograph was taken, and shows that photograph in the panel."""
-        photo, camera = self._photos[index], self.client.camera
+        photo = self._photos[index]
         if (index != self.shot.photo) or not self._panel.photo_name.content:
             self._change(photo=index)
             self._panel.photo.image = make_thumbnail(self.gallery.images[index], PHOTO_PX)
             self._panel.photo_name.content = f"**{index + 1} of {len(self._photos)}**  {self.gallery.names[index]}"
             self._frustums.choose(index)
         self._panel.photo_number.value = index + 1
-        distance = focus_distance(photo.viewmat, self.gallery.points, otherwise=self.gallery.extent)
         with self.client.atomic():
-            camera.position = photo.position
-            camera.look_at = photo.position + distance * photo.viewmat[2, :3]
-            camera.up_direction = orbit_up(photo.viewmat, self.gallery.up)
-            camera.fov = photo.fov_of_window(self.shot.camera.aspect)
+            up = stand_at(self.client.camera, photo, self.gallery, aspect=self.shot.camera.aspect)
+            self.client.camera.up_direction = up
 
     def _choose_step(self, index: int) -> None:
         step = self._steps[min(index, len(self._steps) - 1)]
@@ -203,6 +189,27 @@ class Window:
         if self._preparing is not None:
             self._preparing.remove()
             self._preparing = None
+
+
+def stand_at(camera: Any, photo: PhotoCamera, gallery: Gallery, *, aspect: float) -> Float[np.ndarray, "3"]:
+    """Moves a camera to where a photograph was taken, with the whole photograph in view.
+
+    Args:
+      camera: viser's CameraHandle, or the server's initial camera.
+      photo: camera of the photograph.
+      gallery: up direction, points and size of the scene.
+      aspect: of the window.
+    Returns:
+      the up direction that the camera needs; viser's two kinds of cameras name it differently.
+    """
+    distance, up = (
+        focus_distance(photo.viewmat, gallery.points, otherwise=gallery.extent),
+        orbit_up(photo.viewmat, gallery.up),
+    )
+    camera.position = photo.position
+    camera.look_at = photo.position + distance * photo.viewmat[2, :3]
+    camera.fov = photo.fov_of_window(aspect)
+    return up
 
 
 def read_camera(camera: Any) -> WindowCamera:
