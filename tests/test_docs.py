@@ -151,6 +151,9 @@ def check_command(words):
         module, arguments = ROOT / arguments[1].replace(".", "/"), arguments[2:]
         files = [module / "__main__.py"] if module.is_dir() else [module.with_suffix(".py")]
     known = flags_of(*files)
+    if words[:2] == ["bags-jax", "run"]:  # its first argument is a path, and it has a default configuration
+        assert arguments and not arguments[0].startswith("--"), words
+        arguments = ["--config=custom", *arguments[1:]] if not any("--config=" in a for a in words) else arguments[1:]
     for argument in arguments:
         flag = re.match(r"--(\w+)", argument)
         assert flag and flag[1] in {*known, "help", "version"}, f"{files[0].name} has no flag {argument}"
