@@ -7,16 +7,22 @@ files from photographs), or x right, y up, z backward (glTF).
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from bags_jax.camera_path import focus_point, meeting_point, stand_around
-from bags_jax.data.poses import locate_cameras, look_at
+from bags_jax.data.poses import locate_cameras, look_at, make_rotation
 
 DEFAULT_FOV = 50.0  # degrees, where the intrinsics are not known
 FLIP_GLTF = np.diag([1.0, -1.0, -1.0])  # glTF axes from OpenCV axes
 FLIP_PLAYCANVAS = np.diag([-1.0, -1.0, 1.0])  # axes of SuperSplat's viewer from those of a PLY: half a turn about z
+SWAY_DEG, SWAY_SECONDS, SWAY_KEYS = (
+    7.0,
+    12.0,
+    12,
+)  # of the viewer until it is touched: it stays where photographs were taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +111,36 @@ def viewer_settings(camera: StartCamera, *, background: tuple[float, float, floa
         "highPrecisionRendering": False,
         "background": {"color": list(background)},
         "postEffectSettings": effects,
-        "animTracks": [],
+        "animTracks": [_sway(seen)],
         "cameras": [{"initial": pose}],
         "annotations": [],
-        "startMode": "default",
+        "startMode": "animTrack",
     }
     return json.dumps(settings, indent=1) + "\n"
+
+
+def _sway(camera: StartCamera) -> dict[str, Any]:
+    """A slow motion to both sides of a camera, as an animation track of the viewer.
+
+    Without a track the viewer turns all around the target, and shows what no photograph has seen.
+    """
+    offset, poses = camera.position - camera.target, []
+    for share in np.arange(SWAY_KEYS) / SWAY_KEYS:
+        turn = make_rotation(camera.up * math.radians(SWAY_DEG) * math.sin(2 * math.pi * share))
+        poses.append(camera.target + turn @ offset)
+    return {
+        "name": "sway",
+        "duration": SWAY_SECONDS,
+        "frameRate": 1,
+        "loopMode": "repeat",
+        "interpolation": "spline",
+        "smoothness": 1,
+        "keyframes": {
+            "times": (SWAY_SECONDS * np.arange(SWAY_KEYS) / SWAY_KEYS).tolist(),
+            "values": {
+                "position": np.concatenate(poses).tolist(),
+                "target": np.tile(camera.target, SWAY_KEYS).tolist(),
+                "fov": [round(max(camera.fov_deg), 4)] * SWAY_KEYS,
+            },
+        },
+    }
