@@ -63,6 +63,7 @@ def orbit(
     subject: Float[np.ndarray, "3"],
     down: Float[np.ndarray, "3"],
     num_frames: int,
+    arc: float = 2.0 * np.pi,
 ) -> Float[np.ndarray, "F 4 4"]:
     """Returns a circle of cameras that look at a point, at the median distance and height of the training cameras.
 
@@ -71,17 +72,47 @@ def orbit(
       subject: the point, world frame, scene units.
       down: the axis of the circle, a unit vector, world frame.
       num_frames: cameras on the circle.
+      arc: rad; less than a full turn swings to and fro, centred at the training cameras.
     Returns:
       cam_from_world of each frame.
     """
     offsets = locate_cameras(viewmats) - subject
     level = _level(offsets, down)
     radius, depth = np.median(np.linalg.norm(level, axis=-1)), np.median(offsets @ down)
-    first = _unit(level[np.argmax(np.linalg.norm(level, axis=-1))])
+    phases = 2.0 * np.pi * np.arange(num_frames)[:, None] / num_frames
+    if arc < 2.0 * np.pi:
+        first, angles = _unit(level.mean(axis=0)), arc / 2.0 * np.sin(phases)
+    else:
+        first, angles = _unit(level[np.argmax(np.linalg.norm(level, axis=-1))]), phases
     second = np.cross(down, first)
-    angles = 2.0 * np.pi * np.arange(num_frames)[:, None] / num_frames
     centers = subject + depth * down + radius * (np.cos(angles) * first + np.sin(angles) * second)
     return np.stack([look_at(center, subject, down) for center in centers]).astype(np.float32)
+
+
+def orbit_subject(
+    viewmats: Float[np.ndarray, "V 4 4"],
+    points: Float[np.ndarray, "P 3"],
+    *,
+    down: Float[np.ndarray, "3"],
+    num_frames: int,
+) -> Float[np.ndarray, "F 4 4"]:
+    """Returns a full circle around the subject, or a swing as far as photographs go where they do not surround it."""
+    subject = meeting_point(viewmats)
+    if stand_around(viewmats, subject):
+        return orbit(viewmats, subject=subject, down=down, num_frames=num_frames)
+    subject = focus_point(viewmats, points)
+    arc = photographed_arc(viewmats, subject=subject, down=down)
+    return orbit(viewmats, subject=subject, down=down, num_frames=num_frames, arc=min(arc, 6.0))
+
+
+def photographed_arc(
+    viewmats: Float[np.ndarray, "V 4 4"], *, subject: Float[np.ndarray, "3"], down: Float[np.ndarray, "3"]
+) -> float:
+    """Returns the angle, seen from above, within which 90 % of the cameras stand around a point, rad."""
+    level = _unit(_level(locate_cameras(viewmats) - subject, down))
+    first = _unit(level.mean(axis=0))
+    angles = np.arctan2(level @ np.cross(down, first), level @ first)
+    return float(2.0 * np.percentile(np.abs(angles), 90))
 
 
 def spiral(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.camera_file import read_camera_path
-from bags_jax.camera_path import CameraPath, focus_point, interpolate, loop, meeting_point, orbit, stand_around
+from bags_jax.camera_path import CameraPath, interpolate, loop, orbit_subject
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.poses import locate_cameras
 from bags_jax.data.scene import Scene
@@ -148,8 +148,8 @@ def find_path(run: Run, path: str, *, num_frames: int) -> CameraPath:
 
     Args:
       run: a trained scene.
-      path: test or train (the cameras of these views); spiral (a loop); orbit (a circle around the subject, about the
-        up direction); interpolate (smoothly through the training cameras); or a nerfstudio camera path, FILE.json.
+      path: test or train (the cameras of these views); spiral (a loop); orbit (around the subject, about the up
+        direction, as far as photographs go); interpolate (smoothly through the training cameras); or a nerfstudio camera path, FILE.json.
       num_frames: number of cameras of spiral, orbit and interpolate.
     Raises:
       UserError: no view is held out, or the file cannot be read.
@@ -165,11 +165,7 @@ def find_path(run: Run, path: str, *, num_frames: int) -> CameraPath:
     viewmats = refined_viewmats(run)[scene.train_ids]
     points = np.asarray(run.state.gaussians.means)[np.asarray(run.state.alive)]
     if path == "orbit":
-        subject = meeting_point(viewmats)
-        if not stand_around(viewmats, subject):
-            subject = focus_point(viewmats, points)
-        down = -find_up(viewmats, points).direction
-        cameras = orbit(viewmats, subject=subject, down=down, num_frames=num_frames)
+        cameras = orbit_subject(viewmats, points, down=-find_up(viewmats, points).direction, num_frames=num_frames)
     elif path == "interpolate":
         cameras = interpolate(viewmats, num_frames=num_frames)
     else:

@@ -5,7 +5,7 @@
 Paths of the camera:
   test, train   the held-out cameras; the training cameras, sorted by name
   spiral        a loop around the training cameras, or around the object that they surround
-  orbit         a circle around the subject, about the up direction
+  orbit         around the subject, about the up direction: a circle, or a swing as far as photographs go
   interpolate   smoothly through the training cameras
   FILE.json     a camera path that nerfstudio's viewer has written, in the frame of the capture
 Pictures: sharp; depth (pale is near); compare (the photograph, wiped over its sharp render).

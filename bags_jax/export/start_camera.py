@@ -15,6 +15,7 @@ from jaxtyping import Float
 from bags_jax.camera_path import focus_point, meeting_point, stand_around
 from bags_jax.data.poses import locate_cameras, look_at, make_rotation
 
+CENTRAL = 0.25  # tangent of the angle to the view axis within which the subject is looked for
 DEFAULT_FOV = 50.0  # degrees, where the intrinsics are not known
 FLIP_GLTF = np.diag([1.0, -1.0, -1.0])  # glTF axes from OpenCV axes
 FLIP_PLAYCANVAS = np.diag([-1.0, -1.0, 1.0])  # axes of SuperSplat's viewer from those of a PLY: half a turn about z
@@ -77,13 +78,24 @@ def choose_start(
     if not surrounded:
         cost += np.sum(np.square(centers - np.median(centers, axis=0)), axis=-1) / size**2
     best = int(np.argmin(cost))
-    depth = float(offsets[best] @ ahead[best])
-    target = centers[best] + ahead[best] * (depth if depth > 0 else size)
+    depth = _seen_depth(viewmats[best], points, nearest=float(offsets[best] @ ahead[best]), otherwise=size)
+    target = centers[best] + ahead[best] * depth
     fov = (DEFAULT_FOV * 4 / 3, DEFAULT_FOV)
     if Ks is not None:
         fx, fy, cx, cy = (float(Ks[best][i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
         fov = (2 * math.degrees(math.atan(cx / fx)), 2 * math.degrees(math.atan(cy / fy)))
     return StartCamera(centers[best], target, up, fov)
+
+
+def _seen_depth(
+    viewmat: Float[np.ndarray, "4 4"], points: Float[np.ndarray, "P 3"], *, nearest: float, otherwise: float
+) -> float:
+    """Returns the depth nearest to a given one at which a camera sees most points in the middle of its picture."""
+    x, y, z = viewmat[:3, :3] @ points.T + viewmat[:3, 3:]
+    depths = z[(z > 0) & (np.hypot(x, y) < CENTRAL * z)]
+    if not depths.size:
+        return nearest if nearest > 0 else otherwise
+    return float(np.clip(nearest, *np.percentile(depths, (25, 75))))
 
 
 def viewer_settings(camera: StartCamera, *, background: tuple[float, float, float], is_gltf: bool = False) -> str:
