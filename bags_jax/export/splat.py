@@ -33,7 +33,6 @@ from bags_jax.workdir import CAPTURE_FILE, read_settings
 FORMATS = (".ply", ".glb", *splat_transform.FORMATS)
 MODES = {"antialiased": 0.1, "classic": 0.3}  # of viewers, with their 2D filter, px^2
 CHECK_WIDTH = 640  # px, at most, of the picture that compares the file with what was written
-SOLID = 0.5  # opacity above which a Gaussian counts as a point of the scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ def export(
     capture = _read_capture(pathlib.Path(workdir).expanduser(), settings)
     start, rotation = None, np.eye(3)
     if capture is not None:
-        points = np.asarray(gaussians.means)[np.asarray(gaussians.logit_opacities) > np.log(SOLID / (1 - SOLID))]
+        points = _solid_points(gaussians)
         up = up or find_up(capture.viewmats, points)
         start = choose_start(capture.viewmats, capture.Ks, points, up=up.direction)
     if not keep_frame:
@@ -227,6 +226,12 @@ def check_export(run: Run, path: str | pathlib.Path) -> str:
         f"{path}: {len(saved.means)} Gaussians, {independent} by trimesh; upright; rendered again, against our picture: "
         f"{', '.join(found)}"
     )
+
+
+def _solid_points(gaussians: Gaussians) -> Float[np.ndarray, "P 3"]:
+    """The more opaque half of the Gaussians: floaters are mostly faint."""
+    opacities = np.asarray(gaussians.logit_opacities)
+    return np.asarray(gaussians.means)[opacities >= np.median(opacities)]
 
 
 def _psnr(first: Float[np.ndarray, "H W 3"], second: Float[np.ndarray, "H W 3"]) -> float:
