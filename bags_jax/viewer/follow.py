@@ -58,17 +58,18 @@ class History:
 
     def look(self) -> str:
         """Lists the checkpoints again and loads the newest one. Returns why it cannot be read, once; else an empty text."""
-        saved = [step for step in self.list_saved() if step not in self._broken]
+        saved, problem = [step for step in self.list_saved() if step not in self._broken], ""
         if saved and saved[-1] not in self._states:
             try:
                 self.load(saved[-1])
             except UserError as error:
-                if saved[-1] in self.list_saved():  # else training has deleted it meanwhile
-                    self._broken.add(saved[-1])
-                    return str(error)
+                newest = saved.pop()
+                if newest in self.list_saved():  # else training has deleted it meanwhile
+                    self._broken.add(newest)
+                    problem = str(error)
         with self._lock:
             self._saved = set(saved)
-        return ""
+        return problem
 
     def load(self, step: int | None) -> TrainState:
         """The scene at a step, None: the last, in host memory, as `compact` makes it.

@@ -17,10 +17,10 @@ GREY, CHOSEN = (150, 156, 170), (226, 86, 84)
 
 
 def make_thumbnail(photo: UInt8[np.ndarray, "H W 3"], side: int = THUMBNAIL_PX) -> UInt8[np.ndarray, "h w 3"]:
-    """Reduces a photograph to a longer side of at most `side` px."""
-    picture = Image.fromarray(photo)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    """Resizes a photograph to a longer side of `side` px."""
+    zoom = side / max(photo.shape[:2])
+    size = max(1, round(photo.shape[1] * zoom)), max(1, round(photo.shape[0] * zoom))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
 
 
 def choose_frustum_size(centers: Float[np.ndarray, "V 3"], extent: float) -> float:
