@@ -32,6 +32,7 @@ from bags_jax.sfm.photographs import CameraGroup, describe_cameras, group_by_cam
 MIN_PHOTOS = 3
 _WORK_S = 7 * 86400.0  # no practical limit: many photographs take hours, and the user can interrupt
 _EXTRACT_AT_ONCE, _MATCH_AT_ONCE, _BLOCK = 8, 128, 16  # photographs and pairs of one request: steps of the progress bar
+_FEW_POINTS = 5  # of a photograph; a plane gives hundreds, a camera that only turns none
 _GPS_SHARE = 0.9  # of the photographs, from which on their GPS positions are used
 Report = Callable[[str], None]
 
@@ -237,7 +238,8 @@ def _check_model(work: Work, pairs: Sequence[Pair], model: tuple[list[str], int]
     """Raises UserError if the largest model (names, number of points) is none, or one of a camera that only turned."""
     names, num_points = model
     what = f"no camera poses were found for the {len(work.photos)} photographs of {work.folder}"
-    if is_without_parallax(pairs) and len(names) < len(work.photos) / 2:
+    is_poor = len(names) < len(work.photos) / 2 or num_points < _FEW_POINTS * len(names)
+    if is_poor and is_without_parallax(pairs):
         raise UserError(
             f"{what}: they have no parallax (the camera stood still, or only turned): expected a camera that moves "
             f"through the scene; walk around the subject instead of turning on the spot"

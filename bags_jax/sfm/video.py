@@ -48,7 +48,7 @@ def read_header(file: pathlib.Path) -> tuple[int, float]:
     Raises:
       UserError: OpenCV is missing or cannot decode the file.
     """
-    cv2 = _load_cv2()
+    cv2 = load_cv2()
     capture = _open(file)
     count, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
     is_decoded = capture.grab()
@@ -120,19 +120,23 @@ def _decode(
         capture.release()
 
 
-def _load_cv2() -> Any:
-    # FFmpeg and OpenCV print their own errors; the programs here print one line.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+def load_cv2() -> Any:
+    """Imports OpenCV, silent: FFmpeg and OpenCV print lines of their own, and the programs print one line.
+
+    Raises:
+      UserError: OpenCV is missing.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read once, when OpenCV first uses FFmpeg
     try:
         import cv2
     except ImportError as error:
         raise UserError("videos need OpenCV: pip install opencv-python-headless") from error
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
 
 
 def _open(file: pathlib.Path) -> Any:
-    cv2 = _load_cv2()
+    cv2 = load_cv2()
     if not os.access(file, os.R_OK):
         raise UserError(f"{file} cannot be read: expected a video file that you may read; change its permissions")
     capture = cv2.VideoCapture(str(file), cv2.CAP_FFMPEG)
@@ -150,7 +154,7 @@ def _make_video_error(file: pathlib.Path) -> UserError:
 
 
 def _to_gray(frame: np.ndarray) -> np.ndarray:
-    cv2 = _load_cv2()
+    cv2 = load_cv2()
     return cv2.cvtColor(_narrow(frame, _SHARPNESS_WIDTH), cv2.COLOR_BGR2GRAY)
 
 
@@ -160,7 +164,7 @@ def _narrow(image: np.ndarray, longest: int) -> np.ndarray:
     scale = longest / max(height, width)
     if scale >= 1:
         return image
-    cv2 = _load_cv2()
+    cv2 = load_cv2()
     return cv2.resize(
         image, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=cv2.INTER_AREA
     )
@@ -199,7 +203,7 @@ class _Path:
 
     def _track(self, gray: np.ndarray) -> float | None:
         """Returns the median distance of the corners from their start, share of the longer side; None: too few are left."""
-        cv2 = _load_cv2()
+        cv2 = load_cv2()
         assert self._start is not None
         points, found, _ = cv2.calcOpticalFlowPyrLK(
             self._before, gray, self._points, None, winSize=(21, 21), maxLevel=3
@@ -211,7 +215,7 @@ class _Path:
         return float(np.median(np.linalg.norm((self._points - self._start).reshape(-1, 2), axis=1))) / max(gray.shape)
 
     def _restart(self, gray: np.ndarray) -> None:
-        cv2 = _load_cv2()
+        cv2 = load_cv2()
         corners = cv2.goodFeaturesToTrack(gray, _NUM_CORNERS, 0.01, 5)
         is_enough = corners is not None and len(corners) >= _MIN_CORNERS
         self._before, self._reach = gray, 0.0
