@@ -135,16 +135,48 @@ def test_rendering_writes_pictures_and_a_film(trained, call, path, count):
     assert len(pictures) == count
     assert all(np.asarray(Image.open(p)).shape == (24, 32, 3) for p in pictures)
     film = (workdir / "renders" / f"{path}.mp4").read_bytes()
-    assert film[4:8] == b"ftyp"
+    assert film[4:8] == b"ftyp" and ("H.264 by ffmpeg" in out) == (b"avc1" in film)
+
+
+@pytest.mark.parametrize(
+    "path, mode, name, count",
+    [
+        ("orbit", "sharp", "orbit", 3),
+        ("interpolate", "depth", "interpolate_depth", 3),
+        ("train", "compare", "train_compare", 4),
+        ("{folder}/my path.json", "sharp", "my path", 2),
+    ],
+)
+def test_films_along_other_paths_and_of_other_things(trained, call, tmp_path, path, mode, name, count):
+    workdir, _ = trained
+    pose = {"camera_to_world": np.eye(4).ravel().tolist(), "fov": 50}
+    cameras = {"render_width": 30, "render_height": 20, "fps": 12, "camera_path": [pose, pose]}
+    (tmp_path / "my path.json").write_text(json.dumps(cameras))
+    path = path.format(folder=tmp_path)
+    options = (f"--path={path}", f"--mode={mode}", "--frames=3", "--compilation_cache=")
+    code, out, err = call("render", f"--workdir={workdir}", *options)
+    assert code in (None, 0) and f"{count} pictures" in out and f"{count}/{count}" in err and "frame" in err
+    pictures = sorted((workdir / "renders" / name).glob("*.png"))
+    assert len(pictures) == count and (workdir / "renders" / f"{name}.mp4").is_file()
+    if path.endswith("json"):
+        assert np.asarray(Image.open(pictures[0])).shape == (20, 30, 3)
 
 
 def test_export_writes_a_splat(trained, call, tmp_path):
     workdir, _ = trained
-    code, out, _ = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'new' / 'scene.ply'}")
-    head = (tmp_path / "new" / "scene.ply").read_bytes()[:2000].decode("latin1")
+    where = (f"--workdir={workdir}", "--compilation_cache=")
+    code, out, _ = call("export", *where, f"--output={tmp_path / 'scene.ply'}", "--viewer_settings")
+    head = (tmp_path / "scene.ply").read_bytes()[:2000].decode("latin1")
     count = re.search(r"element vertex (\d+)", head)
     assert code in (None, 0) and count and out.startswith(f"{count[1]} Gaussians of step 4")
-    assert_refused(call("export", f"--workdir={workdir}", f"--output={tmp_path / 'scene.splat'}"), "ends in .ply")
+    assert "upright: up was" in out and "within about" in out and f"read back: {count[1]} Gaussians, 100.0 dB" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"scene.ply", "scene.ply.viewer.json"}
+    assert json.loads((tmp_path / "scene.ply.viewer.json").read_text())["cameras"]
+    _, out, _ = call("export", *where, f"--output={tmp_path / 'scene.glb'}", "--up=0,0,1")
+    assert "up was 0.000,0.000,1.000, given by --up" in out
+    _, out, _ = call("export", *where, f"--output={tmp_path / 'scene.glb'}", "--upright=False")
+    assert "upright" not in out and "read back" in out
+    assert_refused(call("export", *where, f"--output={tmp_path / 'scene.splat'}"), "ends in .ply")
 
 
 FLAGS = {
@@ -413,7 +445,7 @@ def test_workdir_with_a_damaged_configuration(call, tmp_path, text, program):
 PROGRAMS = {
     "evaluate": ("--compilation_cache=",),
     "render": ("--compilation_cache=", "--path=test"),
-    "export": ("--output=/nowhere/x.ply",),
+    "export": ("--compilation_cache=", "--output=/x.ply"),
 }
 
 
@@ -448,8 +480,14 @@ def test_step_that_is_not_there(trained, call, program):
     "program,arguments,said",
     [
         ("export", (), "output"),
-        ("export", ("--output={workdir}/config.json/x.ply",), "cannot write"),
+        ("export", ("--output={workdir}/config.json/x.ply", "--compilation_cache="), "cannot write"),
+        ("export", ("--output=/nowhere/x.glb", "--compilation_cache="), "/nowhere is no folder"),
+        ("export", ("--output={workdir}/x.ply", "--up=0,0,0"), "--up=0,0,1"),
         ("render", ("--path=nowhere",), "nowhere"),
+        ("render", ("--path=/nowhere/path.json", "--compilation_cache="), "nerfstudio"),
+        ("render", ("--path={workdir}/config.json", "--compilation_cache="), "camera_path"),
+        ("render", ("--path=orbit", "--mode=compare", "--compilation_cache="), "--path=train"),
+        ("render", ("--mode=blurry",), "blurry"),
         ("render", ("--frames=0",), "frames"),
         ("evaluate", ("--step=last",), "last"),
     ],

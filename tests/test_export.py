@@ -1,5 +1,7 @@
 import dataclasses
+import os
 import pathlib
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import trimesh
 
 from bags_jax import geometry
 from bags_jax.errors import UserError
+from bags_jax.export import video
 from bags_jax.export.ply import bake_filter, read_ply, write_ply
 from bags_jax.export.video import write_video
 from bags_jax.structs import Gaussians
@@ -216,15 +219,23 @@ def test_invalid_paths_raise_errors(tmp_path):
         read_ply(tmp_path)
 
 
-def test_video_has_its_frames_even_sides_and_colours(tmp_path):
+@pytest.mark.parametrize("codec", ["avc1", "vp09"])
+def test_video_has_its_frames_even_sides_and_colours(tmp_path, monkeypatch, codec):
     cv2 = pytest.importorskip("cv2")
+    if codec == "vp09":
+        monkeypatch.setattr(video.shutil, "which", lambda name: None)
+    elif not shutil.which("ffmpeg"):
+        pytest.skip("no ffmpeg")
     frames = np.zeros((9, 45, 63, 3), np.uint8)
     frames[:] = (200, 90, 40)
     for i in range(9):
         frames[i, :, 6 * i : 6 * i + 10] = (20, 60, 220)
-    write_video(tmp_path / "new" / "a.mp4", frames, fps=24.0)
+    said = write_video(tmp_path / "new" / "a.mp4", frames, fps=24.0)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.mp4"]
-    assert b"vp09" in (tmp_path / "new" / "a.mp4").read_bytes()
+    data = (tmp_path / "new" / "a.mp4").read_bytes()
+    assert codec.encode() in data and said.startswith("H.264" if codec == "avc1" else "VP9 by OpenCV, because")
+    if codec == "avc1":
+        assert data.index(b"moov") < data.index(b"mdat")  # the index is in front: a browser plays at once
     reader = cv2.VideoCapture(str(tmp_path / "new" / "a.mp4"))
     assert reader.get(cv2.CAP_PROP_FPS) == 24
     seen = [frame[..., ::-1] for ok, frame in iter(reader.read, (False, None)) if ok]
@@ -232,6 +243,22 @@ def test_video_has_its_frames_even_sides_and_colours(tmp_path):
     for i in (0, 8):
         np.testing.assert_allclose(seen[i][20, 6 * i + 5], (20, 60, 220), atol=20)  # 4:2:0 and a lossy codec
         np.testing.assert_allclose(seen[i][20, (6 * i + 35) % 60], (200, 90, 40), atol=20)
+
+
+@pytest.mark.parametrize("script, codec", [("exit 1", "VP9"), ("echo ' V libx264 '; exit 1", None)])
+def test_an_ffmpeg_that_fails_is_passed_over_or_named(tmp_path, monkeypatch, script, codec):
+    pytest.importorskip("cv2")
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    frames, path = np.zeros((3, 400, 400, 3), np.uint8), tmp_path / "new" / "a.mp4"
+    if codec:
+        assert write_video(path, frames).startswith(codec)
+        return
+    with pytest.raises(UserError, match="ffmpeg wrote no film") as caught:
+        write_video(path, frames)
+    assert "\n" not in str(caught.value) and not list(path.parent.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
   bags-jax export --workdir=runs/motion --output=scene.ply
 
-The name chooses the format: .ply (every viewer and editor), .glb (glTF with KHR_gaussian_splatting),
+The name chooses the format: .ply (every viewer and editor), .glb (glTF, KHR_gaussian_splatting),
 .spz and .sog (small, for the web), .html (one page with a viewer, for any browser). The last three
-are written by splat-transform, a program for Node.js.
+are written by splat-transform, a program for Node.js. docs/export.md says which file suits which
+viewer.
 """
 
 from absl import flags

@@ -5,7 +5,7 @@
 Paths of the camera:
   test, train   the held-out cameras; the training cameras, sorted by name
   spiral        a loop around the training cameras, or around the object that they surround
-  orbit         around the subject, about the up direction: a circle, or a swing as far as photographs go
+  orbit         around the subject, about the up direction, as far as photographs go
   interpolate   smoothly through the training cameras
   FILE.json     a camera path that nerfstudio's viewer has written, in the frame of the capture
 Pictures: sharp; depth (pale is near); compare (the photograph, wiped over its sharp render).
@@ -50,7 +50,7 @@ def draw(run: Run, cameras: CameraPath, folder: pathlib.Path, *, fps: float) -> 
         frames = [draw_depth(rendered, limits) if mode == "depth" else sharp]
         picture = frames[0]
         if mode == "compare" and cameras.ids is not None:
-            photo = photograph(run, cameras.ids[number])
+            photo = photograph(run, int(cameras.ids[number]))
             picture, frames = wipe(photo, sharp, 0.5), wipe_frames(photo, sharp, fps=fps)
         write_png(folder / f"{number:04d}.png", picture)
         yield from frames

@@ -173,6 +173,7 @@ def render_splat(
     near_plane: float = 0.01,
 ) -> Float[np.ndarray, "H W 3"]:
     """Renders a splat as a viewer does, in one of MODES; sRGB, clipped to [0, 1]."""
+    gaussians = jax.tree.map(jnp.asarray, gaussians)
     colors = jnp.concatenate([gaussians.sh_dc, gaussians.sh_rest], axis=1)
     image, _, _ = rasterization(
         means=gaussians.means,
