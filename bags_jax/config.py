@@ -109,6 +109,7 @@ def smoke(config: Any) -> Any:
     )
     config.log_every = 2
     config.checkpoint_every = 6
+    config.pictures = False  # their programs take longer to compile than the steps take
     return config
 
 

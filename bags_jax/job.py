@@ -92,7 +92,7 @@ def make_job(settings: Settings, *, make_model: MakeModel | None = None) -> Job:
     if settings.optim.poses:
         frame = make_pose_frame(scene.viewmats[train_ids], scene.Ks[train_ids], scene.points, depth=extent)
     model = (make_model or make_blur_model)(settings, len(train_ids)) if settings.blur.enabled else None
-    if model is not None:
+    if settings.blur.enabled:
         check_blur_model(model)
     return Job(settings, scene, stages, model, extent, frame)
 

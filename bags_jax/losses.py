@@ -4,6 +4,8 @@ A new term is one line in `photo_terms` or `blur_terms`, and one weight of the s
 (docs/extending_loss_term.md).
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -14,7 +16,7 @@ from bags_jax.ops.ssim import ssim
 from bags_jax.rendering import Rendered, normalize_depth
 from bags_jax.scene.confidence import blur_penalty, looks_sharp, sharp_views
 from bags_jax.schedule import Stage
-from bags_jax.settings import Loss
+from bags_jax.settings import STEPS, Loss, rule_of
 from bags_jax.structs import BlurMoments
 
 
@@ -81,10 +83,14 @@ def blur_terms(
 def weighted_sum(terms: dict[str, Float[Array, ""]], loss: Loss) -> Float[Array, ""]:
     """Sum of all terms, each times the weight of its name; `ssim` is shared out between L1 and 1 - SSIM."""
     weights = {**vars(loss), "l1": 1.0 - loss.ssim, "dssim": loss.ssim}
+    names = {"l1", "dssim"} | {field.name for field in dataclasses.fields(Loss) if rule_of(field).unit != STEPS}
     for name, term in terms.items():
-        if name not in weights or jnp.shape(term):
-            expected = "a weight of this name in settings.Loss, and a scalar"
-            raise UserError(f"the loss term {name!r} of shape {jnp.shape(term)} came, expected {expected}")
+        if name not in names:
+            raise UserError(f"the loss term {name!r} has no weight: add a setting of this name to settings.Loss")
+        if jnp.shape(term):
+            raise UserError(
+                f"the loss term {name!r} has shape {jnp.shape(term)}, expected (): take its mean over the pixels"
+            )
     return jnp.asarray(sum(weights[name] * term for name, term in terms.items() if weights[name]))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -19,6 +20,11 @@ def current_platform() -> str:
         return jax.default_backend()
     name = device if isinstance(device, str) else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def count_cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def follows_arrays(function: Callable[P, R]) -> Callable[P, R]:

@@ -15,12 +15,19 @@ class Progress:
             tqdm.tqdm.write(f"note: all {num_steps} steps of this run are done already")
         self._bar = tqdm.tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
         self._scalars: dict[str, float] = {}
+        self._has_advised = False
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._bar.close()
+
+    def advise(self, line: str) -> None:
+        """Prints a line above the bar, the first time that there is one; "" prints nothing."""
+        if line and not self._has_advised:
+            tqdm.tqdm.write(f"note: {line}")
+            self._has_advised = True
 
     def update(self, step: int, stage: Stage, metrics: dict) -> None:
         """Shows the metrics of the steps up to `step` (numbers on the host)."""

@@ -169,6 +169,8 @@ def propose_blur(
 
 def _check_field(field: BlurField, blocks: tuple[int, ...], kernel_size: int) -> None:
     """Raises UserError if a blur model returned the field of another image or kernel size."""
+    if not isinstance(field, BlurField):
+        raise UserError(f"field of the blur model returned a {type(field).__name__}, expected a BlurField")
     found = jnp.shape(field.mask), jnp.shape(field.features)[:2], jnp.shape(field.weight)[-1:], jnp.shape(field.bias)
     expected = blocks, blocks, (kernel_size**2,), (kernel_size**2,)
     if found != expected:

@@ -68,7 +68,7 @@ class Data:
         "auto", "Format of the capture: auto, procedural (an embedded world), or a name in data/formats.py."
     )
     root: str = setting("", "Folder of the capture.")
-    factor: int = setting(1, "Downscale factor of the photographs.", low=1)
+    factor: int = setting(1, "Downscale factor of the photographs. 0: chosen for `minutes`.", low=0)
     holdout: int = setting(0, "Hold out every n-th view. 0: the capture's file hold=n decides, else 8.", low=0)
     use_sharp: bool = setting(False, "Train on the sharp truth, where it is known: the oracle of the benchmarks.")
     mixed_factors: tuple[int, ...] = setting(
@@ -126,7 +126,9 @@ class Blur:
     """The blur model."""
 
     enabled: bool = setting(True, "False trains plain splatting.")
-    kernel_sizes: tuple[int, ...] = setting((5, 9, 17), "Side of the blur kernels in each stage, odd.", unit="px")
+    kernel_sizes: tuple[int, ...] = setting(
+        (5, 9, 17), "Side of the blur kernels in each stage, odd. Empty: chosen for `minutes`.", unit="px"
+    )
     strides: tuple[int, ...] = setting(
         (1, 1, 2), "Side of the blocks of pixels that share a kernel, in each stage.", unit="px"
     )
@@ -259,7 +261,14 @@ class Settings:
     """A whole training run."""
 
     seed: int = setting(0, "Seed of training: order of the views, network, random points.", low=0, high=2**31 - 1)
-    num_steps: int = setting(20_000, "Number of training steps.", low=1)
+    minutes: float = setting(
+        0.0,
+        "Time for training, from which the settings that are 0 are chosen: budget.py.",
+        unit="min",
+        low=0,
+        older=0.0,
+    )
+    num_steps: int = setting(20_000, "Number of training steps. 0: chosen for `minutes`.", low=0)
     views_per_step: int = setting(0, "Views per step over all devices. 0: one for each device.", low=0)
     num_devices: int = setting(0, "Number of devices. 0: as many as can share the views of a step.", low=0)
     backend: str = setting(
@@ -268,7 +277,7 @@ class Settings:
     deterministic: bool = setting(
         False, "Sum gradients in a fixed order on a GPU: slower, and equal bit for bit in every run."
     )
-    max_gaussians: int = setting(1_000_000, "Largest number of Gaussians.", low=1)
+    max_gaussians: int = setting(1_000_000, "Largest number of Gaussians. 0: chosen for `minutes`.", low=0)
     sh_degree: int = setting(3, "Degree of the spherical harmonics.", low=0, high=3)
     sh_every: float = steps(0.05, "Add one degree of spherical harmonics after every so many steps.")
     data: Data = Data()
@@ -281,6 +290,11 @@ class Settings:
     density: Density = Density()
     log_every: int = setting(100, "Period of the logs.", unit="steps", low=1)
     checkpoint_every: int = setting(1000, "Period of the checkpoints.", unit="steps", low=1)
+    pictures: bool = setting(
+        True,
+        "Draw a held-out view and the blurriest photograph with its kernels into TensorBoard at each checkpoint.",
+        older=True,
+    )
     keep_checkpoints: int = setting(2, "Number of checkpoints to keep.", low=1)
     compilation_cache: str = setting(
         "auto", 'Folder of compiled programs. auto: in $XDG_CACHE_HOME or ~/.cache. "": none.'

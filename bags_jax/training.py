@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from bags_jax import parallel
+from bags_jax.budget import fill_in
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.config import read_config
 from bags_jax.dispatch import Dispatch, Dispatcher, is_due
@@ -19,6 +20,7 @@ from bags_jax.progress import Progress
 from bags_jax.scene.initialize import with_optimizers
 from bags_jax.scene.optimizer import Optimizers, make_optimizers, scale_rates
 from bags_jax.settings import Settings
+from bags_jax.snapshot import advise_kernels, take_snapshot
 from bags_jax.step import is_finite
 from bags_jax.structs import TrainState
 from bags_jax.workdir import claim_capture, claim_workdir, saved_views_per_step
@@ -35,7 +37,8 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
     Raises:
       UserError: bad input, or a loss that is not finite (the last checkpoint stays).
     """
-    settings = choose_views_per_step(read_config(config), workdir)
+    settings, chosen = fill_in(read_config(config), workdir)
+    settings = choose_views_per_step(settings, workdir)
     num_devices = parallel.count_devices(settings.num_devices, settings.views_per_step)
     job = make_job(settings, make_model=make_model)
     optimizers = make_job_optimizers(job)
@@ -45,7 +48,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
         Writers(workdir, checkpoints.last()) as writers,
         Programs(num_devices) as programs,
-        Progress(settings.num_steps, notes(job, num_devices), step=checkpoints.last()) as progress,
+        Progress(settings.num_steps, notes(job, num_devices, chosen), step=checkpoints.last()) as progress,
         Interruption() as interruption,
     ):
         state = checkpoints.restore(template) if checkpoints.steps() else with_optimizers(first_state(job), optimizers)
@@ -60,6 +63,10 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
                 writers.write(done.stop, progress.scalars())
             if done.saved is not None:
                 checkpoints.save(done.saved)
+                if settings.pictures:
+                    snapshot = take_snapshot(job, done.saved)
+                    writers.draw(done.stop, snapshot.pictures)
+                    progress.advise(advise_kernels(snapshot, job) if done.stage.head == job.stages[-1].head else "")
         if dispatcher.step < settings.num_steps:
             save_and_leave(checkpoints, dispatcher.state)
     return dispatcher.state
@@ -80,13 +87,14 @@ def make_job_optimizers(job: Job) -> Optimizers:
     return make_optimizers(optim, job.model, restart=int(settings.stages.restart), num_steps=settings.num_steps)
 
 
-def notes(job: Job, num_devices: int) -> tuple[str, ...]:
+def notes(job: Job, num_devices: int, chosen: str) -> tuple[str, ...]:
     """What the user should know before training starts, one line each."""
     settings, available = job.settings, jax.local_device_count()
+    known = (*((chosen,) if chosen else ()), *job.scene.notes)
     if settings.num_devices or num_devices == available:
-        return job.scene.notes
+        return known
     shared = f"{num_devices} of {available} devices are used: more cannot share {settings.views_per_step} views a step"
-    return (*job.scene.notes, shared)
+    return (*known, shared)
 
 
 def save_and_leave(checkpoints: Checkpoints, state: TrainState) -> NoReturn:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +58,8 @@ class TrainingView:
     valid: Bool[np.ndarray, "H W"] | None  # pixels of the photograph to use; None: all
 
 
-def render_training_views(run: Run) -> Iterator[TrainingView]:
-    """Renders every training view, one at a time, with its refined pose.
+def render_training_views(run: Run, indices: Sequence[int] | None = None) -> Iterator[TrainingView]:
+    """Renders training views, one at a time, with their refined poses; `indices` among them, None: all.
 
     Each has the exposure that training found for its photograph. Uses the image scale of the run's stage, and pads smaller photographs to the size of the largest one: the network
     was trained at that scale and size.
@@ -67,9 +67,12 @@ def render_training_views(run: Run) -> Iterator[TrainingView]:
     scene, model, stage = run.scene, run.model, run.stage
     photos = make_dataset(scene, stage.scale)
     _, height, width, _ = photos.images.shape
-    viewmats = refined_viewmats(run)[scene.train_ids]
-    canvases = render_views(run, viewmats, photos.cameras.K, width=width, height=height, margin=stage.margin)
-    for index, (canvas, size) in enumerate(zip(canvases, np.asarray(photos.sizes), strict=True)):
+    indices = range(len(scene.train_ids)) if indices is None else indices
+    chosen = np.asarray(indices, int)
+    viewmats, Ks = refined_viewmats(run)[scene.train_ids[chosen]], np.asarray(photos.cameras.K)[chosen]
+    canvases = render_views(run, viewmats, Ks, width=width, height=height, margin=stage.margin)
+    for index, canvas in zip(indices, canvases, strict=True):
+        size = np.asarray(photos.sizes)[index]
         rows, columns = map(slice, size)
         photo = np.asarray(photos.images[index, rows, columns])
         valid = None if photos.valid is None else photos.valid[index, rows, columns]

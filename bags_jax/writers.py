@@ -5,11 +5,14 @@ import json
 import pathlib
 from typing import IO
 
+import numpy as np
+from jaxtyping import UInt8
+
 from bags_jax.atomic import write_atomic
 
 
 class Writers:
-    """Context manager that appends scalars to both logs of a working directory.
+    """Context manager that appends scalars to both logs of a working directory, and pictures to TensorBoard.
 
     Args:
       workdir: folder of the run.
@@ -46,6 +49,12 @@ class Writers:
         self._lines.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
+
+    def draw(self, step: int, pictures: dict[str, UInt8[np.ndarray, "_H _W 3"]]) -> None:
+        """Adds pictures to TensorBoard."""
+        self._lines = self._lines or self._open()
+        for name, picture in pictures.items():
+            self._board.add_image(name, picture, step, dataformats="HWC")
 
 
 def _is_until(line: bytes, step: int) -> bool:

@@ -5,7 +5,9 @@ import itertools
 import pytest
 
 from bags_jax import published
+from bags_jax.budget import choose, find_step_cost
 from bags_jax.config import read_config
+from bags_jax.data.load import CaptureSize
 from bags_jax.job import make_blur_model
 from bags_jax.scene.density import is_reset_step, thresholds_at
 from bags_jax.scene.optimizer import scale_rates
@@ -46,6 +48,10 @@ def test_all_29_published_scenes_are_there():
 @pytest.mark.parametrize("module,argument", ALL, ids=lambda x: getattr(x, "__name__", x))
 def test_config_resolves(module, argument, word):
     config = module.get_config(with_word(argument, word))
+    if config.minutes:
+        capture = CaptureSize(num_views=30, width=1200, height=800, num_points=2000)
+        for name, value in choose(read_config(config), capture, find_step_cost("cpu", 2)).items():
+            config.update_from_flattened_dict({name: value})
     settings = read_in_steps(config)
     stages = make_stages(settings)
     assert stages[0].start == 0 and stages[-1].stop == config.num_steps

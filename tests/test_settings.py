@@ -67,12 +67,12 @@ def test_defaults_come_back_as_the_settings():
 
 # --- ranges ------------------------------------------------------------------------------------------------------------
 
-COUNTS = ["num_steps", "max_gaussians", "init.num_random", "density.every", "data.factor"]
+COUNTS = ["init.num_random", "density.every"]
 COUNTS += ["log_every", "checkpoint_every", "keep_checkpoints"]
 COUNTS += ["blur.width", "blur.conv_width", "blur.feature_width", "blur.embedding_width"]
 POSITIVE = ["optim.means", "optim.means_final", "optim.network", "optim.network_final"]
 NOT_NEGATIVE = ["data.near_plane", "stages.restart", "blur.warmup", "blur.logit_bound", "sh_every", "sh_degree"]
-NOT_NEGATIVE += ["num_devices", "views_per_step", "seed", *in_group("loss", "density", "optim")]
+NOT_NEGATIVE += ["minutes", "num_steps", "max_gaussians", "data.factor", "num_devices", "views_per_step", "seed", *in_group("loss", "density", "optim")]
 
 
 def test_no_range_is_lost():

@@ -51,6 +51,8 @@ class BlurModel(Protocol):
 
 def check_blur_model(model: Any) -> None:
     """Raises UserError if a blur model lacks a method, cannot be hashed, or has parameters that are not a dict of arrays."""
+    if model is None:
+        raise UserError("make_model returned None, expected a blur model; config.blur.enabled=False trains without one")
     name = type(model).__name__
     methods = [method for method in vars(BlurModel) if not method.startswith("_")]
     missing = [method for method in methods if not callable(getattr(model, method, None))]

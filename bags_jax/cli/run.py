@@ -76,7 +76,7 @@ def main(path: str) -> None:
     stages = Stages(4)
     stages.begin("cameras", f"poses of {source}")
     config.data.root = str(find_capture(source, workdir).resolve())
-    stages.begin("training", f"{config.num_steps} steps, Ctrl-C saves the state")
+    stages.begin("training", "Ctrl-C saves the state")
     train(config, workdir)
     stages.begin("evaluation", "held-out views and the blur of each photograph")
     print(describe_scores(evaluate(workdir)))

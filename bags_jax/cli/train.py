@@ -9,14 +9,16 @@ Watch the scene in a browser while it trains: --viewer
 """
 
 import contextlib
+import dataclasses
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from bags_jax.budget import fill_in
 from bags_jax.cli.config_flag import read_config_flag
 from bags_jax.cli.launch import launch, use_compilation_cache
-from bags_jax.config import shipped_configs
+from bags_jax.config import read_config, shipped_configs
 from bags_jax.training import train
 from bags_jax.viewer.beside_training import checkpoint_period, watch_training
 from bags_jax.viewer.port import HOST, PORT, describe_address
@@ -48,12 +50,16 @@ def main() -> None:
 
 def train_in_view(config: Any) -> None:
     """Trains beside a viewer, which stays until Ctrl-C."""
-    config.checkpoint_every = checkpoint_period(int(config.num_steps), int(config.checkpoint_every))
+    settings, chosen = fill_in(read_config(config), _WORKDIR.value)
+    period = checkpoint_period(settings.num_steps, settings.checkpoint_every)
+    settings = dataclasses.replace(settings, checkpoint_every=period)
+    if chosen:
+        print(f"note: {chosen}", flush=True)
     host, port = _VIEWER_HOST.value, _VIEWER_PORT.value
     address = describe_address(host, port)
     with watch_training(_WORKDIR.value, host=host, port=port) as viewer:
-        print(f"The viewer is at {address}; a new checkpoint every {config.checkpoint_every} steps.", flush=True)
-        train(config, _WORKDIR.value)
+        print(f"The viewer is at {address}; a new checkpoint every {period} steps.", flush=True)
+        train(dataclasses.asdict(settings), _WORKDIR.value)
         print(f"Training is done. The viewer stays at {address} until Ctrl-C.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             viewer.join()

@@ -24,6 +24,28 @@ from bags_jax.errors import UserError
 _MAX_DISTANCE = 1000.0
 
 
+@dataclasses.dataclass(frozen=True)
+class CaptureSize:
+    """How large a capture is, as far as its files say without decoding a photograph."""
+
+    num_views: int
+    width: int  # of the largest photograph, px
+    height: int
+    num_points: int
+
+
+def measure_capture(root: str | os.PathLike[str], *, format: str = "auto") -> CaptureSize:
+    """Measures a capture by its poses and the headers of its photographs.
+
+    Raises:
+      UserError: as load_scene.
+    """
+    folder = _check_folder(root)
+    capture = find_format(folder, format).read(folder, factor=1)
+    width, height = max(map(read_photo_size, capture.files), key=lambda size: size[0] * size[1])
+    return CaptureSize(len(capture.names), width, height, len(capture.points))
+
+
 def load_scene(
     root: str | os.PathLike[str],
     *,
@@ -125,13 +147,22 @@ def _check_folder(root: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _check_views(capture: Capture, format: str) -> None:
-    """Raises UserError if a reader returned more names than poses, photographs or lenses, or fewer."""
+    """Raises UserError if a reader returned arrays that do not fit each other."""
+    if not isinstance(capture, Capture):
+        raise UserError(f"the reader of format {format} returned a {type(capture).__name__}, expected a Capture")
     counts = {name: len(getattr(capture, name)) for name in ("names", "files", "viewmats", "lenses")}
     if len(set(counts.values())) > 1 or np.shape(capture.viewmats)[1:] != (4, 4):
         raise UserError(
             f"the reader of format {format} returned {', '.join(f'{num} {name}' for name, num in counts.items())}, "
             f"viewmats of shape {np.shape(capture.viewmats)}: expected the same number of all, and viewmats (V, 4, 4)"
         )
+    shapes = np.shape(capture.points), np.shape(capture.point_colors)
+    if shapes[0] != shapes[1] or shapes[0][1:] != (3,):
+        raise UserError(
+            f"the reader of format {format} returned points and point_colors of shapes {shapes}: expected (P, 3) for both"
+        )
+    if unknown := sorted((capture.test_names or frozenset()) - set(capture.names)):
+        raise UserError(f"the reader of format {format} holds out {unknown[0]}, which is none of its names")
 
 
 def _sort_views(capture: Capture) -> Capture:
