@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": "Score a trained scene on its held-out views.",
     "view": "Show a scene in a browser, also while it trains.",
     "render": "Render pictures and a film of a trained scene.",
-    "export": "Write a trained scene as a PLY file for splat viewers.",
+    "export": "Write a trained scene for splat viewers: .ply, .glb, .spz, .sog, .html.",
 }
 
 
