@@ -99,6 +99,14 @@ def test_quaternions_are_world_from_camera():
     np.testing.assert_allclose(window.viewmat[:3, :3], rotation, atol=1e-12)
 
 
+def test_rounding_of_the_browser_is_no_motion():
+    camera = window_at(photo_camera(), 400, 300)
+    negative = tuple(-x for x in camera.wxyz)
+    assert camera.is_like(dataclasses.replace(camera, wxyz=negative, fov=camera.fov * (1 + 1e-7)))
+    assert not camera.is_like(dataclasses.replace(camera, position=(0.0, 0.0, 0.0)))
+    assert not camera.is_like(dataclasses.replace(camera, width=401))
+
+
 def test_an_orbit_keeps_the_roll_of_the_photograph():
     viewmat = photo_camera().viewmat
     up = orbit_up(viewmat, UP)

@@ -33,6 +33,14 @@ class WindowCamera:
         rotation = matrix_from_wxyz(self.wxyz).T
         return make_rigid(rotation, -rotation @ np.asarray(self.position))
 
+    def is_like(self, other: "WindowCamera") -> bool:
+        """True if both show the same, up to the rounding of the browser."""
+        if (self.width, self.height) != (other.width, other.height):
+            return False
+        ours, theirs = (np.array([*c.wxyz, *c.position, c.fov]) for c in (self, other))
+        theirs[:4] *= np.sign(ours[:4] @ theirs[:4]) or 1.0  # a quaternion and its negative are one rotation
+        return bool(np.allclose(ours, theirs, rtol=1e-5, atol=1e-6))
+
     def intrinsics(self, width: int, height: int) -> Float[np.ndarray, "3 3"]:
         """Intrinsics of a picture that fills the window, px. Pixels need not be square: sizes of pictures are rounded."""
         slope = math.tan(self.fov / 2)

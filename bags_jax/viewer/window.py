@@ -88,7 +88,7 @@ class Window:
     def _see(self, camera: Any) -> None:
         """Takes over the camera of the browser."""
         new, old = read_camera(camera), self.shot.camera
-        if new == old:
+        if new.is_like(old):
             return
         self._change(moves=True, camera=new)
         self._frustums.look_from(np.asarray(new.position))
@@ -112,6 +112,7 @@ class Window:
         with self.client.atomic():
             up = stand_at(self.client.camera, photo, self.gallery, aspect=self.shot.camera.aspect)
             self.client.camera.up_direction = up
+        self._see(self.client.camera)  # without waiting for the answer of the browser
 
     def _choose_step(self, index: int) -> None:
         step = self._steps[min(index, len(self._steps) - 1)]
