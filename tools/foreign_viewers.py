@@ -44,7 +44,7 @@ document.title = 'ready ' + viewer.getSplatMesh().getSplatCount();
 
 def screenshot(address: str, path: pathlib.Path, *, width: int, height: int) -> np.ndarray:
     """Opens a page and returns its picture when it no longer changes."""
-    with Chromium(width=width, height=height, webgl=True) as browser:
+    with Chromium(width=max(width, 640), height=max(height, 480), webgl=True) as browser:
         browser.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
