@@ -54,8 +54,8 @@ def find_step_cost(platform: str, cores: int) -> StepCost:
     return dataclasses.replace(ONE_CORE, **{name: getattr(ONE_CORE, name) / speed for name in times})
 
 
-def fill_in(settings: Settings, workdir: str | pathlib.Path) -> tuple[Settings, str]:
-    """Chooses the settings that are 0, and says in one line what was chosen; "" where nothing was.
+def fill_in(settings: Settings, workdir: str | pathlib.Path) -> tuple[Settings, tuple[str, ...]]:
+    """Chooses the settings that are 0, and says in one line what was chosen; no line where nothing was.
 
     A run that has begun keeps what was chosen for it.
 
@@ -67,11 +67,11 @@ def fill_in(settings: Settings, workdir: str | pathlib.Path) -> tuple[Settings, 
     """
     open_names = _names_to_choose(settings)
     if not open_names:
-        return settings, ""
+        return settings, ()
     path = pathlib.Path(workdir).expanduser()
     if (path / CONFIG_FILE).is_file():
         saved = read_settings(path)
-        return _replace(settings, {name: _value(saved, name) for name in open_names}), ""
+        return _replace(settings, {name: _value(saved, name) for name in open_names}), ()
     if not settings.minutes:
         raise UserError(f"config.{open_names[0]} is 0, expected a value, or config.minutes from which it is chosen")
     capture = _measure(settings)
@@ -81,7 +81,7 @@ def fill_in(settings: Settings, workdir: str | pathlib.Path) -> tuple[Settings, 
     width, height = _reduce(capture, chosen.get("data.factor", settings.data.factor))
     where = f"{count_cores()} CPU cores" if current_platform() == "cpu" else current_platform()
     line = f"for {settings.minutes:g} minutes on {where}, {capture.num_views} photographs at {width} x {height} px: {flags}"
-    return _replace(settings, chosen), line
+    return _replace(settings, chosen), (line,)
 
 
 def choose(settings: Settings, capture: CaptureSize, cost: StepCost) -> dict:

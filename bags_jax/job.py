@@ -18,6 +18,7 @@ from bags_jax.blur_model.protocol import BlurModel, check_blur_model
 from bags_jax.data import load_scene
 from bags_jax.data.scene import Scene, train_on_sharp
 from bags_jax.errors import UserError
+from bags_jax.first_scene import read_gaussians
 from bags_jax.ops.backends import choose
 from bags_jax.rendering import View
 from bags_jax.scene.initialize import init_gaussians, init_state, near_plane, random_points, scene_extent
@@ -153,6 +154,26 @@ def first_capacity(num_points: int, max_gaussians: int) -> int:
 
 
 def first_gaussians(job: Job) -> tuple[Gaussians, Bool[Array, "N"]]:
+    """The Gaussians that training starts from, and the rows in use: those of another scene, or on points.
+
+    Raises:
+      UserError: the other scene cannot be read, or has more Gaussians than may be.
+    """
+    settings = job.settings
+    if not settings.init.scene:
+        return gaussians_on_points(job)
+    found = read_gaussians(settings.init.scene, sh_degree=settings.sh_degree)
+    num = len(found.means)
+    if not 0 < num <= settings.max_gaussians:
+        raise UserError(
+            f"config.init.scene has {num} Gaussians, expected 1 to {settings.max_gaussians}: change config.max_gaussians"
+        )
+    capacity = first_capacity(num, settings.max_gaussians)
+    padded = jax.tree.map(lambda x: jnp.pad(x, [(0, capacity - num)] + [(0, 0)] * (x.ndim - 1)), found)
+    return padded, jnp.arange(capacity) < num
+
+
+def gaussians_on_points(job: Job) -> tuple[Gaussians, Bool[Array, "N"]]:
     """Gaussians on the points of the capture, or on random ones, and the rows in use."""
     settings, scene = job.settings, job.scene
     points, colors = scene.points, scene.point_colors
@@ -166,7 +187,10 @@ def first_gaussians(job: Job) -> tuple[Gaussians, Bool[Array, "N"]]:
 
 def first_state(job: Job) -> TrainState:
     """The state at step 0, without optimizers."""
-    gaussians, alive = first_gaussians(job)
+    return _state_of(job, *first_gaussians(job))
+
+
+def _state_of(job: Job, gaussians: Gaussians, alive: Bool[Array, "N"]) -> TrainState:
     return init_state(
         gaussians,
         alive,
@@ -192,5 +216,5 @@ def check_views(state: TrainState, scene: Scene) -> None:
 
 
 def state_template(job: Job) -> TrainState:
-    """Shapes of the state without optimizers: what a checkpoint is restored into for evaluation."""
-    return jax.eval_shape(lambda: first_state(job))
+    """Shapes of the state without optimizers: what a checkpoint is restored into. The number of rows does not matter."""
+    return jax.eval_shape(lambda: _state_of(job, *gaussians_on_points(job)))

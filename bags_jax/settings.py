@@ -108,6 +108,11 @@ class Synthetic:
 class Init:
     """The scene that training starts from."""
 
+    scene: str = setting(
+        "",
+        "Start from this scene in place of points: the folder of a run, or a PLY file in the frame of the capture.",
+        older="",
+    )
     num_random: int = setting(100_000, "Number of random points where the capture has no points.", low=1)
     opacity: float = setting(0.1, "Opacity of the first Gaussians.", low=0, high=1, exclusive=True)
 

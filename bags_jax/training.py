@@ -13,8 +13,9 @@ from bags_jax.checkpoint import Checkpoints
 from bags_jax.config import read_config
 from bags_jax.dispatch import Dispatch, Dispatcher, is_due
 from bags_jax.errors import UserError
+from bags_jax.extension import extend_run
 from bags_jax.interruption import Interruption
-from bags_jax.job import Job, MakeModel, check_views, first_state, make_job, training_cameras
+from bags_jax.job import Job, MakeModel, check_views, first_state, make_job, state_template, training_cameras
 from bags_jax.programs import Programs
 from bags_jax.progress import Progress
 from bags_jax.scene.initialize import with_optimizers
@@ -23,7 +24,7 @@ from bags_jax.settings import Settings
 from bags_jax.snapshot import advise_kernels, take_snapshot
 from bags_jax.step import is_finite
 from bags_jax.structs import TrainState
-from bags_jax.workdir import claim_capture, claim_workdir, saved_views_per_step
+from bags_jax.workdir import claim_capture, claim_workdir, holds_run, saved_views_per_step
 from bags_jax.writers import Writers
 
 
@@ -42,16 +43,19 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
     num_devices = parallel.count_devices(settings.num_devices, settings.views_per_step)
     job = make_job(settings, make_model=make_model)
     optimizers = make_job_optimizers(job)
-    template = jax.eval_shape(lambda: with_optimizers(first_state(job), optimizers))  # also checks the blur model
+    template = jax.eval_shape(lambda state: with_optimizers(state, optimizers), state_template(job))
+    lines = notes(job, num_devices, (*chosen, *extend_run(workdir, job, settings)))
+    fresh = None if holds_run(workdir, settings) else first_state(job)
     workdir = claim_workdir(workdir, settings)  # after all checks: a run that cannot start leaves no trace
     with (
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
         Writers(workdir, checkpoints.last()) as writers,
         Programs(num_devices) as programs,
-        Progress(settings.num_steps, notes(job, num_devices, chosen), step=checkpoints.last()) as progress,
+        Progress(settings.num_steps, lines, step=checkpoints.last()) as progress,
         Interruption() as interruption,
     ):
-        state = checkpoints.restore(template) if checkpoints.steps() else with_optimizers(first_state(job), optimizers)
+        is_begun = bool(checkpoints.steps())
+        state = checkpoints.restore(template) if is_begun else with_optimizers(fresh or first_state(job), optimizers)
         check_views(state, job.scene)
         dispatcher = Dispatcher(job, optimizers, state, programs)
         claim_capture(workdir, training_cameras(job.scene))  # after the check that there is something to train
@@ -63,13 +67,19 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
                 writers.write(done.stop, progress.scalars())
             if done.saved is not None:
                 checkpoints.save(done.saved)
-                if settings.pictures:
-                    snapshot = take_snapshot(job, done.saved)
-                    writers.draw(done.stop, snapshot.pictures)
-                    progress.advise(advise_kernels(snapshot, job) if done.stage.head == job.stages[-1].head else "")
+                draw_pictures(job, done, writers, progress)
         if dispatcher.step < settings.num_steps:
             save_and_leave(checkpoints, dispatcher.state)
     return dispatcher.state
+
+
+def draw_pictures(job: Job, done: Dispatch, writers: Writers, progress: Progress) -> None:
+    """Draws the saved state of a dispatch into TensorBoard, and advises larger kernels where they are too small."""
+    if job.settings.pictures and done.saved is not None:
+        snapshot = take_snapshot(job, done.saved)
+        writers.draw(done.stop, snapshot.pictures)
+        if done.stage.head == job.stages[-1].head:
+            progress.advise(advise_kernels(snapshot, job))
 
 
 def choose_views_per_step(settings: Settings, workdir: str | pathlib.Path) -> Settings:
@@ -87,10 +97,10 @@ def make_job_optimizers(job: Job) -> Optimizers:
     return make_optimizers(optim, job.model, restart=int(settings.stages.restart), num_steps=settings.num_steps)
 
 
-def notes(job: Job, num_devices: int, chosen: str) -> tuple[str, ...]:
-    """What the user should know before training starts, one line each."""
+def notes(job: Job, num_devices: int, chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """What the user should know before training starts, one line each: what was chosen for him comes first."""
     settings, available = job.settings, jax.local_device_count()
-    known = (*((chosen,) if chosen else ()), *job.scene.notes)
+    known = (*chosen, *job.scene.notes)
     if settings.num_devices or num_devices == available:
         return known
     shared = f"{num_devices} of {available} devices are used: more cannot share {settings.views_per_step} views a step"

@@ -63,19 +63,19 @@ def test_measures_a_capture_without_decoding(capture):
 
 def test_given_settings_stay_and_one_line_says_the_rest(capture, tmp_path):
     settings = custom(num_steps=500, data=dataclasses.replace(Settings().data, root=str(capture), factor=0))
-    filled, line = fill_in(settings, tmp_path / "run")
+    filled, (line,) = fill_in(settings, tmp_path / "run")
     assert filled.num_steps == 500 and filled.data.factor == 1 and filled.blur.kernel_sizes == (3, 5, 9)
     assert "6 photographs at 96 x 64 px: --config.data.factor=1 --config.max_gaussians=8000" in line
     assert "num_steps" not in line and "--config.blur.kernel_sizes=3,5,9" in line
-    assert fill_in(filled, tmp_path / "run") == (filled, "")
+    assert fill_in(filled, tmp_path / "run") == (filled, ())
 
 
 def test_a_run_that_has_begun_keeps_its_choice(capture, tmp_path):
     settings = custom(data=dataclasses.replace(Settings().data, root=str(capture), factor=0))
     first, _ = fill_in(settings, tmp_path / "run")
     claim_workdir(tmp_path / "run", dataclasses.replace(first, num_steps=777))
-    again, line = fill_in(dataclasses.replace(settings, minutes=100.0), tmp_path / "run")
-    assert again.num_steps == 777 and not line
+    again, lines = fill_in(dataclasses.replace(settings, minutes=100.0), tmp_path / "run")
+    assert again.num_steps == 777 and not lines
 
 
 def test_nothing_to_choose_from(tmp_path):

@@ -116,7 +116,7 @@ def test_checkpoint_of_another_number_of_views_is_refused():
     job = make_small_job()
     state = first_state(job)
     check_views(state, job.scene)
-    fewer = dataclasses.replace(state, poses=state.poses[:3], blur_px=state.blur_px[:3])
+    fewer = dataclasses.replace(state, poses=state.poses[:3], exposures=state.exposures[:3], blur_px=state.blur_px[:3])
     with pytest.raises(UserError, match="the checkpoint has 3 training views, the capture has 4 now"):
         check_views(fewer, job.scene)
 

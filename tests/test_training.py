@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -14,10 +15,13 @@ import pytest
 from bags_jax import dispatch, training
 from bags_jax import job as job_module
 from bags_jax.checkpoint import Checkpoints
+from bags_jax.config import read_config
 from bags_jax.dispatch import Dispatch
 from bags_jax.errors import UserError
 from bags_jax.evaluation import evaluate
+from bags_jax.export.ply import write_ply
 from bags_jax.interruption import Interruption
+from bags_jax.job import first_state, make_job
 from bags_jax.ops.rasterize import buffer_size
 from bags_jax.programs import Programs, largest_count
 from bags_jax.progress import Progress
@@ -399,3 +403,51 @@ def test_real_capture_trains(shared_data, tmp_path, monkeypatch):
     results = evaluate(tmp_path)
     assert len(results["per_view"]) == 4 and results["deblur_nerf"]["PSNR"] > 5
     assert len(list((tmp_path / "blur").glob("*_mask.png"))) == 23
+
+
+def test_a_finished_run_goes_on_to_more_steps(straight, tmp_path, capsys):
+    workdir, before = straight
+    longer = shutil.copytree(workdir, tmp_path / "longer")
+    state = train(make_config(num_steps=15), longer)
+    assert int(state.step) == 15 and not jnp.array_equal(state.gaussians.sh_dc[:9], before.gaussians.sh_dc[:9])
+    said = "".join(capsys.readouterr())
+    assert "goes on from step 12 to 15: learning rates as in the last 20% of a run of 15 steps, density" in said
+    assert [row["step"] for row in log_of(longer)][-2:] == [14, 15]
+    assert Checkpoints(longer, create=False).last() == 15
+
+
+def test_longer_runs_that_cannot_be(straight, tmp_path):
+    workdir, _ = straight
+    longer = shutil.copytree(workdir, tmp_path / "longer")
+    with pytest.raises(UserError, match="num_steps=40 came for a finished run of 12 steps, .* expected at most 24; or"):
+        train(make_config(num_steps=40), longer)
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        train(make_config(num_steps=15, sh_degree=1), longer)
+    shutil.rmtree(longer / "checkpoints" / "12")
+    with pytest.raises(UserError, match="has trained 9 of 12 steps, and --config.num_steps=15 came: finish it with"):
+        train(make_config(num_steps=15), longer)
+    assert json.loads((longer / "config.json").read_text())["num_steps"] == 12
+
+
+def test_starts_from_another_scene(straight, tmp_path):
+    workdir, state = straight
+    living = jax.tree.map(lambda x: np.asarray(x)[np.asarray(state.alive)], state.gaussians)
+    num = len(living.means)
+    write_ply(tmp_path / "scene.ply", living, np.zeros(num))
+    for place in (workdir, tmp_path / "scene.ply"):
+        config = make_config(max_gaussians=num + 5, sh_degree=1)
+        config.init.scene = str(place)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(job_module, "first_capacity", lambda num, most: most)
+            start = first_state(make_job(read_config(config)))
+        assert int(start.alive.sum()) == num and start.alive.shape == (num + 5,)
+        np.testing.assert_allclose(start.gaussians.means[:num], living.means, atol=1e-6)
+        np.testing.assert_allclose(start.gaussians.logit_opacities[:num], living.logit_opacities, atol=1e-4)
+        assert start.gaussians.sh_rest.shape == (num + 5, 3, 3) and not start.gaussians.sh_rest.any()  # degree 0 before
+        too_few = dataclasses.replace(read_config(config), max_gaussians=num - 1)
+        with pytest.raises(UserError, match=f"config.init.scene has {num} Gaussians, expected 1 to {num - 1}"):
+            first_state(dataclasses.replace(make_job(read_config(config)), settings=too_few))
+    config.init.scene = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere, expected the working directory of a run, or a .ply file"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

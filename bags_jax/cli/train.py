@@ -53,8 +53,8 @@ def train_in_view(config: Any) -> None:
     settings, chosen = fill_in(read_config(config), _WORKDIR.value)
     period = checkpoint_period(settings.num_steps, settings.checkpoint_every)
     settings = dataclasses.replace(settings, checkpoint_every=period)
-    if chosen:
-        print(f"note: {chosen}", flush=True)
+    for line in chosen:
+        print(f"note: {line}", flush=True)
     host, port = _VIEWER_HOST.value, _VIEWER_PORT.value
     address = describe_address(host, port)
     with watch_training(_WORKDIR.value, host=host, port=port) as viewer:
