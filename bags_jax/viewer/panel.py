@@ -111,7 +111,7 @@ def draw_scale(scale: Scale) -> str:
     stops = ",".join("#{:02x}{:02x}{:02x}".format(*colors[i]) for i in np.linspace(0, 255, 12).astype(int))
     title, low, high = map(html.escape, (scale.title, scale.low, scale.high))
     return (
-        '<div style="padding: 0.25em 0.75em 0.5em; font-size: 0.8em">'
+        '<div style="padding: 0.25em 1.2em 0.5em 0.75em; font-size: 0.8em">'
         f'<div style="height: 0.7em; border-radius: 0.2em; background: linear-gradient(90deg,{stops})"></div>'
         f'<div style="display: flex; justify-content: space-between"><span>{low}</span>'
         f'<span style="opacity: 0.7">{title}</span><span>{high}</span></div></div>'
