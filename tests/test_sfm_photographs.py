@@ -1,6 +1,7 @@
 """Photographs as cameras leave them: directly in a folder, rotated by EXIF, HEIC, of several cameras."""
 
 import json
+import os
 import pathlib
 import sys
 
@@ -14,6 +15,7 @@ from bags_jax.sfm import client
 from bags_jax.sfm.capture_folder import find_source, make_capture
 from bags_jax.sfm.lost import Pair, explain_losses, is_without_parallax
 from bags_jax.sfm.photographs import copy_upright, describe_cameras, group_by_camera, list_sources
+from bags_jax.sfm.temporary import open_temporary
 from bags_jax.synthetic import make_scene
 
 HEIC = pathlib.Path(__file__).parent / "golden" / "upright.heic"
@@ -71,6 +73,42 @@ def test_photographs_directly_in_a_folder(images, tmp_path):
     assert any(line.startswith("note: the photographs are of 2 cameras") and "Other" in line for line in lines)
     with pytest.raises(UserError, match="camera poses already: nothing was changed"):
         make_capture(folder, tmp_path / "capture")
+
+
+def test_masks_come_along_and_hide_features(images, tmp_path):
+    """Beside photographs that lie directly in the folder; turned as EXIF turns its photograph; none at black."""
+    for number, image in enumerate(images):
+        save(
+            tmp_path / "in" / f"{number}.jpg",
+            np.rot90(image) if number == 0 else image,
+            orientation=1 + 5 * (number == 0),
+        )
+    left = np.zeros((208, 320), np.uint8)
+    left[:, :160] = 255
+    (tmp_path / "in" / "masks").mkdir()
+    Image.fromarray(np.rot90(left)).save(tmp_path / "in" / "masks" / "0.png")
+    for number in range(1, 7):
+        Image.fromarray(left).save(tmp_path / "in" / "masks" / f"{number}.jpg.png")  # as COLMAP names them; 7 has none
+    lines, out = [], tmp_path / "out"
+    found = make_capture(tmp_path / "in", out, report=lines.append)
+    assert any("7 masks" in line for line in lines) and len(found.posed_names) >= 6
+    assert {path.name for path in out.iterdir()} == {"images", "masks", "sparse", "sfm.json"}
+    assert len(list((out / "images").iterdir())) == 8
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "masks" / "0.jpg.png")), left)
+    counts = []
+    for number, masks in enumerate((str(out / "masks"), "")):
+        database = str(tmp_path / f"{number}.db")
+        client.call("extract_features", database, str(out / "images"), masks, ["1.jpg"], 800, -1)
+        counts.append(client.call("read_photographs", database)["1.jpg"][0])
+    assert 0 < counts[0] < 0.75 * counts[1]
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / ".sfm_999999999_x" / "images").mkdir(parents=True)
+    (tmp_path / f".sfm_{os.getpid()}_y").mkdir()
+    with open_temporary(tmp_path) as folder:
+        assert folder.is_dir() and {path.name for path in tmp_path.iterdir()} == {folder.name, f".sfm_{os.getpid()}_y"}
+    assert not folder.exists()
 
 
 def test_cameras_differ_by_size_model_and_zoom(images, tmp_path):

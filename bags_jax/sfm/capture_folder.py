@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
 
 import numpy as np
 import tqdm
@@ -12,10 +11,13 @@ import tqdm
 from bags_jax.atomic import write_atomic
 from bags_jax.data.formats import FORMATS, find_format
 from bags_jax.data.pairing import list_photos, name_some
+from bags_jax.data.valid_pixels import FOLDER as MASK_FOLDER
 from bags_jax.errors import UserError
 from bags_jax.sfm import frame_choice, video
-from bags_jax.sfm.photographs import HEIC_SUFFIXES, SUFFIXES, copy_upright, list_sources
+from bags_jax.sfm.masks import copy_masks
+from bags_jax.sfm.photographs import HEIC_SUFFIXES, SUFFIXES, copy_upright, list_sources, rename
 from bags_jax.sfm.reconstruct import MIN_PHOTOS, Reconstruction, Report, reconstruct
+from bags_jax.sfm.temporary import open_temporary
 
 SOURCE_FILE = "sfm.json"  # of a capture: what its images/ were made from
 MIN_SECONDS = 3.0
@@ -112,7 +114,10 @@ def find_source(path: pathlib.Path, output: pathlib.Path | None = None) -> Sourc
     if not path.is_dir():
         raise UserError(f"{path} does not exist: expected a folder of photographs, or a video file; correct the path")
     try:
-        found = list_sources(_find_photo_folder(path))
+        folder = _find_photo_folder(path)
+        found = list_sources(folder)
+        if folder == path:  # the masks lie beside the photographs
+            found = {name: file for name, file in found.items() if pathlib.PurePath(name).parts[0] != MASK_FOLDER}
     except PermissionError as error:
         raise UserError(
             f"cannot read {error.filename} ({error.strerror}): change its permissions, or copy it"
@@ -149,8 +154,8 @@ def fill(source: Source, root: pathlib.Path, *, num_frames: int, report: Report,
         return
     footage, chosen = _watch(source.path, num_frames, report, has_bar) if source.is_video else (None, np.zeros(0, int))
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".sfm_", ignore_cleanup_errors=True) as temporary:
-        unfinished = pathlib.Path(temporary) / "images"
+    with open_temporary(root) as temporary:
+        unfinished = temporary / "images"
         unfinished.mkdir()
         with _bar("photographs", len(source.photos) or len(chosen), "photo", has_bar) as bar:
             if footage is not None:
@@ -158,11 +163,16 @@ def fill(source: Source, root: pathlib.Path, *, num_frames: int, report: Report,
                 notes = _describe(footage, chosen)
             else:
                 notes = [f"note: {line}" for line in copy_upright(source.photos, unfinished, report=bar.update)]
+                renamed = {name: (file, rename(name)) for name, file in source.photos.items()}
+                if num_masks := copy_masks(source.path, renamed, temporary / MASK_FOLDER):
+                    notes.append(f"note: {num_masks} masks of {source.path / MASK_FOLDER} were copied")
         for line in notes:
             report(line)
         write_atomic(note, (json.dumps(source.describe(), indent=2) + "\n").encode())
         if images.is_dir():
             images.rmdir()  # empty; else OSError
+        if (temporary / MASK_FOLDER).is_dir():
+            (temporary / MASK_FOLDER).rename(root / MASK_FOLDER)
         unfinished.rename(images)
 
 

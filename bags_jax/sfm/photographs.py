@@ -57,7 +57,7 @@ def copy_upright(
       UserError: a file is no picture, HEIC cannot be decoded here, or two files would get one name.
     """
     converted, turned = [], []
-    names = {source: _rename(source) for source in sources}
+    names = {source: rename(source) for source in sources}
     if len(set(names.values())) < len(names):
         twice = sorted(source for source, name in names.items() if list(names.values()).count(name) > 1)
         raise UserError(f"{name_some(twice)} would get the same name as JPEG: keep one of them")
@@ -108,7 +108,8 @@ def describe_cameras(groups: Sequence[CameraGroup]) -> tuple[str, ...]:
     return (f"the photographs are of {len(groups)} cameras or zooms, each gets its own lens: {name_some(each, 4)}",)
 
 
-def _rename(source: str) -> str:
+def rename(source: str) -> str:
+    """Returns the name of a copy: HEIC becomes JPEG."""
     path = pathlib.PurePosixPath(source)
     return path.with_suffix(".jpg").as_posix() if path.suffix.lower() in HEIC_SUFFIXES else source
 

@@ -149,12 +149,13 @@ def _measure_blank_share(lens: LensValues, width: int, height: int) -> float:
     return float((white < 250).mean())
 
 
-def extract_features(database: str, folder: str, names: list[str], max_size: int, camera_id: int) -> int:
+def extract_features(database: str, folder: str, masks: str, names: list[str], max_size: int, camera_id: int) -> int:
     """Writes the SIFT features of photographs by one camera, of one size, to COLMAP's database. Returns the camera's id.
 
     COLMAP extracts the features from copies whose longer side is at most max_size px.
 
     Args:
+      masks: folder of NAME.png for photograph NAME: no feature where a mask is black; "": there are no masks.
       camera_id: of a camera in the database; -1: a new camera, whose focal length is that of the EXIF, if it has one.
     """
     pycolmap = load_pycolmap()
@@ -162,6 +163,7 @@ def extract_features(database: str, folder: str, names: list[str], max_size: int
     options.max_image_size = max_size
     reader = pycolmap.ImageReaderOptions()
     reader.existing_camera_id = camera_id
+    reader.mask_path = masks
     mode = pycolmap.CameraMode.SINGLE
     pycolmap.extract_features(
         database, folder, image_names=names, camera_mode=mode, reader_options=reader, extraction_options=options

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from bags_jax.errors import UserError
 from bags_jax.sfm import client
 from bags_jax.sfm.appearance import MAX_FEATURES, describe_photographs
 from bags_jax.sfm.lost import Pair, describe_losses, explain_losses, is_without_parallax
+from bags_jax.sfm.masks import write_masks
 from bags_jax.sfm.pairs import (
     MAX_EXHAUSTIVE,
     convert_to_metres,
@@ -28,6 +28,7 @@ from bags_jax.sfm.pairs import (
     pair_many,
 )
 from bags_jax.sfm.photographs import CameraGroup, describe_cameras, group_by_camera
+from bags_jax.sfm.temporary import open_temporary
 
 MIN_PHOTOS = 3
 _WORK_S = 7 * 86400.0  # no practical limit: many photographs take hours, and the user can interrupt
@@ -74,6 +75,11 @@ class Work:
         return str(self.temporary / "database.db")
 
     @property
+    def masks(self) -> pathlib.Path:
+        """Folder of the masks as COLMAP reads them."""
+        return self.temporary / "masks"
+
+    @property
     def tolerance(self) -> float:
         """1 px of the copies that features are extracted from, in px of the photographs."""
         return max(1.0, max(max(group.width, group.height) for group in self.groups) / self.max_size)
@@ -96,7 +102,8 @@ def reconstruct(
     """Writes root/sparse/0, a COLMAP model of the photographs in root/images.
 
     Photographs of one size, camera model and focal length (by EXIF) share one lens. If COLMAP makes several models that
-    it cannot connect, the model with the most photographs is written.
+    it cannot connect, the model with the most photographs is written. Masks in root/masks (white is used, black is left
+    out) keep features out of the dark parts.
 
     Args:
       root: the capture's folder; ~ is expanded.
@@ -115,8 +122,9 @@ def reconstruct(
     for note in describe_cameras(groups):
         report(f"note: {note}")
     try:
-        with tempfile.TemporaryDirectory(dir=root, prefix=".sfm_", ignore_cleanup_errors=True) as temporary:
-            work = Work(folder, photos, groups, pathlib.Path(temporary), max_size, is_video, report, has_bar)
+        with open_temporary(root) as temporary:
+            work = Work(folder, photos, groups, temporary, max_size, is_video, report, has_bar)
+            write_masks(root, photos, work.masks)
             extract(work)
             num_pairs = match(work)
             pairs = [Pair(*row) for row in _call("read_matches", work.database)]
@@ -170,7 +178,13 @@ def extract(work: Work) -> None:
             camera_id = -1
             for names in _split(group.names, _EXTRACT_AT_ONCE):
                 camera_id = _call(
-                    "extract_features", work.database, str(work.folder), list(names), work.max_size, camera_id
+                    "extract_features",
+                    work.database,
+                    str(work.folder),
+                    str(work.masks) if work.masks.is_dir() else "",
+                    list(names),
+                    work.max_size,
+                    camera_id,
                 )
                 bar.update(len(names))
 
@@ -259,7 +273,9 @@ def describe(reconstruction: Reconstruction) -> str:
         f"{num_posed} of {num_posed + len(lost_names)} photographs have a pose{without}, "
         f"{reconstruction.num_points} points, {reconstruction.error_px:.2f} px off on average: {reconstruction.model}"
     )
-    return "\n".join([summary, *describe_losses(reconstruction.lost)])
+    num = reconstruction.num_known_focals
+    focals = [f"the focal length of {num} photographs began at that of their EXIF"] if num else []
+    return "\n".join([summary, *describe_losses(reconstruction.lost), *focals])
 
 
 def _split(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
