@@ -54,7 +54,7 @@ def watch_training(
 
 def _serve(workdir: str, host: str, port: int, compilation_cache: str | None) -> None:
     """The process: waits until the run has its settings, then serves it until training ends, even where that is killed."""
-    os.nice(NICENESS)
+    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     jax.config.update("jax_platforms", "cpu")  # the accelerator belongs to training
     jax.config.update("jax_compilation_cache_dir", compilation_cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

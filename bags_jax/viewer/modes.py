@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
@@ -77,14 +78,13 @@ def draw(
       photos: cameras of all training views.
     """
     rendered = buffers.render(run, camera.viewmat, camera.intrinsics(*size), size, 0)
-    depths = expected_depths(rendered)
+    sharp, depths = map(np.asarray, finish(rendered))
     if mode is Mode.DEPTH:
         pixels, scale = draw_depths(depths, np.asarray(rendered.alpha))
         return Picture(pixels, depths, scale)
     if mode is Mode.COUNT:
         pixels, scale = draw_counts(rendered, *size)
         return Picture(pixels, depths, scale)
-    sharp = to_pixels(rendered.image)
     if mode is Mode.SHARP:
         return Picture(sharp, depths)
     box = photos[photo].frame_on(camera, *size)
@@ -101,15 +101,15 @@ def draw(
     return Picture(put_in_frame(sharp, colorize(blur.widths_px / limit), box), depths, scale)
 
 
-def to_pixels(image: Float[Array, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Rounds sRGB values to 8 bits on the device, which is faster than NumPy."""
-    return np.asarray((jnp.clip(jnp.nan_to_num(image), 0.0, 1.0) * 255.0 + 0.5).astype(jnp.uint8))
+@jax.jit
+def finish(rendered: Rendered) -> tuple[UInt8[Array, "H W 3"], Float[Array, "H W"]]:
+    """Rounds the image to 8 bits. Returns it with the mean camera z of each pixel, scene units.
 
-
-def expected_depths(rendered: Rendered) -> Float[np.ndarray, "H W"]:
-    """Mean camera z of what a pixel shows, scene units; infinite where the scene is more than half transparent."""
-    depth, alpha = np.asarray(rendered.depth), np.asarray(rendered.alpha)
-    return np.where(alpha > SOLID, depth / np.maximum(alpha, SOLID), np.inf)
+    The depth is infinite where the scene is more than half transparent.
+    """
+    image = (jnp.clip(jnp.nan_to_num(rendered.image), 0.0, 1.0) * 255.0 + 0.5).astype(jnp.uint8)
+    depth, alpha = rendered.depth, rendered.alpha
+    return image, jnp.where(alpha > SOLID, depth / jnp.maximum(alpha, SOLID), jnp.inf)
 
 
 def draw_depths(

@@ -267,11 +267,17 @@ def start_server(host: str, port: int, title: str) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):  # viser prints a table
         server = viser.ViserServer(host=host, port=port, label=title, verbose=False)
     if server.get_port() != port:  # taken since the check: viser then looks for another one
-        server.stop()
+        stop_server(server)
         raise UserError(f"port {port} was taken while the viewer started: choose another one")
     server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, brand_color=BRAND)
     server.gui.main_panel.dock_right()
     return server
+
+
+def stop_server(server: Any) -> None:
+    """Stops viser's ViserServer without its message."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        server.stop()
 
 
 def serve(
@@ -308,4 +314,4 @@ def serve(
     finally:
         if viewer is not None:
             viewer.stop()
-        server.stop()
+        stop_server(server)
