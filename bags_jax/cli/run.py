@@ -1,7 +1,7 @@
 """From a video or a folder of photographs to a report and a splat: poses, training, evaluation, export in one go.
 
   bags-jax run walk.mp4 --workdir=runs/mine
-  bags-jax run photographs --workdir=runs/mine --config.data.factor=8 --config.num_steps=3200
+  bags-jax run photographs --workdir=runs/mine --config.minutes=30
 
 PATH is a video, a folder of photographs, or a capture that has camera poses (they are used). The same
 command continues an interrupted run where it stopped. It writes into --workdir:
