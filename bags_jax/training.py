@@ -16,6 +16,7 @@ from bags_jax.errors import UserError
 from bags_jax.extension import extend_run
 from bags_jax.interruption import Interruption
 from bags_jax.job import Job, MakeModel, check_views, first_state, make_job, state_template, training_cameras
+from bags_jax.memory import check_memory
 from bags_jax.programs import Programs
 from bags_jax.progress import Progress
 from bags_jax.scene.initialize import with_optimizers
@@ -44,7 +45,8 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
     job = make_job(settings, make_model=make_model)
     optimizers = make_job_optimizers(job)
     template = jax.eval_shape(lambda state: with_optimizers(state, optimizers), state_template(job))
-    lines = notes(job, num_devices, (*chosen, *extend_run(workdir, job, settings)))
+    needed = check_memory(job, template)
+    lines = notes(job, num_devices, (*chosen, needed, *extend_run(workdir, job, settings)))
     fresh = None if holds_run(workdir, settings) else first_state(job)
     workdir = claim_workdir(workdir, settings)  # after all checks: a run that cannot start leaves no trace
     with (

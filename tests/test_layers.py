@@ -42,7 +42,7 @@ LAYERS = (
     ("step",),
     ("first_scene", "programs"),
     ("job",),
-    ("dispatch",),
+    ("dispatch", "memory"),
     ("run",),
     ("export", "training_views"),
     ("run_report",),

@@ -1,0 +1,84 @@
+"""Forecast of the memory of training, made before the first step for the largest scene that the settings allow."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from bags_jax.data.pyramid import scale_size
+from bags_jax.errors import UserError
+from bags_jax.job import Job
+from bags_jax.scene.density import grow
+from bags_jax.structs import TrainState
+
+# Temporaries of a compiled step, for each pixel of the canvas and each Gaussian: a little above what XLA reports for a CPU and an H200.
+BYTES_PER_PIXEL, BYTES_PER_GAUSSIAN = 620, 900
+COPIES = 2  # of the state: the one in training, and the one that a checkpoint is written from
+GIGABYTE = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """Bytes on each device."""
+
+    state: int  # all copies
+    photographs: int  # at all image scales
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.photographs + self.temporaries
+
+    def describe(self) -> str:
+        """The sum and its parts."""
+        parts = ((name, getattr(self, name)) for name in ("state", "photographs", "temporaries"))
+        return f"{self.total / GIGABYTE:.1f} GB ({', '.join(f'{name} {size / GIGABYTE:.1f}' for name, size in parts)})"
+
+
+def forecast_memory(job: Job, template: TrainState) -> Forecast:
+    """Forecasts the memory of a job with as many Gaussians as may be.
+
+    Args:
+      template: shapes of its state, of any number of rows.
+    """
+    rows = job.settings.max_gaussians
+    full = jax.eval_shape(lambda state: grow(state, rows), template) if template.alive.shape[0] < rows else template
+    scene, photographs, canvas = job.scene, 0, 0
+    for scale in {stage.scale for stage in job.stages}:
+        sizes = [scale_size(*scene.images[i].shape[:2], scale) for i in scene.train_ids]
+        height, width = (max(sides) for sides in zip(*sizes, strict=True))
+        bytes_per_pixel = 3 if scene.valid is None else 4
+        photographs += bytes_per_pixel * len(sizes) * height * width
+        margin = max(stage.margin for stage in job.stages if stage.scale == scale)
+        canvas = max(canvas, (height + 2 * margin) * (width + 2 * margin))
+    state = sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(full))
+    return Forecast(COPIES * state, photographs, BYTES_PER_PIXEL * canvas + BYTES_PER_GAUSSIAN * full.alive.shape[0])
+
+
+def find_free_memory() -> int | None:
+    """Bytes that a device of this machine has for training; None: not known."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    table = pathlib.Path("/proc/meminfo")
+    if jax.default_backend() != "cpu" or not table.is_file():
+        return None
+    rows = dict(line.split(":", 1) for line in table.read_text().splitlines())
+    return 1024 * int(rows["MemAvailable"].split()[0])
+
+
+def check_memory(job: Job, template: TrainState) -> str:
+    """One line that says what training will need.
+
+    Raises:
+      UserError: it needs more than there is.
+    """
+    forecast, free = forecast_memory(job, template), find_free_memory()
+    gaussians = f"{job.settings.max_gaussians} Gaussians"
+    if free is not None and forecast.total > free:
+        raise UserError(
+            f"training with up to {gaussians} needs {forecast.describe()}, and the device has {free / GIGABYTE:.1f} GB: lower "
+            "config.max_gaussians, or raise config.data.factor"
+        )
+    return f"memory with {gaussians}: {forecast.describe()}"
