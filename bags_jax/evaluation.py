@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from jaxtyping import Bool, Float, UInt8
 
 from bags_jax import metrics
@@ -101,8 +103,13 @@ def render_held_out_views(run: Run) -> list[HeldOutView]:
         HeldOutView(
             scene.names[i], scene.images[i], np.asarray(rendered.image), scene.valid[i] if scene.valid else None
         )
-        for i, rendered in zip(scene.test_ids, renders, strict=True)
+        for i, rendered in show_progress(zip(scene.test_ids, renders, strict=True), "held out", len(scene.test_ids))
     ]
+
+
+def show_progress(items: Iterable, name: str, total: int) -> Iterable[Any]:
+    """Passes items on, with a progress bar where the output is a terminal."""
+    return tqdm.tqdm(items, desc=name, total=total, unit="view", dynamic_ncols=True, leave=False, disable=None)
 
 
 def hide(view: HeldOutView) -> UInt8[np.ndarray, "H W 3"]:
@@ -148,7 +155,8 @@ def evaluate_training_views(run: Run) -> TrainingResults:
     found = TrainingResults({}, {}, [])
     stems = choose_file_stems([scene.names[i] for i in scene.train_ids])
     limit_px, area, num_views = choose_limit(run), choose_page_area(run), len(scene.train_ids)
-    for i, view in zip(scene.train_ids, render_training_views(run), strict=True):
+    views = zip(scene.train_ids, render_training_views(run), strict=True)
+    for i, view in show_progress(views, "photographs", num_views):
         name = scene.names[i]
         found.scores[name] = no_truth.score_training_view(
             np.asarray(view.sharp), np.asarray(view.blurred), view.photo, view.valid
