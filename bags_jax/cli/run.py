@@ -1,11 +1,12 @@
-"""From a video or a folder of photographs to a report and a splat: poses, training, evaluation, export in one go.
+"""Goes from a video or a folder of photographs to a report and a splat in one go.
 
   bags-jax run walk.mp4 --workdir=runs/mine
   bags-jax run photographs --workdir=runs/mine --config.minutes=30
 
-PATH is a video, a folder of photographs, or a capture that has camera poses (they are used). The same
-command continues an interrupted run where it stopped. It writes into --workdir:
-capture/ (photographs and poses), the trained scene, report/index.html and scene.ply.
+Estimates the camera poses, trains, evaluates, exports, and opens the report. PATH is a video, a
+folder of photographs, or a capture that has camera poses, which are used. The same command
+continues an interrupted run where it stopped. Writes into --workdir: capture/ (photographs and
+poses), the trained scene, report/index.html and scene.ply.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Estimates camera poses by structure from motion (COLMAP, from pip): of a folder of photographs, or of a video.
+"""Estimates the camera poses of a folder of photographs, or of a video (COLMAP, from pip).
 
   bags-jax sfm --input=photographs --output=my_capture
   bags-jax sfm --input=walk.mp4 --output=my_capture
