@@ -306,6 +306,20 @@ def test_the_history_follows_training(workdir, tmp_path):
     assert history.steps() == [4, 8]
 
 
+def test_a_checkpoint_that_training_deletes_meanwhile_is_no_mistake(workdir, tmp_path, monkeypatch):
+    live = pathlib.Path(shutil.copytree(workdir, tmp_path / "live"))
+    history, load = History(live, open_history(workdir).job), History.load
+
+    def load_late(self, step):
+        if step == 12:
+            shutil.rmtree(live / "checkpoints" / "12", ignore_errors=True)
+        return load(self, step)
+
+    monkeypatch.setattr(History, "load", load_late)
+    assert int(history.load_newest().step) == 8
+    assert history.look() == "" and history.steps() == [4, 8]
+
+
 def test_only_living_rows_are_kept(history):
     state = history.load(STEPS[0])
     assert state.alive.shape[0] == MIN_ROWS and state.gaussians.means.shape[0] == MIN_ROWS
@@ -338,9 +352,10 @@ def test_names_of_pictures_are_free(tmp_path):
 
 
 def test_a_watched_training_writes_more_checkpoints():
-    assert checkpoint_period(3200, 1000) == 80
-    assert checkpoint_period(3200, 20) == 20
-    assert checkpoint_period(3, 1000) == 1
+    assert checkpoint_period(24_000, 1000) == 600
+    assert checkpoint_period(3200, 1000) == 250
+    assert checkpoint_period(3200, 20) == 20, "as it was set"
+    assert checkpoint_period(46_000, 1000) == 1000
 
 
 def test_the_viewer_beside_training_serves_and_ends_with_it(workdir):

@@ -20,12 +20,13 @@ from bags_jax.workdir import CONFIG_FILE
 
 NICENESS = 19  # the lowest priority: training takes what it needs first
 NUM_SHOWN = 40  # checkpoints of a whole training that the viewer shows, where training itself writes fewer
+LEAST_PERIOD = 250  # steps between two of them: one costs a CPU as much as 10 steps of the smallest scenes
 POLL_S = 0.5
 
 
 def checkpoint_period(num_steps: int, period: int) -> int:
     """Steps between two checkpoints of a training that is watched: at most the period that was set."""
-    return max(1, min(period, -(-num_steps // NUM_SHOWN)))
+    return min(period, max(LEAST_PERIOD, -(-num_steps // NUM_SHOWN)))
 
 
 @contextlib.contextmanager

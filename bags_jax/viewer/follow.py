@@ -71,6 +71,16 @@ class History:
             self._saved = set(saved)
         return problem
 
+    def load_newest(self) -> TrainState:
+        """The scene at the last checkpoint. Raises UserError as `load`, unless training deletes that checkpoint meanwhile."""
+        while True:
+            before = self.list_saved()
+            try:
+                return self.load(before[-1] if before else None)
+            except UserError:
+                if self.list_saved() == before:
+                    raise
+
     def load(self, step: int | None) -> TrainState:
         """The scene at a step, None: the last, in host memory, as `compact` makes it.
 

@@ -45,7 +45,7 @@ def open_history(
       workdir: folder of the run.
       step: of the checkpoint that is loaded; None: the last.
       data_root: folder of the capture, where it is another than on the machine that trained.
-      waits: a run without a checkpoint shows its first Gaussians.
+      waits: begin with the first Gaussians of the run, whatever checkpoints there are.
     Raises:
       UserError: there is no run, no checkpoint or not this one, or something cannot be read.
     """
@@ -54,8 +54,10 @@ def open_history(
     if data_root:
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, root=data_root))
     history = History(path, make_job(settings))
-    if waits and not history.list_saved():
+    if waits:
         history.start_at_zero()
+    elif step is None:
+        history.load_newest()
     else:
         history.load(step)
     history.look()
