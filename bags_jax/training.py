@@ -51,13 +51,12 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
     workdir = claim_workdir(workdir, settings)  # after all checks: a run that cannot start leaves no trace
     with (
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
-        Writers(workdir, checkpoints.last()) as writers,
+        Writers(workdir, start := checkpoints.resume()) as writers,
         Programs(num_devices) as programs,
-        Progress(settings.num_steps, lines, step=checkpoints.last()) as progress,
+        Progress(settings.num_steps, lines, step=start) as progress,
         Interruption() as interruption,
     ):
-        is_begun = bool(checkpoints.steps())
-        state = checkpoints.restore(template) if is_begun else with_optimizers(fresh or first_state(job), optimizers)
+        state = checkpoints.restore(template) if start else with_optimizers(fresh or first_state(job), optimizers)
         check_views(state, job.scene)
         dispatcher = Dispatcher(job, optimizers, state, programs)
         claim_capture(workdir, training_cameras(job.scene))  # after the check that there is something to train

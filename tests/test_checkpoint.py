@@ -1,6 +1,7 @@
 """Checkpoints: states are restored to the last bit, and damaged checkpoints are refused in one line."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 
@@ -11,6 +12,7 @@ import pytest
 
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.checkpoint import Checkpoints
+from bags_jax.checksums import check_arrays, hash_array, read_checksums
 from bags_jax.errors import UserError
 from bags_jax.scene.initialize import init_gaussians, init_state, with_optimizers
 from bags_jax.scene.optimizer import make_optimizers
@@ -39,36 +41,52 @@ def assert_same(a, b):
 
 
 class FullDisk:
-    """A checkpoint manager whose disk is full."""
+    """Orbax on a full disk."""
 
-    def __init__(self, manager, fails_in: str):
-        self._manager, self._fails_in, self.is_closed = manager, fails_in, False
+    def __init__(self, checkpointer, fails_in: str):
+        self._checkpointer, self._fails_in, self.is_closed = checkpointer, fails_in, False
 
     def __getattr__(self, name):
         def fail(*_, **__):
+            self._checkpointer.wait_until_finished()
             raise ValueError("OUT_OF_RANGE: No space left on device\nSource locations: ...")
 
-        return fail if name == self._fails_in else getattr(self._manager, name)
+        return fail if name == self._fails_in else getattr(self._checkpointer, name)
 
     def close(self):
         self.is_closed = True
-        self._manager.close()
+        self._checkpointer.close()
+
+
+def on_full_disk(folder, fails_in):
+    checkpoints = Checkpoints(folder)
+    checkpoints._orbax = disk = FullDisk(checkpoints._checkpointer(), fails_in)
+    return checkpoints, disk
 
 
 @pytest.mark.parametrize("fails_in", ["save", "wait_until_finished"])
 def test_full_disk_is_reported_in_one_line(tmp_path, fails_in):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints._manager = disk = FullDisk(checkpoints._manager, fails_in)
+    checkpoints, disk = on_full_disk(tmp_path, fails_in)
     says = r"cannot be written to .*No space left on device\): free space"
     with pytest.raises(UserError, match=says) as caught, checkpoints:
         checkpoints.save(make_state())
     assert "\n" not in str(caught.value) and disk.is_closed
+    assert not list((tmp_path / "checkpoints").iterdir())  # what was begun is removed
+    write(tmp_path, make_state(step=3))  # there is space again
+
+
+def test_full_disk_is_reported_at_the_next_save(tmp_path):
+    checkpoints, _ = on_full_disk(tmp_path, "wait_until_finished")
+    with checkpoints:
+        checkpoints.save(make_state(step=1))
+        with pytest.raises(UserError, match="No space left on device"):
+            checkpoints.save(make_state(step=2))
 
 
 def test_full_disk_does_not_hide_an_earlier_error(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints._manager = disk = FullDisk(checkpoints._manager, "wait_until_finished")
+    checkpoints, disk = on_full_disk(tmp_path, "wait_until_finished")
     with pytest.raises(UserError, match="the loss is not finite"), checkpoints:
+        checkpoints.save(make_state())
         raise UserError("the loss is not finite")
     assert disk.is_closed
 
@@ -167,10 +185,6 @@ def remove_data(folder):
         shutil.rmtree(path)
 
 
-def remove_metadata(folder):
-    (folder / "default" / "_METADATA").unlink()
-
-
 def garble_metadata(folder):
     (folder / "default" / "_METADATA").write_text("{")
 
@@ -179,31 +193,57 @@ def remove_arrays(folder):
     shutil.rmtree(folder / "default")
 
 
+def remove_checksums(folder):
+    (folder / "sha256.json").unlink()
+
+
+def lose_a_checksum(folder):
+    path = folder / "sha256.json"
+    rows = json.loads(path.read_text())
+    del rows["alive"]
+    path.write_text(json.dumps(rows))
+
+
 def empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
 
 
-DAMAGES = [truncate_data, garble_data, remove_data, remove_metadata, garble_metadata, remove_arrays, empty]
+DAMAGES = [
+    truncate_data,
+    garble_data,
+    remove_data,
+    garble_metadata,
+    remove_arrays,
+    remove_checksums,
+    lose_a_checksum,
+    empty,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damaged_checkpoint_is_refused_or_skipped_and_left_alone(tmp_path, damage):
+def test_damaged_checkpoint_is_named_and_passed_over(tmp_path, damage, capfd):
+    """Readers change nothing. Training, which calls `resume`, sets the damaged folder aside and may write that step again."""
     states = [make_state(step=step) for step in (2, 4)]
     folder = write(tmp_path, *states)
     damage(folder / "4")
     before = contents(folder)
-    with Checkpoints(tmp_path) as checkpoints:
-        if checkpoints.steps() == [2]:
-            assert_same(checkpoints.restore(template_of(states[0])), states[0])
-        else:
-            with pytest.raises(
-                UserError, match="/4 cannot be read .*move that folder away to go on from step 2"
-            ) as caught:
-                checkpoints.restore(template_of(states[0]))
-            assert "\n" not in str(caught.value)
-            assert_same(checkpoints.restore(template_of(states[0]), 2), states[0])
+    with Checkpoints(tmp_path, create=False) as checkpoints:
+        with pytest.raises(UserError, match="/4 cannot be read .*move that folder away to go on from step 2") as caught:
+            checkpoints.restore(template_of(states[0]), 4)
+        assert "\n" not in str(caught.value)
+        assert_same(checkpoints.restore(template_of(states[0])), states[0])
     assert contents(folder) == before
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(said) == 1 and "checkpoints/4 is damaged (" in said[0] and "step 2 is read instead" in said[0]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.resume() == 2
+        assert_same(checkpoints.restore(template_of(states[0])), states[0])
+        checkpoints.save(states[1])
+    assert "checkpoint 4 is damaged" in (said := capfd.readouterr().err) and "renamed to 4.damaged" in said
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "4", "4.damaged"]
+    with Checkpoints(tmp_path, create=False) as checkpoints:
+        assert_same(checkpoints.restore(template_of(states[0])), states[1])
 
 
 @pytest.mark.parametrize("damage", [truncate_data, remove_arrays], ids=lambda damage: damage.__name__)
@@ -211,23 +251,66 @@ def test_damaged_only_checkpoint(tmp_path, damage):
     state = make_state(step=4)
     damage(write(tmp_path, state) / "4")
     refused(tmp_path, state, "cannot be read .*move that folder away to start again")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="to start again"):
+        checkpoints.resume()  # training must not begin at 0 without a word
 
 
-def test_save_that_was_cut_off_is_skipped(tmp_path):
-    """Orbax writes into a folder of another name, and renames it when the checkpoint is complete."""
+def test_no_flipped_bit_goes_unseen(tmp_path):
+    """A bit of any file of a checkpoint: the state is the same, or the checkpoint is refused."""
+    state = make_state(step=4)
+    folder = write(tmp_path, state)
+    before = contents(folder)
+    rng = np.random.default_rng(0)
+    sizes = {path: len(data) for path, data in before.items() if data}
+    flips = [(path, int(rng.integers(8 * size))) for path, size in sizes.items() for _ in range(2)]
+    refusals = 0
+    for path, bit in flips:
+        data = bytearray(before[path])
+        data[bit // 8] ^= 1 << bit % 8
+        (folder / path).write_bytes(data)
+        with Checkpoints(tmp_path, create=False) as checkpoints:
+            try:
+                assert_same(checkpoints.restore(template_of(state)), state)
+            except UserError as error:
+                refusals += 1
+                assert "\n" not in str(error) and "/4 cannot be read" in str(error)
+        (folder / path).write_bytes(before[path])
+    assert refusals >= len(flips) // 4
+
+
+def test_checksum_names_the_array(tmp_path):
+    state = make_state(step=4)
+    folder = write(tmp_path, state)
+    rows = read_checksums(folder / "4")
+    arrays = {name: np.zeros(row["shape"], row["dtype"]) for name, row in rows.items()}
+    with pytest.raises(ValueError, match="the SHA-256 of alive is not the one in sha256.json"):
+        check_arrays(
+            {**arrays}, {**rows, **{name: {"sha256": hash_array(x)} for name, x in arrays.items() if name != "alive"}}
+        )
+    assert hash_array(np.zeros(2, np.float32)) != hash_array(np.zeros(1, np.float64))
+    assert hash_array(np.zeros((2, 1), np.int8)) != hash_array(np.zeros(2, np.int8))
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
     states = [make_state(step=step) for step in (2, 4)]
     folder = write(tmp_path, *states)
-    truncate_data(folder / "4")
-    (folder / "4").rename(folder / "4.orbax-checkpoint-tmp")
+    (folder / "2").rename(folder / ".2.deleted")  # killed while it deleted 2 and wrote 6
+    shutil.rmtree(folder / ".2.deleted" / "default")
+    shutil.copytree(folder / "4", folder / ".6.unfinished")
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [2]
-        assert_same(checkpoints.restore(template_of(states[0])), states[0])
+        assert checkpoints.steps() == [4] and checkpoints.resume() == 4
+    assert [path.name for path in folder.iterdir()] == ["4"]
 
 
 def test_save_after_one_that_was_cut_off(tmp_path):
+    """A checkpoint gets its name in one step, when all its files are complete."""
     states = [make_state(step=step) for step in (2, 4)]
     folder = write(tmp_path, *states)
-    (folder / "4").rename(folder / "4.orbax-checkpoint-tmp")
+    truncate_data(folder / "4")
+    (folder / "4").rename(folder / ".4.unfinished")
+    with Checkpoints(tmp_path, create=False) as checkpoints:
+        assert checkpoints.steps() == [2]
+        assert_same(checkpoints.restore(template_of(states[0])), states[0])
     write(tmp_path, states[1])
     with Checkpoints(tmp_path) as checkpoints:
         assert_same(checkpoints.restore(template_of(states[0])), states[1])

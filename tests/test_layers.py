@@ -19,6 +19,7 @@ LAYERS = (
     (
         "atomic",
         "cache_home",
+        "checksums",
         "interruption",
         "numerics",
         "parallel",

@@ -21,7 +21,7 @@ MIN_ROWS = 1 << 12  # smaller scenes share one size
 
 
 def list_steps(workdir: pathlib.Path) -> list[int]:
-    """Steps of the complete checkpoints of a run, in order. Orbax renames a folder to its step once it is complete."""
+    """Steps of the complete checkpoints of a run, in order: a folder gets the name of its step once it is complete."""
     folder = workdir / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())
