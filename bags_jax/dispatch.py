@@ -28,7 +28,7 @@ from bags_jax.programs import (
 )
 from bags_jax.scene.density import grow, is_density_step, is_reset_step, thresholds_at, ungrow
 from bags_jax.scene.optimizer import Optimizers
-from bags_jax.schedule import Stage, late_from, stage_at
+from bags_jax.schedule import Stage, count_steps, late_from, stage_at
 from bags_jax.settings import Settings
 from bags_jax.step import Recipe, is_finite
 from bags_jax.structs import Dataset, TrainState, network_name
@@ -120,7 +120,7 @@ class Dispatcher:
         numbers of rows.
         """
         settings = self.job.settings
-        if is_density_step(settings.density, steps.stop):
+        if is_density_step(settings.density, count_steps(settings, steps.stop)):
             capacity = self.state.alive.shape[0]
             wanted = next_capacity(capacity, self._num_gaussians, settings.max_gaussians, full=GROW_AT)
             if wanted > capacity:
@@ -161,7 +161,7 @@ class Dispatcher:
         settings, stages, capacity = self.job.settings, self.job.stages, self.state.alive.shape[0]
         wanted = next_capacity(capacity, self._num_gaussians, settings.max_gaussians, full=COMPILE_AT)
         states = [self.state]
-        if wanted > capacity and settings.density.start <= done.step < settings.density.stop:
+        if wanted > capacity and settings.density.start <= count_steps(settings, done.step) < settings.density.stop:
             shapes = jax.eval_shape(lambda: grow(self.state, wanted))
             states.append(jax.tree.map(lambda x, now: x.update(sharding=now.sharding), shapes, self.state))
             for soon in [stage for stage in stages if stage.stop > done.step][:2]:
@@ -228,16 +228,16 @@ def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> 
 
 def after_steps(job: Job, state: TrainState, step: int, dataset: Dataset) -> TrainState:
     """Density control, 3D filter and opacity reset: whatever is due after `step` steps, if the state has reached that step."""
-    density = job.settings.density
+    density, count = job.settings.density, count_steps(job.settings, step)
     if step % density.every:
         return state
-    if is_density_step(density, step):
+    if is_density_step(density, count):
         key = jax.random.fold_in(jax.random.key(job.settings.seed + 1), step)
-        thresholds = thresholds_at(density, step, late_from=late_from(job.settings, job.stages))
+        thresholds = thresholds_at(density, count, is_early=step < late_from(job.settings, job.stages))
         state = control_density(state, step, key, thresholds, dataset)
     else:
         state = refresh_filter(state, step, dataset)
-    return lower_opacity(state, step) if is_reset_step(density, step) else state
+    return lower_opacity(state, step) if is_reset_step(density, count) else state
 
 
 def periods(settings: Settings) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.blur_model.protocol import BlurModel, check_blur_model
+from bags_jax.blur_model.published_network import PublishedNetwork, layers_of_heads
 from bags_jax.data import load_scene
 from bags_jax.data.scene import Scene, train_on_sharp
 from bags_jax.errors import UserError
@@ -23,7 +24,7 @@ from bags_jax.ops.backends import choose
 from bags_jax.rendering import View
 from bags_jax.scene.initialize import init_gaussians, init_state, near_plane, random_points, scene_extent
 from bags_jax.scene.pose_refinement import make_pose_frame
-from bags_jax.schedule import Stage, check_image_size, make_stages
+from bags_jax.schedule import Stage, check_image_size, head_networks, make_stages
 from bags_jax.settings import Settings, in_steps
 from bags_jax.structs import Gaussians, PoseFrame, TrainState
 from bags_jax.synthetic.auto_exposure import vary_exposures
@@ -62,6 +63,7 @@ class Job:
             near_plane=self.near_plane,
             backend=self.settings.backend,
             deterministic=self.settings.deterministic,
+            ray_depth=self.settings.blur.ray_depth,
         )
 
 
@@ -126,20 +128,25 @@ def load_photographs(settings: Settings) -> Scene:
 def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
     """The Blur Proposal Network of the settings. docs/extending_blur_model.md puts another model in its place."""
     blur = settings.blur
+    shared: dict[str, Any] = {
+        "num_views": num_views,
+        "kernel_sizes": blur.kernel_sizes,
+        "width": blur.width,
+        "embedding_width": blur.embedding_width,
+        "conv_width": blur.conv_width,
+        "feature_width": blur.feature_width,
+        "use_rgbd": blur.use_rgbd,
+        "backend": settings.backend,
+    }
+    if blur.published_network:
+        return PublishedNetwork(layers=layers_of_heads(head_networks(settings)), **shared)
     return BlurProposalNetwork(
-        num_views=num_views,
-        kernel_sizes=blur.kernel_sizes,
-        width=blur.width,
-        embedding_width=blur.embedding_width,
-        conv_width=blur.conv_width,
-        feature_width=blur.feature_width,
-        use_rgbd=blur.use_rgbd,
         use_table=blur.use_table,
         identity_layers=blur.hand_over,
         centre_logit=blur.centre_logit,
         mask_logit=blur.mask_logit,
         logit_bound=blur.logit_bound,
-        backend=settings.backend,
+        **shared,
     )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.errors import UserError
 from bags_jax.geometry import apply_filter_3d, camera_center, project
-from bags_jax.numerics import safe_normalize
+from bags_jax.numerics import safe_normalize, safe_sqrt
 from bags_jax.ops.blur import blur
 from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.rasterize import rasterize
@@ -34,6 +34,7 @@ class View:
     near_plane: float = 0.2  # scene units, as in 3DGS
     backend: str = "auto"  # see `rasterize`
     deterministic: bool = False  # the same
+    ray_depth: bool = False  # depth is the distance from the camera; False: camera z
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -46,7 +47,7 @@ class Rendered:
     """One sharp render, with the margin of its view."""
 
     image: Float[Array, "H W 3"]  # sRGB, background included; not clipped
-    depth: Float[Array, "H W"]  # sum of weight times camera z, scene units
+    depth: Float[Array, "H W"]  # sum of weight times camera z (View.ray_depth: distance from the camera), scene units
     alpha: Float[Array, "H W"]
     projected: Projected
     num_intersections: Int[Array, ""]
@@ -103,6 +104,12 @@ def colors_towards(gaussians: Gaussians, camera: Camera, sh_degree: Int[Array, "
     return evaluate_sh(jnp.concatenate([gaussians.sh_dc, rest], axis=1), directions, degree=degree)
 
 
+def distances_from(gaussians: Gaussians, camera: Camera) -> Float[Array, "N"]:
+    """Distance of each mean from the camera, scene units: depth along the ray, as the authors of BAGS have it."""
+    offsets = gaussians.means - camera_center(camera.viewmat)[None]
+    return safe_sqrt(jnp.sum(offsets * offsets, axis=-1))
+
+
 def render(
     gaussians: Gaussians,
     alive: Bool[Array, "N"],
@@ -127,7 +134,8 @@ def render(
     projected = project_gaussians(gaussians, alive, filter_3d, camera, view)
     if probe_px is not None:
         projected = dataclasses.replace(projected, means_px=projected.means_px + probe_px)
-    features = jnp.concatenate([colors_towards(gaussians, camera, sh_degree), projected.depths[:, None]], axis=-1)
+    depths = distances_from(gaussians, camera) if view.ray_depth else projected.depths
+    features = jnp.concatenate([colors_towards(gaussians, camera, sh_degree), depths[:, None]], axis=-1)
     width, height = view.canvas
     output = rasterize(
         projected,
@@ -208,8 +216,12 @@ def apply_blur(
     field: BlurField, rendered: Rendered, *, stage: Stage, backend: str = "auto"
 ) -> tuple[Float[Array, "H W 3"], BlurMoments]:
     """Blurs a sharp render by a blur field, in linear light or in sRGB: see render_blurred."""
-    how = {"stride": stage.stride, "margin": rendered.margin, "backend": backend}
+    image, margin = rendered.image, rendered.margin
+    if stage.zero_border:
+        radius = stage.kernel_size // 2
+        image, margin = jnp.pad(image, ((radius, radius), (radius, radius), (0, 0))), margin + radius
+    how = {"stride": stage.stride, "margin": margin, "backend": backend}
     if not stage.linear_light:
-        return blur(rendered.image, field, **how)
-    light, moments = blur(srgb_to_linear(rendered.image), field, **how)
+        return blur(image, field, **how)
+    light, moments = blur(srgb_to_linear(image), field, **how)
     return linear_to_srgb(light), moments

@@ -23,6 +23,7 @@ class Stage:
     stride: int = 1  # side of the blocks of pixels that share a kernel, px
     margin: int = 0  # the scene is rendered this far beyond the photographs, px: light that blur carries in
     linear_light: bool = True  # blur linear light; False: blur sRGB values, as the paper does
+    zero_border: bool = False  # blur takes zeros from beyond the render; False: the last pixel
 
     @property
     def name(self) -> str:
@@ -44,8 +45,8 @@ def make_stages(settings: Settings) -> tuple[Stage, ...]:
     warmup = int(blur.warmup)
     blur_free = [(0, warmup)] + ([(restart, restart + warmup)] if restart and blur.warmup_at_restart else [])
     stages, start = [], 0
+    networks = head_networks(settings)
     for head, (scale, kernel, stop) in enumerate(zip(settings.stages.scales, blur.kernel_sizes, stops, strict=True)):
-        second = int(blur.second_network and restart > 0 and start >= restart)
         ends = {end for span in blur_free for end in span if start < end < stop}
         for a, b in itertools.pairwise(sorted({start, stop} | ends)):
             size = kernel if blur.enabled and not any(low <= a < high for low, high in blur_free) else 0
@@ -56,14 +57,21 @@ def make_stages(settings: Settings) -> tuple[Stage, ...]:
                     scale=scale,
                     kernel_size=size,
                     head=head,
-                    network=second,
+                    network=networks[head],
                     stride=blur.strides[head],
                     margin=size // 2 if blur.margin else 0,
                     linear_light=blur.linear_light,
+                    zero_border=blur.zero_border,
                 )
             )
         start = stop
     return tuple(stages)
+
+
+def head_networks(settings: Settings) -> tuple[int, ...]:
+    """Blur network of each head, 0 or 1: the second one from the restart on, where there are two."""
+    starts, restart = (0.0, *settings.stages.stops[:-1]), settings.stages.restart
+    return tuple(int(settings.blur.second_network and 0 < restart <= start) for start in starts)
 
 
 def _check_stages(settings: Settings) -> None:
@@ -110,8 +118,27 @@ def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
 
 
 def late_from(settings: Settings, stages: tuple[Stage, ...]) -> int:
-    """First step of the late thresholds of density control: the restart, or the last stage where there is none."""
-    return int(settings.stages.restart) or stages[-1].start
+    """First step of the late thresholds of density control: the restart, or the last stage where there is none.
+
+    With density.by_phase the step after the restart: the step of the restart itself is the last one of its phase.
+    """
+    restart = int(settings.stages.restart)
+    return restart + settings.density.by_phase if restart else stages[-1].start
+
+
+def count_steps(settings: Settings, step: int) -> int:
+    """The steps that density control counts after `step` steps: all, or with density.by_phase those of the phase.
+
+    A phase ends with the step of the restart. After the last step the count of a phase is 0: density control then changes
+    nothing, because a Gaussian that was split or made transparent there would stay untrained.
+    """
+    if not settings.density.by_phase:
+        return step
+    if step >= settings.num_steps:
+        return 0
+    restart, every = int(settings.stages.restart), settings.density.every
+    # Rounded, because density control takes place at multiples of `every` steps.
+    return step if step <= restart else step - restart // every * every
 
 
 def exponential(start: float, stop: float, progress: Float[Array, ""]) -> Float[Array, ""]:
@@ -129,3 +156,8 @@ def phase_progress(step: Int[Array, ""], *, restart: int, num_steps: int) -> Flo
     first = step / max(restart, 1)
     second = (step - restart) / max(num_steps - restart, 1)
     return jnp.clip(jnp.where(step < restart, first, second), 0.0, 1.0)
+
+
+def phase_step(step: Int[Array, ""], *, restart: int) -> Int[Array, ""]:
+    """Steps of the current phase: counted from 0, and again from `restart`. restart 0: one phase."""
+    return jnp.where(step < restart, step, step - restart)

@@ -142,6 +142,18 @@ class Blur:
         False, "Train without the blur model for as long again after the restart, as the authors do."
     )
     second_network: bool = setting(False, "Use a second network after the restart.")
+    published_network: bool = setting(
+        False,
+        "Use the network that the authors run (published_network.py). It has no table, no bound, no hand-over and no biases "
+        "of its heads.",
+        older=False,
+    )
+    ray_depth: bool = setting(
+        False, "The network sees the distance along the ray, as the authors have it. False: camera z.", older=False
+    )
+    zero_border: bool = setting(
+        False, "Blur takes zeros from beyond the render, as the authors do. False: the last pixel.", older=False
+    )
     width: int = setting(32, "Width of the trunk.", low=1)
     conv_width: int = setting(8, "Width of the convolutions on the render.", low=1)
     feature_width: int = setting(16, "Width of the features that the convolutions give.", low=1)
@@ -193,6 +205,12 @@ class Loss:
     exposures: float = setting(2e-3, "Weight of the mean squared log gain of a view.", low=0, older=0.0)
     depth_tv: float = setting(0.0, "Weight of the total variation of the normalised depth.", low=0)
     rgb_tv: float = setting(0.0, "Weight of the total variation of the render.", low=0)
+    depth_tv_squared: float = setting(
+        0.0, "Weight of the squared variation of the normalised depth, as the authors have it.", low=0, older=0.0
+    )
+    rgb_tv_squared: float = setting(
+        0.0, "Weight of the squared variation of the render, as the authors have it.", low=0, older=0.0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +224,13 @@ class Optim:
         "Length of the runs that the rates of the Gaussians are meant for; shorter runs get larger rates. 0: never.",
         unit="steps",
         low=0,
+    )
+    means_decay_steps: int = setting(
+        0,
+        "Steps after which the rate of the means is means_final, counted from the start or the restart. 0: as many as there are.",
+        unit="steps",
+        low=0,
+        older=0,
     )
     quats: float = setting(1e-3, "Rate of the quaternions.", low=0)
     log_scales: float = setting(5e-3, "Rate of the log scales.", low=0)
@@ -257,8 +282,21 @@ class Density:
     max_radius: float = setting(
         0.0, "Prune Gaussians above this screen radius. 0: never.", unit="shares of the image", low=0
     )
-    max_radius_after: float = steps(0.0, "max_radius holds after this step.")
+    max_scale: float = setting(
+        0.0,
+        "Prune Gaussians wider than this where the late thresholds hold. 0: never.",
+        unit="scene extents",
+        low=0,
+        older=0.0,
+    )
+    max_radius_after: float = steps(0.0, "max_radius and max_scale hold after this step.")
     reset_every: float = steps(0.0, "Period of the opacity resets. 0: never.")
+    by_phase: bool = setting(
+        False,
+        "Count steps again from the restart, as the authors do: start, stop, max_radius_after and reset_every. The late "
+        "thresholds then hold after the restart, and nothing is changed after the last step.",
+        older=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,7 @@ def make_state(grads=(), *, large=(), opacities=None, radii=()) -> TrainState:
         network_opt=(),
         poses=jnp.zeros((0, 6)),
         poses_opt=(),
-        exposures=jnp.zeros((1, 3)),
+        exposures=jnp.zeros((0, 3)),
         exposures_opt=(),
         blur_px=jnp.zeros(0),
         density=DensityStats(
@@ -166,7 +166,7 @@ def test_growing_adds_dead_rows_and_can_be_undone():
     after = grow(state, 20)
     assert after.alive.shape == (20,) and after.alive.sum() == LIVING and not after.alive[NUM:].any()
     assert after.poses.shape == state.poses.shape
-    old_rows, new_rows = (dataclasses.replace(s, poses=None, blur_px=None) for s in (state, after))
+    old_rows, new_rows = (dataclasses.replace(s, poses=None, exposures=None, blur_px=None) for s in (state, after))
     for old, new in zip(jax.tree.leaves(old_rows), jax.tree.leaves(new_rows), strict=True):
         assert new.shape == ((20, *old.shape[1:]) if old.ndim else ())
         np.testing.assert_array_equal(new[:NUM] if old.ndim else new, old)
@@ -237,10 +237,25 @@ def test_opacity_is_reset_at_density_steps():
 
 
 def test_thresholds_change_where_the_late_ones_begin():
-    early, late = (thresholds_at(DENSITY, step, late_from=600) for step in (599, 600))
+    early, late = (thresholds_at(DENSITY, 600, is_early=is_early) for is_early in (True, False))
     assert (early.grad, early.min_opacity) == (2e-3, 0.2) and (late.grad, late.min_opacity) == (1e-3, 0.1)
     assert early.clone_max_scale == late.clone_max_scale == DENSITY.clone_max_scale
 
 
 def test_largest_radius_holds_only_after_a_step():
-    assert [thresholds_at(DENSITY, step, late_from=600).max_radius for step in (300, 301)] == [0.0, 0.5]
+    assert [thresholds_at(DENSITY, step, is_early=True).max_radius for step in (300, 301)] == [0.0, 0.5]
+
+
+def test_largest_scale_holds_only_late_and_after_a_step():
+    density = dataclasses.replace(DENSITY, max_scale=0.1)
+    found = [thresholds_at(density, *at, is_early=e).max_scale for at, e in (((301,), True), ((300,), False))]
+    assert found == [0.0, 0.0] and thresholds_at(density, 301, is_early=False).max_scale == 0.1
+
+
+def test_too_wide_is_pruned_after_it_was_split():
+    """Scales 0.6, extent 2. Split in two, each is 0.375 wide: below 0.2 extents, while one that is not split is above."""
+    thresholds = THRESHOLDS._replace(max_scale=0.2)
+    after = control(make_state([0, 0.9], large=[1, 3]), thresholds=thresholds)
+    np.testing.assert_array_equal(after.alive[: LIVING + 1], [True, True, True, False, True, True, True])
+    after = control(make_state([0, 0.9], large=[1, 3]), thresholds=THRESHOLDS._replace(max_scale=0.1))
+    np.testing.assert_array_equal(after.alive[: LIVING + 1], [True, False, True, False, True, True, False])

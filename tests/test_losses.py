@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from bags_jax import metrics
-from bags_jax.losses import blur_terms, l1, mse, photo_terms, psnr_from_mse, total_variation, weighted_sum
+from bags_jax.losses import (
+    blur_terms,
+    l1,
+    mse,
+    photo_terms,
+    psnr_from_mse,
+    squared_variation,
+    total_variation,
+    weighted_sum,
+)
 from bags_jax.ops.ssim import ssim
 from bags_jax.rendering import Rendered, normalize_depth
 from bags_jax.schedule import Stage
@@ -25,8 +34,13 @@ def pair(seed: int = 0):
 
 @pytest.mark.parametrize(
     "loss",
-    [l1, mse, lambda image, target, valid: total_variation(image, valid)],
-    ids=["l1", "mse", "total_variation"],
+    [
+        l1,
+        mse,
+        lambda image, _, valid: total_variation(image, valid),
+        lambda image, _, valid: squared_variation(image, valid),
+    ],
+    ids=["l1", "mse", "total_variation", "squared_variation"],
 )
 def test_padding_changes_nothing(loss):
     image, target, valid = pair()
@@ -47,6 +61,8 @@ def test_plain_means():
     np.testing.assert_allclose(mse(image, target, valid), np.mean((image - target) ** 2), rtol=1e-5)
     steps = np.mean(np.abs(np.diff(image, axis=0))) + np.mean(np.abs(np.diff(image, axis=1)))
     np.testing.assert_allclose(total_variation(image, valid), steps, rtol=1e-5)
+    squares = np.mean(np.diff(image, axis=0) ** 2) + np.mean(np.diff(image, axis=1) ** 2)
+    np.testing.assert_allclose(squared_variation(image, valid), 2 * squares, rtol=1e-5)
     np.testing.assert_allclose(psnr_from_mse(jnp.float32(0.01)), 20.0, rtol=1e-5)
     assert np.isfinite(psnr_from_mse(jnp.float32(0.0)))
 
@@ -67,13 +83,15 @@ def make_rendered(seed: int = 1) -> Rendered:
 
 def test_terms_of_the_photograph():
     image, photo, valid = pair()
-    sharp, loss = make_rendered(), Loss(depth_tv=0.1, rgb_tv=0.2)
+    sharp, loss = make_rendered(), Loss(depth_tv=0.1, rgb_tv=0.2, depth_tv_squared=0.3, rgb_tv_squared=0.4)
     terms = photo_terms(image, photo, valid, sharp, loss=loss)
     expected = {
         "l1": l1(image, photo, valid),
         "dssim": 1.0 - ssim(image, photo, valid),
         "depth_tv": total_variation(normalize_depth(sharp.depth)[..., None], valid),
         "rgb_tv": total_variation(sharp.image, valid),
+        "depth_tv_squared": squared_variation(normalize_depth(sharp.depth)[..., None], valid),
+        "rgb_tv_squared": squared_variation(sharp.image, valid),
     }
     assert terms.keys() == expected.keys()
     jax.tree.map(np.testing.assert_array_equal, terms, expected)

@@ -71,8 +71,9 @@ def test_published_switches_the_blur_model_off_at_the_start_and_again_at_full_sc
 
 
 def test_published_changes_any_configuration():
-    config = published.at_equal_steps(default_config(), network_rate=1e-3)
-    assert config.optim.network == 1e-3 and make_blur_model(read_config(config), 3) is not None
+    config = published.at_equal_steps(default_config(), network_rate=2.5e-3)
+    assert config.optim.network == config.optim.network_final == 2.5e-3
+    assert make_blur_model(read_config(config), 3) is not None
     assert make_stages(procedural_settings("motion,published,smoke"))[-1].stop == 12
 
 

@@ -9,6 +9,7 @@ applies it block by block). The trunk works on blocks of rows, and the backward 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +40,7 @@ def _identity_init(key, shape, dtype=jnp.float32):
     return jnp.eye(*shape, dtype=dtype)
 
 
-def _row(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, "F"]:
+def pick_row(table: nn.Embed, index: Int[Array, ""]) -> Float[Array, "F"]:
     """One row of a table. nn.Embed's own lookup fails for a table with a single row."""
     return jnp.take(table.embedding, index, axis=0)
 
@@ -59,19 +60,25 @@ class Weights(nn.Module):
         return kernel, self.param("bias", self.bias_init, self.shape[-1:])
 
 
+def lecun_layer(shape: tuple[int, ...], name: str) -> Weights:
+    """A convolution whose weights keep the variance and whose biases are 0."""
+    return Weights(shape, nn.initializers.lecun_normal(), nn.initializers.zeros, name=name)
+
+
 class RenderFeatures(nn.Module):
     """Convolutions on the render and its depth."""
 
     conv_width: int
     feature_width: int
     backend: str = "auto"  # of ops.convolution
+    make_layer: Callable[[tuple[int, ...], str], Weights] = lecun_layer  # shape, name -> weights
 
     @nn.compact
     def __call__(self, rgbd: Float[Array, "h w 4"]) -> Float[Array, "h w F"]:
         narrow, x = self.conv_width, rgbd
         shapes = ((5, 5, 4, narrow), (5, 5, narrow, narrow), (3, 3, narrow, self.feature_width))
         for i, shape in enumerate(shapes):
-            layer = Weights(shape, nn.initializers.lecun_normal(), nn.initializers.zeros, name=f"Conv_{i}")
+            layer = self.make_layer(shape, f"Conv_{i}")
             convolved = functools.partial(_convolve_normalized if i else _convolve_biased, backend=self.backend)
             x = jax.checkpoint(convolved)(x, *layer()) if i else convolved(x, *layer())
         return x
@@ -86,6 +93,48 @@ def _convolve_normalized(x, kernel, bias, *, backend: str):
     x = nn.relu(x)
     mean, variance = jnp.mean(x, axis=(0, 1), keepdims=True), jnp.var(x, axis=(0, 1), keepdims=True)
     return _convolve_biased((x - mean) * jax.lax.rsqrt(variance + 1e-5), kernel, bias, backend=backend)
+
+
+def run_trunk(
+    layers: list[Float[Array, "_Fi _Fo"]],
+    view: Float[Array, "E"],
+    rows: Float[Array, "h P"],
+    columns: Float[Array, "w P"],
+    render: Float[Array, "h w F"] | None,
+    predict_mask: Callable,
+) -> tuple[Float[Array, "h w _Fo"], Float[Array, "h w"]]:
+    """Features and mask of all pixels, block of rows by block of rows.
+
+    The first layer is applied to view, row, column and render apart, and the results are added.
+
+    Args:
+      layers: of the trunk, in order. The first takes the concatenated inputs.
+      view: embedding of the view.
+      rows, columns: position codes.
+      render: features of the render; None: the network does not see it.
+      predict_mask: the mask of a row of pixels from its features.
+    """
+    first, *deeper = layers
+    ends = [view.shape[0], view.shape[0] + rows.shape[1]]
+    ends.append(ends[-1] + columns.shape[1])
+    of_view, of_row, of_column, of_render = jnp.split(first, ends)
+    height, width = rows.shape[0], columns.shape[0]
+    from_rows = rows @ of_row + (view @ of_view)[None]
+    from_columns = columns @ of_column
+
+    @jax.checkpoint
+    def row_features(row):
+        x = row[0][None] + from_columns
+        if render is not None:
+            x = x + row[1] @ of_render
+        x = nn.relu(x)
+        for layer in deeper:
+            x = nn.relu(x @ layer)
+        return x, predict_mask(x)
+
+    inputs = (from_rows,) if render is None else (from_rows, render)
+    pixels = CPU_TRUNK_PIXELS if current_platform() == "cpu" else DEVICE_TRUNK_PIXELS
+    return jax.lax.map(row_features, inputs, batch_size=min(height, -(-pixels // width)))
 
 
 class BlurProposalNetwork(nn.Module):
@@ -134,36 +183,20 @@ class BlurProposalNetwork(nn.Module):
 
     def __call__(self, view: Int[Array, ""], rgbd: Float[Array, "h w 4"], *, head: int) -> BlurField:
         """Predicts the blur of one training view: see BlurModel.field."""
-        features, mask = self._trunk_rows(view, rgbd, head)
+        height, width, _ = rgbd.shape
+        mask_head = self.mask_heads[head]()
+        features, mask = run_trunk(
+            [layer()[0] for layer in self.trunk[: 2 + head]],
+            pick_row(self.embedding, view),
+            position_waves(height),
+            position_waves(width),
+            None if self.render_features is None else self.render_features(rgbd),
+            lambda features: self._mask(features, *mask_head),
+        )
         weight, bias = self.kernel_heads[head]()
         if self.use_table:
-            bias = bias + _row(self.table[head], view)
+            bias = bias + pick_row(self.table[head], view)
         return BlurField(features=features, weight=weight, bias=bias, mask=mask, bound=self.logit_bound)
-
-    def _trunk_rows(self, view, rgbd, head: int) -> tuple[Float[Array, "h w F"], Float[Array, "h w"]]:
-        """Features and mask. The first layer is applied to view, row, column and render apart, and the results are added."""
-        height, width, _ = rgbd.shape
-        first, *deeper = [layer()[0] for layer in self.trunk[: 2 + head]]
-        mask_head = self.mask_heads[head]()
-        ends = [self.embedding_width, self.embedding_width + 2 * POSITION_FREQUENCIES]
-        ends.append(ends[-1] + 2 * POSITION_FREQUENCIES)
-        of_view, of_row, of_column, of_render = jnp.split(first, ends)
-        rows = position_waves(height) @ of_row + (_row(self.embedding, view) @ of_view)[None]
-        columns = position_waves(width) @ of_column
-
-        @jax.checkpoint
-        def row_features(row):
-            x = row[0][None] + columns
-            if self.render_features is not None:
-                x = x + row[1] @ of_render
-            x = nn.relu(x)
-            for layer in deeper:
-                x = nn.relu(x @ layer)
-            return x, self._mask(x, *mask_head)
-
-        inputs = (rows,) if self.render_features is None else (rows, self.render_features(rgbd))
-        pixels = CPU_TRUNK_PIXELS if current_platform() == "cpu" else DEVICE_TRUNK_PIXELS
-        return jax.lax.map(row_features, inputs, batch_size=min(height, -(-pixels // width)))
 
     def _mask(self, features: Float[Array, "w F"], weight, bias) -> Float[Array, "w"]:
         """The mask. With a logit_bound, the mask loss cannot close it for good where there is little blur.

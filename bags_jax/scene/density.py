@@ -28,27 +28,34 @@ class Thresholds(NamedTuple):
     min_opacity: float | Float[Array, ""]  # prune below this opacity
     clone_max_scale: float | Float[Array, ""]  # split above this scale, shares of the scene extent
     max_radius: float | Float[Array, ""] = 0.0  # prune above this screen radius, shares of the image; 0: never
+    max_scale: float | Float[Array, ""] = 0.0  # prune above this scale, shares of the scene extent; 0: never
 
 
 def is_density_step(density: Density, step: int) -> bool:
-    """True if Gaussians are cloned, split and pruned after this many steps. `density` is in steps (settings.in_steps)."""
+    """True if Gaussians are cloned, split and pruned after this many steps.
+
+    Args:
+      density: in steps (settings.in_steps).
+      step: as schedule.count_steps counts.
+    """
     return step % density.every == 0 and density.start <= step <= density.stop
 
 
 def is_reset_step(density: Density, step: int) -> bool:
-    """True if opacities are reset after this many steps; only at density control steps."""
+    """True if opacities are reset after this many steps (schedule.count_steps); only at density control steps."""
     period = -(-int(density.reset_every) // density.every) * density.every
     return period > 0 and step % period == 0 and density.start <= step < density.stop
 
 
-def thresholds_at(density: Density, step: int, *, late_from: int) -> Thresholds:
-    """The thresholds after this many steps; the early ones hold before step `late_from`."""
-    is_early = step < late_from
+def thresholds_at(density: Density, step: int, *, is_early: bool) -> Thresholds:
+    """The early or late thresholds after this many steps, as schedule.count_steps counts."""
+    limits_hold = step > density.max_radius_after
     return Thresholds(
         grad=density.grad_threshold_early if is_early else density.grad_threshold,
         min_opacity=density.min_opacity_early if is_early else density.min_opacity,
         clone_max_scale=density.clone_max_scale,
-        max_radius=density.max_radius if step > density.max_radius_after else 0.0,
+        max_radius=density.max_radius if limits_hold else 0.0,
+        max_scale=density.max_scale if limits_hold and not is_early else 0.0,
     )
 
 
@@ -122,7 +129,8 @@ def densify_and_prune(
 ) -> TrainState:
     """One density control step: prunes, then clones small and splits large Gaussians whose screen gradient is large.
 
-    Where dead rows run out, the Gaussians with the largest gradients come first. The statistics are reset.
+    Where dead rows run out, the Gaussians with the largest gradients come first. Gaussians that are too wide even after they
+    were split are pruned at the end. The statistics are reset.
     """
     num = state.alive.shape[0]
     alive = _prune(state, thresholds)
@@ -148,11 +156,16 @@ def densify_and_prune(
     return dataclasses.replace(
         state,
         gaussians=gaussians,
-        alive=alive.at[rows].set(True, mode="drop"),
+        alive=alive.at[rows].set(True, mode="drop") & ~_too_wide(gaussians, thresholds.max_scale, extent),
         filter_3d=state.filter_3d.at[rows].set(state.filter_3d[sources], mode="drop"),
         gaussians_opt=_map_moments(forget, state.gaussians_opt),
         density=empty_stats(num),
     )
+
+
+def _too_wide(gaussians: Gaussians, max_scale, extent) -> Bool[Array, "N"]:
+    limit = jnp.where(jnp.asarray(max_scale) > 0, max_scale * extent, jnp.inf)
+    return jnp.max(gaussians.log_scales, axis=-1) > jnp.log(limit)
 
 
 def _map_moments(change, opt_state):

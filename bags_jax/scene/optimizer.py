@@ -9,7 +9,7 @@ import optax
 
 from bags_jax.blur_model.protocol import RATE_GROUPS, BlurModel
 from bags_jax.errors import UserError
-from bags_jax.schedule import exponential, hold_then_decay, phase_progress
+from bags_jax.schedule import exponential, hold_then_decay, phase_progress, phase_step
 from bags_jax.settings import Optim
 from bags_jax.structs import Gaussians
 
@@ -59,7 +59,9 @@ def make_optimizers(optim: Optim, model: BlurModel | None, *, restart: int, num_
     progress = functools.partial(phase_progress, restart=restart, num_steps=num_steps)
 
     def means_rate(step):
-        return exponential(optim.means, optim.means_final, progress(step))
+        decay = optim.means_decay_steps
+        fallen = phase_step(step, restart=restart) / decay if decay else progress(step)
+        return exponential(optim.means, optim.means_final, fallen)
 
     def network_rate(gain, step):
         return gain * hold_then_decay(optim.network, optim.network_final, optim.network_hold, progress(step))
