@@ -209,7 +209,7 @@ def train_step(
     exposures, exposures_opt = state.exposures, state.exposures_opt
     if recipe.learns_exposures:
         exposure_updates, exposures_opt = recipe.optimizers.exposures.update(d_exposures, exposures_opt)
-        exposures = hold_brightness(cast(Any, optax.apply_updates(exposures, exposure_updates)))
+        exposures = hold_brightness(cast(Any, optax.apply_updates(exposures, exposure_updates)), blur_px)
     advanced = dataclasses.replace(
         state,
         step=state.step + 1,

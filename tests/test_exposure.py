@@ -33,8 +33,11 @@ def test_multiplies_light():
 
 
 def test_mean_brightness_is_held():
-    held = hold_brightness(jnp.array([[0.3, 0.0, 0.1], [0.1, 0.2, 0.1]]))
-    np.testing.assert_allclose(held, [[0.1, -0.1, 0.0], [-0.1, 0.1, 0.0]], atol=1e-7)
+    gains = jnp.array([[0.3, 0.0, 0.1], [0.1, 0.2, 0.1]])
+    alike = hold_brightness(gains, jnp.ones(2))
+    np.testing.assert_allclose(alike, [[0.1, -0.1, 0.0], [-0.1, 0.1, 0.0]], atol=1e-7)
+    one_is_sharp = hold_brightness(gains, jnp.array([0.1, 30.0]))
+    np.testing.assert_allclose(one_is_sharp, [[0.0, 0.0, 0.0], [-0.2, 0.2, 0.0]], atol=1e-3)
 
 
 def test_only_training_photographs_vary():
