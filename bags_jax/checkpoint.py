@@ -71,6 +71,12 @@ class Checkpoints:
                     self._orbax.close()
 
     def steps(self) -> list[int]:
+        """Steps of all checkpoints, in order. Waits for the save in the background."""
+        if self._saving is not None:
+            futures.wait([self._saving])
+        return self._list()
+
+    def _list(self) -> list[int]:
         """Steps of all checkpoints on disk, in order."""
         names = os.listdir(self.directory) if self.directory.is_dir() else []
         return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
@@ -139,7 +145,7 @@ class Checkpoints:
                 self._checkpointer().wait_until_finished()
             shutil.rmtree(draft, ignore_errors=True)  # a full disk needs the space
             raise
-        for old in self.steps()[: -self._keep]:
+        for old in self._list()[: -self._keep]:
             deleted = self.directory / f".{old}.deleted"
             shutil.rmtree(deleted, ignore_errors=True)
             os.rename(self.directory / str(old), deleted)

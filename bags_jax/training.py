@@ -26,6 +26,7 @@ from bags_jax.snapshot import advise_kernels, take_snapshot
 from bags_jax.step import is_finite
 from bags_jax.structs import TrainState
 from bags_jax.workdir import claim_capture, claim_workdir, holds_run, saved_views_per_step
+from bags_jax.workdir_lock import lock_workdir
 from bags_jax.writers import Writers
 
 
@@ -37,8 +38,13 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
       workdir: folder of the run: settings, checkpoints, logs.
       make_model: makes the blur model from the settings and the number of training views; None: the Blur Proposal Network.
     Raises:
-      UserError: bad input, or a loss that is not finite (the last checkpoint stays).
+      UserError: bad input, another training on this directory, or a loss that is not finite (the last checkpoint stays).
     """
+    with lock_workdir(workdir):
+        return _train(config, workdir, make_model)
+
+
+def _train(config: Any, workdir: str | pathlib.Path, make_model: MakeModel | None) -> TrainState:
     settings, chosen = fill_in(read_config(config), workdir)
     settings = choose_views_per_step(settings, workdir)
     num_devices = parallel.count_devices(settings.num_devices, settings.views_per_step)

@@ -35,7 +35,7 @@ LAYERS = (
     ("ops.blur.stream",),
     ("ops.__init__", "ops.blur.__init__", "ops.convolution.__init__", "ops.rasterize.__init__", "ops.ssim.__init__"),
     ("config", "geometry", "metrics", "published", "schedule", "sfm.client", "spherical_harmonics"),
-    ("blur_model", "checkpoint", "data", "export.ply", "progress", "report", "splatting_checks", "workdir", "writers"),
+    ("blur_model", "checkpoint", "data", "export.ply", "progress", "report", "splatting_checks", "workdir", "workdir_lock", "writers"),
     ("budget", "upright"),
     ("camera_path", "rendering", "sfm", "splatting", "synthetic"),
     ("camera_file", "scene"),
