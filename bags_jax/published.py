@@ -95,7 +95,6 @@ def as_published(config: Any, row: dict[str, str]) -> Any:
     optim.network = optim.network_final = float(row["network_lr"])
 
     density = config.density
-    density.by_phase = True
     density.start, density.stop = 600 / total, min(1.0, 34_900 / total)
     density.grad_threshold, density.grad_threshold_early = 2e-4, float(row["densify_grad_multiscale"])
     density.min_opacity = float(row["min_opacity"])
@@ -112,7 +111,7 @@ def _published_stages(config: Any, row: dict[str, str]) -> None:
     total, early, final = (int(row[name]) for name in ("iterations", "multiscale_steps", "final_kernel"))
     stages, blur = config.stages, config.blur
     blur.second_network = bool(int(row["second_network"]))
-    stages.restart = early / total
+    stages.restart, stages.restart_density = early / total, True
     starts, scales, kernels = [0, 3000, 6000], [0.25, 0.5, 1.0], [5, 9, 17]
     if blur.second_network:
         kept = sum(start < early for start in starts)

@@ -120,19 +120,19 @@ def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
 def late_from(settings: Settings, stages: tuple[Stage, ...]) -> int:
     """First step of the late thresholds of density control: the restart, or the last stage where there is none.
 
-    With density.by_phase the step after the restart: the step of the restart itself is the last one of its phase.
+    With stages.restart_density the step after the restart: the step of the restart itself is the last one of its phase.
     """
     restart = int(settings.stages.restart)
-    return restart + settings.density.by_phase if restart else stages[-1].start
+    return restart + settings.stages.restart_density if restart else stages[-1].start
 
 
 def count_steps(settings: Settings, step: int) -> int:
-    """The steps that density control counts after `step` steps: all, or with density.by_phase those of the phase.
+    """The steps that density control counts after `step` steps: all, or with stages.restart_density those of the phase.
 
     A phase ends with the step of the restart. After the last step the count of a phase is 0: density control then changes
     nothing, because a Gaussian that was split or made transparent there would stay untrained.
     """
-    if not settings.density.by_phase:
+    if not settings.stages.restart_density:
         return step
     if step >= settings.num_steps:
         return 0

@@ -124,6 +124,12 @@ class Stages:
     scales: tuple[float, ...] = setting((0.25, 0.5, 1.0), "Image scale of each stage.")
     stops: tuple[float, ...] = setting((0.06, 0.14, 1.0), "End of each stage.", unit=STEPS)
     restart: float = steps(0.0, "Restart the learning-rate schedules and late density thresholds here. 0: never.")
+    restart_density: bool = setting(
+        False,
+        "Restart density control too, as the authors do: density.start, stop, max_radius_after and reset_every count from the "
+        "restart, its own step has early thresholds, and the last step changes no Gaussian.",
+        older=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,12 +297,6 @@ class Density:
     )
     max_radius_after: float = steps(0.0, "max_radius and max_scale hold after this step.")
     reset_every: float = steps(0.0, "Period of the opacity resets. 0: never.")
-    by_phase: bool = setting(
-        False,
-        "Count steps again from the restart, as the authors do: start, stop, max_radius_after and reset_every. The late "
-        "thresholds then hold after the restart, and nothing is changed after the last step.",
-        older=False,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

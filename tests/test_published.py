@@ -170,5 +170,5 @@ def test_at_equal_steps_is_the_network_of_the_authors():
     model = make_blur_model(settings, 3)
     assert model.layers == (1, 2, 3) and (model.width, model.conv_width, model.feature_width) == (64, 64, 32)
     assert settings.blur.zero_border and settings.blur.ray_depth and not settings.blur.margin
-    assert not settings.density.by_phase and settings.density == Settings().density
+    assert not settings.stages.restart_density and settings.density == Settings().density
     np.testing.assert_allclose(settings.optim.means, Settings().optim.means)

@@ -49,7 +49,7 @@ def test_published_differs_only_in_the_blur_model_and_its_schedule(words):
     assert {name for name in changed if not name.startswith("blur.")} <= {
         *("loss.mask", "optim.network", "optim.network_final", "optim.mask_gain", "stages.restart"),
         *("loss.centroid", "loss.confidence", "loss.poses", "optim.poses"),  # our additions
-        *("loss.width_tv", "loss.sharp"),
+        *("loss.width_tv", "loss.sharp", "loss.exposures", "optim.exposures"),
     }
     assert theirs["blur.use_rgbd"] and theirs["loss.width_tv"] == theirs["loss.sharp"] == theirs["loss.centroid"] == 0
     assert ours["blur.margin"] and not theirs["blur.margin"]
