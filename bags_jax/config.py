@@ -60,7 +60,7 @@ def _read_value(name: str, value: Any, kind: Any, rule: Rule) -> Any:
             raise UserError(f"config.{name} is {items}, expected {expected}, with commas between them")
         value = tuple(item if whole else float(item) for item in items)
     elif kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or _is_huge(value):
             raise UserError(f"config.{name} is {value!r}, expected a {'whole ' if kind is int else ''}number")
         items = (value,)
     elif not isinstance(value, kind):
@@ -75,7 +75,12 @@ def _read_value(name: str, value: Any, kind: Any, rule: Rule) -> Any:
 
 def _is_number(value: Any, whole: bool) -> bool:
     kinds = int if whole else int | float
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kinds) and not isinstance(value, bool) and not _is_huge(value) and math.isfinite(value)
+
+
+def _is_huge(value: float) -> bool:
+    """True for a whole number that no array holds."""
+    return isinstance(value, int) and abs(value) >= 1 << 63
 
 
 def words_of(arg: str, *known: str) -> list[str]:

@@ -71,7 +71,7 @@ def read_settings(workdir: str | pathlib.Path) -> Settings:
         raise UserError(f"no {CONFIG_FILE} in --workdir={path.parent}, expected the folder of a training run")
     try:
         fields: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # ValueError: not JSON, not text
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, not text
         raise UserError(f"{path} cannot be read ({error}): choose another --workdir") from error
     if not isinstance(fields, dict) or not {"num_steps", "data", "stages"} <= fields.keys():
         raise UserError(f"{path} is no configuration of a training run: choose another --workdir")
@@ -122,7 +122,7 @@ def check_capture(workdir: str | pathlib.Path, cameras: dict[str, Float[np.ndarr
     try:
         poses: Any = json.loads(path.read_text())
         saved = {name: np.array(viewmat, np.float64).reshape(4, 4) for name, viewmat in poses.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another --workdir") from error
     fix = "restore the capture, or train again in another --workdir"
     if saved.keys() != cameras.keys():

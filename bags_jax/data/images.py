@@ -7,7 +7,7 @@ from concurrent import futures
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from bags_jax.data.area import average_areas
 from bags_jax.data.pairing import list_photos, match_photos, name_some
@@ -16,6 +16,9 @@ from bags_jax.errors import UserError
 _EXIF_ORIENTATION = 0x0112
 _DECODE_THREADS = 2  # decoding releases the GIL; more threads only cost memory
 _OPEN_LOCK = threading.Lock()
+# Pillow chooses the reader by the content, whatever the suffix: an EPS would start Ghostscript.
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")  # JPEG: MPO, the pictures of many phones, too
+_MAX_PIXELS = 1 << 29  # of one photograph: 1.6 GB decoded
 
 
 def read_photo_size(path: pathlib.Path) -> tuple[int, int]:
@@ -143,17 +146,27 @@ def _is_shrunk(path: pathlib.Path, size: tuple[int, int], factor: int) -> bool:
 
 
 def _open(path: pathlib.Path) -> Image.Image:
-    """Opens a picture of any size. PIL's limit protects servers from uploads; these files are the user's own."""
+    """Opens a picture. PIL's limit of its size is lower than that of some cameras: _MAX_PIXELS takes its place."""
     with _OPEN_LOCK:  # the limit is global
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path)
+            photo = Image.open(path, formats=_FORMATS)
         except PermissionError:
             raise
+        except UnidentifiedImageError as error:
+            reason = ValueError(f"it is none of {', '.join(_FORMATS)}")
+            raise _make_picture_error(path, reason) from error
         except Exception as error:  # PIL's readers raise far more than OSError on damaged headers
             raise _make_picture_error(path, error) from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+    width, height = photo.size
+    if width * height > _MAX_PIXELS:
+        photo.close()
+        raise UserError(
+            f"{path} is {width} x {height}: expected at most {_MAX_PIXELS // 10**6} million pixels; shrink the picture"
+        )
+    return photo
 
 
 def _make_picture_error(path: pathlib.Path, error: Exception) -> UserError:

@@ -11,6 +11,8 @@ from bags_jax.data.pairing import find_photo_folder, list_photos
 from bags_jax.errors import UserError
 
 POSES_FILE = "poses_bounds.npy"
+MAX_DEPTH = 1e12  # scene units; larger bounds are no bounds
+_MAX_SIDE = 1e9  # px
 
 
 def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
@@ -35,9 +37,9 @@ def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
             f"because LLFF pairs them in the order of names; remove the extra pictures or run LLFF's imgs2poses again"
         )
     poses, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
-    if not np.isfinite(poses[:, :, 4]).all() or (poses[:, :, 4] <= 0).any():
+    if not ((poses[:, :, 4] > 0) & (poses[:, :, 4] <= _MAX_SIDE)).all():  # False where it is not a number
         raise UserError(
-            f"{path} has a height, width or focal length that is not positive: expected px; run LLFF's imgs2poses again"
+            f"{path} has a height, width or focal length that is no size in px, expected more than 0: run LLFF's imgs2poses again"
         )
     down, right, back, centers = (poses[:, :, i] for i in range(4))
     world_from_cam = np.stack([right, down, -back], axis=-1)
@@ -58,6 +60,7 @@ def read_llff(root: pathlib.Path, *, factor: int = 1) -> Capture:
 
 
 def _are_depths(bounds: Float[np.ndarray, "V 2"]) -> bool:
+    bounds = np.where(np.abs(bounds) <= MAX_DEPTH, bounds, np.nan).astype(np.float32)
     nearest, farthest = bounds.T
     return bool(np.isfinite(bounds).all() and (nearest > 0).all() and (farthest > nearest).all())
 

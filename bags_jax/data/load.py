@@ -11,7 +11,7 @@ from jaxtyping import Float
 from bags_jax.data.capture import Capture
 from bags_jax.data.formats import find_format
 from bags_jax.data.images import read_photo_size, read_photos
-from bags_jax.data.lens import Lens, make_pinhole_K, undistort
+from bags_jax.data.lens import Lens, check_lens, make_pinhole_K, undistort
 from bags_jax.data.pairing import name_some
 from bags_jax.data.poses import ROUNDING, locate_cameras
 from bags_jax.data.scene import Scene
@@ -22,6 +22,7 @@ from bags_jax.errors import UserError
 # Cameras farther from the origin than this many times their spread are moved to it. float32 keeps 1e-7 of a coordinate;
 # errors of 1e-4 of the spread move pixels.
 _MAX_DISTANCE = 1000.0
+_MAX_COORDINATE = 1e12  # scene units: float32 holds the squares of such numbers, and sums of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ def _load(
     capture = _sort_views(capture)
     _check_poses(capture)
     capture = _move_to_origin(capture)
+    _check_sizes(capture)
     images, notes = read_photos(
         capture.files,
         root=folder,
@@ -107,10 +109,11 @@ def _load(
     else:
         train_ids, test_ids = split_every(len(capture.names), every=find_holdout_every(folder, holdout))
         split_notes = ()
-    finite = np.isfinite(np.hstack([capture.points, capture.point_colors])).all(axis=-1)
+    finite = (np.abs(capture.points) <= _MAX_COORDINATE).all(axis=-1)  # False where it is not a number
+    finite &= np.isfinite(capture.point_colors).all(axis=-1)
     num_points = len(capture.points)
     num_bad = num_points - np.count_nonzero(finite)
-    point_notes = (f"{num_bad} of {num_points} points are not finite, left out",) if num_bad else ()
+    point_notes = (f"{num_bad} of {num_points} points are not finite or too far away, left out",) if num_bad else ()
     return Scene(
         names=capture.names,
         images=images,
@@ -120,7 +123,7 @@ def _load(
         train_ids=train_ids,
         test_ids=test_ids,
         points=capture.points[finite].astype(np.float32),
-        point_colors=capture.point_colors[finite].astype(np.float32),
+        point_colors=np.clip(capture.point_colors[finite], 0.0, 1.0).astype(np.float32),
         depths=None if capture.depths is None else capture.depths.astype(np.float32),
         background=(float(background[0]), float(background[1]), float(background[2])),
         notes=capture.notes + notes + mask_notes + lens_notes + split_notes + point_notes,
@@ -182,9 +185,10 @@ def _sort_views(capture: Capture) -> Capture:
 def _check_poses(capture: Capture) -> None:
     for name, viewmat in zip(capture.names, capture.viewmats):
         rotation = viewmat[:3, :3]
-        if not np.isfinite(viewmat).all():
+        if not (np.abs(viewmat) <= _MAX_COORDINATE).all():  # or it is not a number
             raise UserError(
-                f"the pose of view {name} is not finite: expected numbers; estimate it again, or remove the view"
+                f"the pose of view {name} is not finite: expected numbers up to {_MAX_COORDINATE:g}; estimate it again, or "
+                "remove the view"
             )
         # 1e-3: json and npy files carry poses with few digits.
         if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
@@ -255,6 +259,13 @@ def _apply_lenses(
         Ks.append(K)
     notes = (f"{len(undistorted)} photographs were undistorted: {name_some(undistorted)}",) if undistorted else ()
     return tuple(flat_images), tuple(flat_valid) if flat_valid else None, np.stack(Ks), notes
+
+
+def _check_sizes(capture: Capture) -> None:
+    """Compares the headers of the photographs with their cameras, before a picture is decoded: that may take gigabytes."""
+    for name, file, lens in zip(capture.names, capture.files, capture.lenses, strict=True):
+        check_lens(lens)
+        _check_shape(name, lens, *read_photo_size(file))
 
 
 def _check_shape(name: str, lens: Lens, width: int, height: int) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from bags_jax.data.capture import Capture
 from bags_jax.data.pairing import name_some
-from bags_jax.data.transforms import join_path, list_frames, make_capture, read_transforms
+from bags_jax.data.transforms import join_path, list_frames, make_capture, read_transforms, show
 from bags_jax.errors import UserError
 
 TRANSFORMS_FILE = "transforms.json"
@@ -116,7 +116,7 @@ def _add_points(capture: Capture, root: pathlib.Path, ply_file_path: Any, json_p
     if ply_file_path is None:
         return capture
     if not isinstance(ply_file_path, str):
-        raise UserError(f"{json_path}: ply_file_path is {ply_file_path!r}; expected a path relative to {root}")
+        raise UserError(f"{json_path}: ply_file_path is {show(ply_file_path)}; expected a path relative to {root}")
     path = root / ply_file_path
     if not path.is_file():
         note = f"{json_path.name} names the points {ply_file_path}, which is missing: training starts without points"
@@ -138,7 +138,7 @@ def _read_lists(
             listed.append(None)
             continue
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{json_path}: {key} is {names!r}; expected a list of file paths")
+            raise UserError(f"{json_path}: {key} is {show(names)}; expected a list of file paths")
         lost = [name for name in names if _normalize(root, name) not in known]
         if names and len(lost) == len(names) and key != "val_filenames":
             raise UserError(

@@ -1,11 +1,13 @@
 """The photographs of a scene's folder, and which of them belongs to which pose."""
 
+import contextlib
 import os
 import pathlib
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from bags_jax.errors import UserError
+from bags_jax.errors import UserError, escape
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 
@@ -13,19 +15,40 @@ PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 def list_photos(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns every picture below a folder, keyed by its path relative to the folder, sorted. {} if there is no folder.
 
-    Hidden files and folders are skipped: macOS leaves ._000.jpg beside 000.jpg, other programs leave thumbnails.
+    Hidden files and folders are skipped: macOS leaves ._000.jpg beside 000.jpg, other programs leave thumbnails. A folder
+    that is reached on several ways, by links, is listed once.
 
     Raises:
+      UserError: a pipe or device with the name of a picture, or a link that leads to itself.
       PermissionError: the folder or a folder below it may not be read.
     """
-    photos = {}
+    photos, walked = {}, set()
     for parent, folder_names, file_names in os.walk(folder, onerror=_raise_if_forbidden, followlinks=True):
-        folder_names[:] = [name for name in folder_names if not name.startswith(".")]
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in walked:  # a link to a folder that was walked: links may form a loop
+            folder_names.clear()
+            continue
+        walked.add((place.st_dev, place.st_ino))
+        folder_names[:] = sorted(name for name in folder_names if not name.startswith("."))
         for file_name in file_names:
             path = pathlib.Path(parent, file_name)
             if is_photo(path):
+                _check_kind(path)
                 photos[path.relative_to(folder).as_posix()] = path
     return dict(sorted(photos.items()))
+
+
+def _check_kind(path: pathlib.Path) -> None:
+    """Raises UserError for a name that is no UTF-8, and for a pipe or device, which could be read forever.
+
+    A link to nothing is found when it is read.
+    """
+    if not str(path).isascii() and any("\ud800" <= letter <= "\udfff" for letter in path.name):
+        raise UserError(f"the name of {path} is no UTF-8, which the files of poses could not say: rename it")
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{path} is a pipe, a device or a socket: expected a picture; remove it")
 
 
 def is_photo(path: pathlib.Path) -> bool:
@@ -92,7 +115,7 @@ def match_photos(names: Sequence[str], file_names: Iterable[str]) -> dict[str, s
 def name_some(names: Sequence[str], limit: int = 5) -> str:
     """Returns the first few names, for a message of one line."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return escape(", ".join(names[:limit])) + more
 
 
 def describe_unpaired(poses_without_file: Sequence[str], files_without_pose: Sequence[str]) -> tuple[str, ...]:

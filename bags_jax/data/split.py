@@ -27,7 +27,7 @@ def find_holdout_every(root: pathlib.Path, holdout: int = 0) -> int:
     if not marks:
         return DEFAULT_HOLDOUT_EVERY
     match = re.fullmatch(r"hold=0*([1-9]\d*)", marks[0])
-    if len(marks) > 1 or not match:
+    if len(marks) > 1 or not match or len(match.group(1)) > 9:
         raise UserError(f"{root} has {', '.join(marks)}: expected one file named hold=N with N >= 2; keep or fix one")
     return int(match.group(1))
 
@@ -38,7 +38,10 @@ def split_every(num_views: int, *, every: int) -> tuple[Int[np.ndarray, "_A"], I
     Raises:
       UserError: fewer than 2 training views are left.
     """
-    ids = np.arange(num_views, dtype=np.int32)
+    ids, every = (
+        np.arange(num_views, dtype=np.int32),
+        min(every, max(num_views, 1)),
+    )  # NumPy takes no number of 400 digits
     train_ids, test_ids = ids[ids % every != 0], ids[ids % every == 0]
     _check_enough(len(train_ids), num_views, f"with one of every {every} held out (holdout, or the file hold=N)")
     return train_ids, test_ids

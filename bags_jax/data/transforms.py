@@ -18,6 +18,9 @@ from bags_jax.data.lens import Lens
 from bags_jax.data.pairing import PHOTO_SUFFIXES, describe_unpaired, is_photo, match_photos, name_some
 from bags_jax.errors import UserError
 
+_MAX_NUMBER = 1e30  # of a lens: float32 holds it, and its size can be rounded
+_MIN_ANGLE = 1e-6  # radians
+_MAX_SHOWN = 60  # characters of a value in a message
 _MAX_ODDNESS = 0.1  # largest deviation from square pixels that is accepted from two camera angles
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 
@@ -64,7 +67,7 @@ def list_frames(root: pathlib.Path, transforms: dict[str, Any], json_path: pathl
         file_path = values.get("file_path")
         if not isinstance(file_path, str) or not file_path:
             raise UserError(
-                f"{json_path}, frame {index}: file_path is {file_path!r}; expected the path of a picture, relative to "
+                f"{json_path}, frame {index}: file_path is {show(file_path)}; expected the path of a picture, relative to "
                 f"{root}"
             )
         paths.append(join_path(root, file_path))
@@ -163,11 +166,20 @@ def _find_masks(root: pathlib.Path, frames: list[Frame]) -> tuple[pathlib.Path |
     return tuple(files)
 
 
+def show(value: Any) -> str:
+    """A value of a file in a message: one line, not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # a number of more digits than Python prints, a list too deep
+        return f"a {type(value).__name__} too long to print"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
 def _read_viewmat(frame: Frame) -> Float[np.ndarray, "4 4"]:
     """Returns cam_from_world, OpenCV axes, from transform_matrix: world_from_cam, OpenGL axes (+y up, +z back)."""
     try:
         matrix = np.array(frame.own.get("transform_matrix"), np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of 400 digits
         matrix = np.zeros(0)
     where = f"{frame.where} ({frame.file_path})"
     if matrix.shape not in ((4, 4), (3, 4)):
@@ -175,7 +187,7 @@ def _read_viewmat(frame: Frame) -> Float[np.ndarray, "4 4"]:
     if not np.allclose(matrix[3:], [0.0, 0.0, 0.0, 1.0], atol=1e-6):
         is_transposed = np.allclose(matrix[:, 3], [0.0, 0.0, 0.0, 1.0], atol=1e-6)
         raise UserError(
-            f"{where}: transform_matrix has the last row {matrix[3].tolist()}; expected 0 0 0 1 below rotation and "
+            f"{where}: transform_matrix has the last row {show(matrix[3].tolist())}; expected 0 0 0 1 below rotation and "
             f"camera centre; {'transpose it' if is_transposed else 'write it again'}"
         )
     rotation, center = matrix[:3, :3] * [1.0, -1.0, -1.0], matrix[:3, 3]
@@ -195,16 +207,16 @@ def _read_lens(frame: Frame, photo: pathlib.Path) -> Lens:
 
     def read(key: str, default: float | None = None) -> float:
         value = values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{where} ({photo.name}): {key} is {value!r}; expected a finite number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _MAX_NUMBER:
+            raise UserError(f"{where} ({photo.name}): {key} is {show(value)}; expected a finite number")
         return float(value)
 
     def find_focal(axis: str, size: float) -> float | None:
         key = f"camera_angle_{axis}"
         if f"fl_{axis}" in values or key not in values:
             return read(f"fl_{axis}") if f"fl_{axis}" in values else None
-        if not 0 < read(key) < math.pi:
-            raise UserError(f"{where}: {key} is {values[key]}; expected radians between 0 and pi")
+        if not _MIN_ANGLE < read(key) < math.pi - _MIN_ANGLE:
+            raise UserError(f"{where}: {key} is {show(values[key])}; expected radians between 0 and pi")
         return 0.5 * size / math.tan(0.5 * read(key))
 
     # w and h are the size that the intrinsics belong to; without them it is the picture's own.
@@ -214,7 +226,7 @@ def _read_lens(frame: Frame, photo: pathlib.Path) -> Lens:
         raise UserError(
             f"{where}: fl_x is missing; expected fl_x (px) or camera_angle_x (radians), for this frame or for all"
         )
-    if fy is not None and "fl_y" not in values and abs(fy / fx - 1.0) > _MAX_ODDNESS:
+    if fy is not None and fx and "fl_y" not in values and abs(fy / fx - 1.0) > _MAX_ODDNESS:
         raise UserError(
             f"{where}: camera_angle_x and camera_angle_y belong to pixels {fx / fy:.2f} times as high as wide "
             f"(Blender's angle_y is not the picture's); expected nearly square pixels; remove camera_angle_y, or give "
@@ -227,7 +239,7 @@ def _read_lens(frame: Frame, photo: pathlib.Path) -> Lens:
         return Lens("OPENCV_FISHEYE", round(width), round(height), (*center, k1, k2, k3, k4))
     if model not in _PERSPECTIVE or k4:
         raise UserError(
-            f"{where}: camera_model {model!r}{' with k4' if k4 else ''} is not supported; expected one of "
+            f"{where}: camera_model {show(model)}{' with k4' if k4 else ''} is not supported; expected one of "
             f"{', '.join(_PERSPECTIVE)} or OPENCV_FISHEYE; undistort the pictures first (colmap image_undistorter)"
         )
     if k3:
