@@ -19,7 +19,7 @@ FEWEST_STEPS = 200
 STEPS_BEFORE_SIZE = 3000  # once there are as many steps, larger images are worth more than further steps
 FEWEST_GAUSSIANS = 8_000
 KERNEL_SHARE = 0.04  # side of the kernels at full image scale, as a share of the image width
-SMALLEST_KERNEL, LARGEST_KERNEL = 9, 17  # px
+SMALLEST_KERNEL, LARGEST_KERNEL = 9, 25  # px
 SMALLEST_SIDE = 100  # px
 
 

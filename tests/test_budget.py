@@ -42,7 +42,7 @@ def test_more_time_means_larger_images_then_more_steps():
 
 def test_a_gpu_gets_the_full_scene():
     chosen = choose(custom(), PHONE, GPU)
-    assert chosen["data.factor"] == 3 and chosen["num_steps"] >= 15_000 and chosen["max_gaussians"] == 1_000_000
+    assert chosen["data.factor"] == 3 and chosen["num_steps"] >= 10_000 and chosen["max_gaussians"] == 1_000_000
 
 
 def test_every_point_finds_a_row():

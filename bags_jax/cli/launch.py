@@ -56,7 +56,9 @@ def launch(main: Callable[..., None], *, resumes: bool = False, positional: str 
             fail(f"{positional} is missing: see --help")
         if len(rest) > 1 + bool(positional):
             only = f"{positional} comes once, and every other" if positional else "every"
-            fail(f"the argument {rest[1 + bool(positional)]!r} was not expected: {only} argument here is a flag, --name=value")
+            fail(
+                f"the argument {rest[1 + bool(positional)]!r} was not expected: {only} argument here is a flag, --name=value"
+            )
         return rest
 
     def run(argv):
