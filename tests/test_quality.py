@@ -263,7 +263,7 @@ def test_methods_outside_the_table_are_not_missing():
 
 def test_published_has_a_footnote_wherever_a_table_names_it(tmp_path):
     found = tables.write_tables(tmp_path, invented_results())
-    note = "published: our variant of the published settings, up to 1.6 dB (PSNR) unfair to BAGS"
+    note = "published: the authors' network, border, depth and schedule of the blur model"
     assert len(found) == 4 and all(table.footnotes[0].startswith(f"* {note}") for table in found)
     markdown, latex = ((tmp_path / f"results.{kind}").read_text() for kind in ("md", "tex"))
     assert markdown.count(f"\n\\* {note}") == latex.count(rf"\par{{\footnotesize * {note}") == 4
