@@ -191,14 +191,10 @@ def test_a_missing_compiler_is_reported(monkeypatch):
 
 @pytest.fixture
 def quick_compiler(tmp_path) -> pathlib.Path:
-    """A compiler that copies the library of this machine and logs its arguments.
-
-    It waits up to 30 s until as many processes as WAIT_FOR says are compiling.
-    """
+    """A compiler that copies the library of this machine and logs its arguments."""
     program = tmp_path / "cache"
     calls = tmp_path / "calls"
-    wait = f'for i in $(seq 300); do [ $(grep -c -e -O3 {calls}) -ge "${{WAIT_FOR:-1}}" ] && break; sleep 0.1; done'
-    copy = f'case "$last" in *.so) {wait}; cp {cpp_build.build()} "$last";; esac'
+    copy = f'case "$last" in *.so) cp {cpp_build.build()} "$last";; esac'
     program.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nfor last; do :; done\n{copy}\n')
     program.chmod(0o755)
     return program
@@ -242,10 +238,10 @@ def test_the_environment_switches_it_off_silently(monkeypatch, recwarn):
 
 
 @needs_cpp
-def test_builds_at_the_same_time_do_not_disturb_each_other(quick_compiler, tmp_path):
+def test_of_builds_at_the_same_time_one_compiles(quick_compiler, tmp_path):
     code = "from bags_jax.ops.toolchain import cpp_build; print(cpp_build.build()); assert not cpp_build.find_problem()"
     settings = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment = {**os.environ, **settings, "CXX": str(quick_compiler), "WAIT_FOR": "2"}
+    environment = {**os.environ, **settings, "CXX": str(quick_compiler)}
 
     def run(_):
         return subprocess.run(
@@ -257,4 +253,4 @@ def test_builds_at_the_same_time_do_not_disturb_each_other(quick_compiler, tmp_p
     assert not [r.stderr for r in results if r.returncode]
     assert len({r.stdout for r in results}) == 1
     (library,) = (tmp_path / "bags_jax" / "native").iterdir()  # no temporary file is left
-    assert library.suffix == ".so" and (tmp_path / "calls").read_text().count("-O3") > 1
+    assert library.suffix == ".so" and (tmp_path / "calls").read_text().count("-O3") == 1

@@ -11,7 +11,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy as np
 from bags_jax.cache_home import find_cache_home
 from bags_jax.errors import UserError
 from bags_jax.ops.limits import CHANNELS, COLORS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, STRIDES
+from bags_jax.ops.toolchain.library_cache import build_library, is_built
 from bags_jax.platforms import current_platform
 
 TOOLCHAIN = pathlib.Path(__file__).parent
@@ -89,21 +89,11 @@ def _fingerprint(compiler: list[str]) -> str:
 
 
 def _compile(compiler: list[str], library: pathlib.Path) -> None:
-    """Compiles under another name, then renames: processes that build at the same time find a whole library or none."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=library.parent, prefix=".building_", suffix=".so")
-    os.close(handle)
     includes = [f"-I{TOOLCHAIN}", "-isystem", jax.ffi.include_dir()]
-    command = [*compiler, *FLAGS, *MACROS, *includes, *map(str, SOURCES), "-o", draft]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"{' '.join(command)} failed: {next((x for x in lines if 'error' in x), lines[0])}")
-        os.chmod(draft, 0o755)
-        os.replace(draft, library)
-    finally:
-        pathlib.Path(draft).unlink(missing_ok=True)
+    command = [*compiler, *FLAGS, *MACROS, *includes, *map(str, SOURCES)]
+    if errors := build_library(library, command, timeout_s=TIMEOUT_S):
+        lines = errors.strip().splitlines()
+        raise UserError(f"{' '.join(command)} failed: {next((x for x in lines if 'error' in x), lines[0])}")
 
 
 @contextlib.contextmanager
@@ -118,11 +108,11 @@ def build() -> pathlib.Path:
     """Returns the library for this machine. Compiles it, with two lines on stderr, unless it is in the cache.
 
     Raises:
-      UserError: no compiler, one that fails, or a cache that cannot be written.
+      UserError: no compiler, one that fails, or a cache that cannot be written or belongs to somebody else.
     """
     compiler = _compiler()
     library = cache_folder() / f"{_fingerprint(compiler)}.so"
-    if library.is_file():
+    if is_built(library):
         return library
     try:
         with _timed_messages():

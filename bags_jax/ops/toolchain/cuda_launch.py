@@ -12,7 +12,6 @@ import hashlib
 import pathlib
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,10 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bags_jax.cache_home import find_cache_home
+from bags_jax.ops.toolchain.library_cache import build_library, is_built
 
 FOLDER = pathlib.Path(__file__).parent
 ENTRY = ".visible .entry "  # start of a kernel in PTX
 MIN_CAPABILITY = (8, 0)
+TIMEOUT_S = 600  # of the compiler; it takes seconds
 TYPES = {"float32", "int32", "uint32", "uint16"}  # types of the operands of kernels
 # Errors of XLA (RuntimeError), the driver or a compiler. The other route may still work.
 PROBLEMS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, NotImplementedError)
@@ -192,20 +193,19 @@ def build_launcher(folder: pathlib.Path) -> pathlib.Path:
     """
     code = FOLDER / "launcher.cc"
     library = folder / f"launcher-{hashlib.sha256(code.read_bytes() + jax.__version__.encode()).hexdigest()[:16]}.so"
-    if library.exists():
+    if is_built(library):
         return library
     compiler = shutil.which("g++") or shutil.which("nvcc")
     if compiler is None:
         raise RuntimeError("neither g++ nor nvcc is on the path: install one of them")
     position = ["-fPIC"] if compiler.endswith("g++") else ["-Xcompiler", "-fPIC"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        output = pathlib.Path(scratch, "launcher.so")
-        command = [compiler, "-std=c++17", "-O2", "-shared", *position, f"-I{jax.ffi.include_dir()}", str(code)]
-        done = subprocess.run([*command, "-o", str(output), "-ldl"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-        output.replace(library)  # a process that builds at the same time finds all of the library or none
+    command = [compiler, "-std=c++17", "-O2", "-shared", *position, f"-I{jax.ffi.include_dir()}", str(code), "-ldl"]
+    try:
+        errors = build_library(library, command, timeout_s=TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{compiler} took more than {TIMEOUT_S} s") from error
+    if errors:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{errors}")
     return library
 
 
