@@ -1,18 +1,23 @@
 """Training logs: TensorBoard and JSON lines (metrics.jsonl)."""
 
 import contextlib
+import datetime
 import json
+import os
 import pathlib
-from typing import IO
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from bags_jax.atomic import write_atomic
+from bags_jax.atomic import make_write_error, write_atomic
 
 
 class Writers:
     """Context manager that appends scalars to both logs of a working directory, and pictures to TensorBoard.
+
+    Every method raises UserError if the logs cannot be written, as on a full disk.
 
     Args:
       workdir: folder of the run.
@@ -22,43 +27,81 @@ class Writers:
 
     def __init__(self, workdir: pathlib.Path, step: int = 0):
         self._folder, self._step = pathlib.Path(workdir), step
-        self._files = contextlib.ExitStack()
-        self._lines: IO[str] | None = None
+        self._lines: IO[bytes] | None = None
+        self._board: Any = None
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._files.close()
+    def __exit__(self, exc_type, *_):
+        for file in (self._board, self._lines):
+            try:
+                with self._problems():
+                    file and file.close()
+            except ValueError:
+                if exc_type is None:  # another exception matters more
+                    raise
 
-    def _open(self) -> IO[str]:
-        import tensorboardX
+    def _open(self) -> None:
+        """Opens both logs, unless they are open."""
+        from tensorboardX.event_file_writer import EventsWriter
 
-        path = self._folder / "metrics.jsonl"
-        if path.exists():
+        if self._lines is not None:
+            return
+        path, board = self._folder / "metrics.jsonl", self._folder / "tensorboard"
+        if path.is_file():
             lines = path.read_bytes().splitlines(keepends=True)
             write_atomic(path, b"".join(line for line in lines if _is_until(line, self._step)))
-        board = tensorboardX.SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._step + 1)
-        self._board = self._files.enter_context(contextlib.closing(board))
-        return self._files.enter_context(open(path, "a", encoding="utf-8"))
+        board.mkdir(exist_ok=True)
+        # Not SummaryWriter: its thread dies on a full disk, and the queue to it blocks training.
+        self._board = EventsWriter(str(board / "events"), f".{os.getpid()}")
+        begins = {"status": "START"}  # TensorBoard drops what earlier files say of these steps
+        self._board.write_event(_make_event(step=self._step + 1, session_log=begins))
+        self._lines = path.open("ab", buffering=0)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one line of JSON, and one point per scalar in TensorBoard."""
-        self._lines = self._lines or self._open()
-        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._lines.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        from tensorboardX.summary import scalar
+
+        with self._problems():
+            self._open()
+            assert self._lines is not None
+            line = (json.dumps({"step": step, **scalars}) + "\n").encode()
+            if self._lines.write(line) != len(line):  # the disk took a part of it
+                self._lines.write(line)  # raises
+            self._write_events(step, [scalar(name, value) for name, value in scalars.items()])
 
     def draw(self, step: int, pictures: dict[str, UInt8[np.ndarray, "_H _W 3"]]) -> None:
         """Adds pictures to TensorBoard."""
-        self._lines = self._lines or self._open()
-        for name, picture in pictures.items():
-            self._board.add_image(name, picture, step, dataformats="HWC")
+        from tensorboardX.summary import image
+
+        with self._problems():
+            self._open()
+            self._write_events(step, [image(name, x, dataformats="HWC") for name, x in pictures.items()])
+
+    def _write_events(self, step: int, summaries: list[Any]) -> None:
+        for summary in summaries:
+            self._board.write_event(_make_event(step=step, summary=summary))
+        self._board.flush()
+
+    @contextlib.contextmanager
+    def _problems(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise make_write_error(error.filename or self._folder, error) from error
+
+
+def _make_event(**fields: Any) -> Any:
+    """An event of TensorBoard, of now."""
+    from tensorboardX.proto import event_pb2
+
+    messages: Any = event_pb2  # made at run time
+    return messages.Event(wall_time=datetime.datetime.now().timestamp(), **fields)
 
 
 def _is_until(line: bytes, step: int) -> bool:
     """True if a line of the log is complete and its step is at most `step`."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # not JSON, no step, not an object
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # not JSON, no step, not an object
         return line.endswith(b"\n") and json.loads(line)["step"] <= step
     return False
