@@ -46,7 +46,8 @@ def forecast_memory(job: Job, template: TrainState) -> Forecast:
     full = jax.eval_shape(lambda state: grow(state, rows), template) if template.alive.shape[0] < rows else template
     scene, photographs, canvas = job.scene, 0, 0
     for scale in {stage.scale for stage in job.stages}:
-        sizes = [scale_size(*scene.images[i].shape[:2], scale) for i in scene.train_ids]
+        shapes = [scene.images[i].shape for i in scene.train_ids]
+        sizes = [scale_size(shape[0], shape[1], scale) for shape in shapes]
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
         bytes_per_pixel = 3 if scene.valid is None else 4
         photographs += bytes_per_pixel * len(sizes) * height * width
