@@ -235,6 +235,7 @@ class Checkpoints:
         """All arrays of a checkpoint. Raises ValueError, one line, where it is damaged."""
         folder = self.directory / str(step)
         try:
+            _check_kinds(folder)
             rows = read_checksums(folder)
             shapes = {name: np.zeros(row["shape"], row["dtype"]) for name, row in rows.items()}
             saved: Any = dict(self._checkpointer().restore(folder / ARRAYS, shapes))
@@ -292,6 +293,13 @@ def _with_empty(saved: dict, template: TrainState) -> dict:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check_kinds(folder: pathlib.Path) -> None:
+    """Raises ValueError for a pipe or a link in a checkpoint, which Orbax would read without end."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.name} is neither a file nor a folder")
 
 
 def _note(line: str) -> None:

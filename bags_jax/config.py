@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bags_jax.errors import UserError
+from bags_jax.errors import UserError, show
 from bags_jax.settings import Rule, Settings, rule_of
 
 PACKAGE = pathlib.Path(__file__).parent
@@ -31,7 +31,7 @@ def read_config(config: Any) -> Settings:
 def _read_group(values: Any, group: Any, prefix: str) -> Any:
     fields = dataclasses.fields(group)
     if not isinstance(values, dict):
-        raise UserError(f"config.{prefix.rstrip('.')} is {values!r}, expected a group of settings")
+        raise UserError(f"config.{prefix.rstrip('.')} is {show(values)}, expected a group of settings")
     if unknown := sorted(values.keys() - {field.name for field in fields}):
         raise UserError(
             f"the configuration has no field {prefix}{unknown[0]}: bags-jax train --help lists all settings"
@@ -57,15 +57,15 @@ def _read_value(name: str, value: Any, kind: Any, rule: Rule) -> Any:
         items = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not all(_is_number(item, whole) for item in items):
             expected = "whole numbers" if whole else "numbers"
-            raise UserError(f"config.{name} is {items}, expected {expected}, with commas between them")
+            raise UserError(f"config.{name} is {show(items)}, expected {expected}, with commas between them")
         value = tuple(item if whole else float(item) for item in items)
     elif kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or _is_huge(value):
-            raise UserError(f"config.{name} is {value!r}, expected a {'whole ' if kind is int else ''}number")
+            raise UserError(f"config.{name} is {show(value)}, expected a {'whole ' if kind is int else ''}number")
         items = (value,)
     elif not isinstance(value, kind):
         expected = "True or False" if kind is bool else "text"
-        raise UserError(f"config.{name} is {value!r}, expected {expected}")
+        raise UserError(f"config.{name} is {show(value)}, expected {expected}")
     else:
         items = (value,)
     if not all(rule.allows(item) for item in items):

@@ -371,7 +371,7 @@ def add_folder_thing(path, root, rng):
         "images/sub",
     )
     place = root / rng.choice(names)
-    if not os.path.lexists(place):
+    if not os.path.lexists(place) and place.parent.is_dir():
         place.mkdir() if rng.random() < 0.4 else place.touch() if rng.random() < 0.7 else os.mkfifo(place)
     return place.name[:20]
 

@@ -37,7 +37,7 @@ LIMIT_S = 25  # of a case; a signal ends it where Python runs
 
 
 class Insane(Exception):
-    """A reader accepted what cannot be used."""
+    """A reader accepted an input that cannot be used."""
 
 
 def read_one(kind: str, seed: int, place: pathlib.Path, what: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import pathlib
 import threading
+import warnings
 from collections.abc import Sequence
 from concurrent import futures
 
@@ -17,6 +18,8 @@ _EXIF_ORIENTATION = 0x0112
 _DECODE_THREADS = 2  # decoding releases the GIL; more threads only cost memory
 _OPEN_LOCK = threading.Lock()
 # Pillow chooses the reader by the content, whatever the suffix: an EPS would start Ghostscript.
+# Damaged metadata changes no pixel, and damaged pixels raise: no warning on the way to the one line of an error.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")  # JPEG: MPO, the pictures of many phones, too
 _MAX_PIXELS = 1 << 29  # of one photograph: 1.6 GB decoded
 

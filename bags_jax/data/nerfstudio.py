@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from bags_jax.data.capture import Capture
 from bags_jax.data.pairing import name_some
-from bags_jax.data.transforms import join_path, list_frames, make_capture, read_transforms, show
-from bags_jax.errors import UserError
+from bags_jax.data.transforms import join_path, list_frames, make_capture, read_transforms
+from bags_jax.errors import UserError, show
 
 TRANSFORMS_FILE = "transforms.json"
 _LISTS = ("train_filenames", "test_filenames", "val_filenames")

@@ -16,11 +16,10 @@ from bags_jax.data.capture import Capture
 from bags_jax.data.images import read_photo_size
 from bags_jax.data.lens import Lens
 from bags_jax.data.pairing import PHOTO_SUFFIXES, describe_unpaired, is_photo, match_photos, name_some
-from bags_jax.errors import UserError
+from bags_jax.errors import UserError, show
 
 _MAX_NUMBER = 1e30  # of a lens: float32 holds it, and its size can be rounded
 _MIN_ANGLE = 1e-6  # radians
-_MAX_SHOWN = 60  # characters of a value in a message
 _MAX_ODDNESS = 0.1  # largest deviation from square pixels that is accepted from two camera angles
 _PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 
@@ -164,15 +163,6 @@ def _find_masks(root: pathlib.Path, frames: list[Frame]) -> tuple[pathlib.Path |
         if file is not None and not file.is_file():
             raise UserError(f"{frame.where}: the mask {file} does not exist: expected a picture; correct mask_path")
     return tuple(files)
-
-
-def show(value: Any) -> str:
-    """A value of a file in a message: one line, not too long."""
-    try:
-        text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # a number of more digits than Python prints, a list too deep
-        return f"a {type(value).__name__} too long to print"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _read_viewmat(frame: Frame) -> Float[np.ndarray, "4 4"]:
