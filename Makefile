@@ -3,6 +3,7 @@ PYTHON ?= python3
 # Processes; the tests of one file share a process and its compiled programs
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+FUZZ_ARGS ?= --cases=2000
 SOURCES := bags_jax configs experiments tests tools docs setup.py
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/bags_jax/xla_tests
 PYTEST := .venv/bin/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
@@ -12,7 +13,7 @@ QUICK := rasterize geometry blur layers tiles metrics proposal_network backends 
   pose_refinement losses optimizer initialize convolution density confidence numerics spherical_harmonics \
   settings configs schedule api package
 
-.PHONY: help demo quick test docs check gpu-check tpu-check lint types format clean new-venv
+.PHONY: help demo quick test docs check fuzz gpu-check tpu-check lint types format clean new-venv
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -30,6 +31,9 @@ docs: .venv/.installed-dev  ## build the documentation into build/docs; a warnin
 	.venv/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 check: lint types test docs  ## everything that .ci/run checks: ruff, pyright, pytest, docs
+
+fuzz: .venv/.installed-dev  ## 2000 damaged captures, runs and checkpoints through all readers, about 10 minutes
+	JAX_PLATFORMS=cpu .venv/bin/python tests/fuzz.py $(FUZZ_ARGS)
 
 gpu-check: .venv-gpu/.installed  ## compile the CUDA kernels for an H200 on a machine without one, in its own .venv-gpu
 	.venv-gpu/bin/python -m pytest -q -n 0 -rs tests/test_cuda_build.py tests/test_compile_ahead.py
