@@ -12,6 +12,8 @@ a process that is killed at any moment leaves whole checkpoints. Only `Checkpoin
 
 import contextlib
 import dataclasses
+import errno
+import logging
 import math
 import os
 import pathlib
@@ -258,12 +260,15 @@ class Checkpoints:
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
+            logging.getLogger("absl").addFilter(_is_not_of_orbax)
             self._orbax = ocp.StandardCheckpointer()
         return self._orbax
 
     def _unwritten(self, error: Exception) -> UserError:
+        full = os.strerror(errno.ENOSPC)
+        reason = full if full in str(error) else _first_line(error)  # TensorStore says it after two long paths
         return UserError(
-            f"a checkpoint cannot be written to {self.directory} ({_first_line(error)}): free space on the disk and repeat the "
+            f"a checkpoint cannot be written to {self.directory} ({reason}): free space on the disk and repeat the "
             "command; it goes on from the last complete checkpoint"
         )
 
@@ -293,6 +298,11 @@ def _with_empty(saved: dict, template: TrainState) -> dict:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """False for what Orbax' threads log, such as tracebacks on a full disk: their exceptions reach `Checkpoints` as well."""
+    return "/orbax/" not in record.pathname
 
 
 def _check_kinds(folder: pathlib.Path) -> None:

@@ -117,8 +117,10 @@ def check_capture(workdir: str | pathlib.Path, cameras: dict[str, Float[np.ndarr
     A run that has not started yet has no file of its capture, and passes.
     """
     path = pathlib.Path(workdir).expanduser() / CAPTURE_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return
+    if not path.is_file():  # a pipe or a device would be read without end
+        raise UserError(f"{path} is no file: choose another --workdir")
     try:
         poses: Any = json.loads(path.read_text())
         saved = {name: np.array(viewmat, np.float64).reshape(4, 4) for name, viewmat in poses.items()}

@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import signal
+import warnings
 from typing import Any
 
 import fuzz_cases
@@ -56,7 +57,9 @@ def read_one(kind: str, seed: int, place: pathlib.Path, what: list[str] | None =
             return
         root = place / f"case {seed}"
         fuzz_cases.copy_tree(_whole(kind, place), root)
-        what[0] = fuzz_cases.damage(root, kind, rng)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # of the damage itself
+            what[0] = fuzz_cases.damage(root, kind, rng)
         if kind == "workdir":
             _read_workdir(root)
         elif kind == "checkpoint":

@@ -167,6 +167,14 @@ def test_pipes_and_devices_among_the_photographs(root, kind, writer):
     assert_refused(root, "v9.png is a pipe, a device or a socket: expected a picture; remove it")
 
 
+@pytest.mark.parametrize("file_name", ["points3D.txt", "images.txt"])
+def test_pipes_and_devices_in_a_model(root, file_name):
+    path = write_colmap(root) / file_name
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert_refused(root, f"{file_name} is (no file|missing)")
+
+
 def test_links_that_loop(root):
     for name in "abcdef":
         (root / "images" / name).symlink_to(".")

@@ -114,8 +114,10 @@ def _read_model(
                 f"{model / (name + suffix)} is missing: a COLMAP model is {', '.join(_MODEL_FILES)} ({suffix}); "
                 f"copy the missing file, or run COLMAP again"
             )
-    files = [path for path in model.iterdir() if path.suffix == suffix and path.is_file()]
+    files = [path for path in model.iterdir() if path.suffix == suffix]
     for path in files:
+        if not path.is_file():  # COLMAP would read a pipe or a device without end
+            raise UserError(f"{path} is no file: a COLMAP model is a folder of files; remove it, or run COLMAP again")
         path.open("rb").close()  # raises PermissionError; pycolmap gives no reason
     if not binary:
         _check_names(model / "images.txt")

@@ -81,7 +81,8 @@ def read_ply_points(path: pathlib.Path) -> tuple[Float[np.ndarray, "P 3"], Float
             vertices = np.frombuffer(body, np.dtype(fields), count)
         elif encoding == "ascii":
             rows = body.decode("ascii").splitlines()[:count]
-            vertices = np.array([tuple(map(float, row.split()[: len(fields)])) for row in rows], np.dtype(fields))
+            with np.errstate(over="ignore"):  # infinite then; the loader leaves such points out
+                vertices = np.array([tuple(map(float, row.split()[: len(fields)])) for row in rows], np.dtype(fields))
         else:
             raise ValueError(f"format {encoding}")
         if len(vertices) != count:
