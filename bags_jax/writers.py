@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bags_jax.atomic import make_write_error, write_atomic
+from bags_jax.errors import UserError
 
 
 class Writers:
@@ -49,6 +50,8 @@ class Writers:
         if self._lines is not None:
             return
         path, board = self._folder / "metrics.jsonl", self._folder / "tensorboard"
+        if os.path.lexists(path) and not path.is_file():  # opening a pipe would wait without end
+            raise UserError(f"{path} is no file: move it away")
         if path.is_file():
             lines = path.read_bytes().splitlines(keepends=True)
             write_atomic(path, b"".join(line for line in lines if _is_until(line, self._step)))

@@ -46,7 +46,7 @@ def serve() -> None:
 
 def run_case(kind: str, seed: int, place: pathlib.Path) -> dict[str, str]:
     """One case. ending: ok (a sane result), refused (one line), else the failure."""
-    from fuzz_readers import read_one
+    from fuzz_readers import TookTooLong, read_one
 
     from bags_jax.errors import UserError
 
@@ -60,7 +60,7 @@ def run_case(kind: str, seed: int, place: pathlib.Path) -> dict[str, str]:
             ending, message = "refused", str(error)
             if "\n" in message or len(message) > 2000:
                 ending = "not one line"
-        except Exception as error:  # noqa: BLE001  whatever comes is the failure to report
+        except (Exception, TookTooLong) as error:  # noqa: BLE001  whatever comes is the failure to report
             ending, message = type(error).__name__, traceback.format_exc()
     noise = [str(x.message) for x in caught if issubclass(x.category, RuntimeWarning | UserWarning)]
     if noise and ending in ("ok", "refused"):
