@@ -32,7 +32,7 @@ docs: .venv/.installed-dev  ## build the documentation into build/docs; a warnin
 
 check: lint types test docs  ## everything that .ci/run checks: ruff, pyright, pytest, docs
 
-fuzz: .venv/.installed-dev  ## 2000 damaged captures, runs and checkpoints through all readers, about 10 minutes
+fuzz: .venv/.installed-dev  ## 2000 damaged captures, runs and checkpoints through all readers, about 4 minutes
 	JAX_PLATFORMS=cpu .venv/bin/python tests/fuzz.py $(FUZZ_ARGS)
 
 gpu-check: .venv-gpu/.installed  ## compile the CUDA kernels for an H200 on a machine without one, in its own .venv-gpu
