@@ -6,11 +6,11 @@ World points that a frame sees are projected by the true camera, and by the esti
 after the best similarity between both worlds. The error of a frame is the median distance of the two.
 """
 
+import argparse
 import pathlib
 import re
 
 import numpy as np
-from absl import app, flags
 from jaxtyping import Float
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
@@ -78,15 +78,15 @@ def _project_lens(points: np.ndarray, viewmats: np.ndarray, lenses: tuple[Lens, 
     return focal * curved + np.concatenate([x, y], axis=-1)
 
 
-_CAPTURE = flags.DEFINE_string("capture", None, "Folder of the capture.", required=True)
-_TRUTH = flags.DEFINE_string("truth", None, "The .npz file of the film.", required=True)
-
-
-def main(_) -> None:
+def main() -> None:
     """Prints the errors."""
-    errors = measure_poses(pathlib.Path(_CAPTURE.value), pathlib.Path(_TRUTH.value))
+    parser = argparse.ArgumentParser(description="Compares the poses of a capture with the truth of its film.")
+    parser.add_argument("--capture", type=pathlib.Path, required=True, help="folder of the capture")
+    parser.add_argument("--truth", type=pathlib.Path, required=True, help="the .npz file of the film")
+    chosen = parser.parse_args()
+    errors = measure_poses(chosen.capture, chosen.truth)
     print(f"{len(errors)} frames: median {np.median(errors):.2f} px, 90 % under {np.quantile(errors, 0.9):.2f} px")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -7,12 +7,12 @@ Writes flight.mp4 and flight.npz: viewmats [F, 4, 4] (cam_from_world in the midd
 points of the world that each pose is measured with, and the blur of each frame in px.
 """
 
+import argparse
 import dataclasses
 import math
 import pathlib
 
 import numpy as np
-from absl import app, flags
 from jaxtyping import Float, UInt8
 from scipy.interpolate import CubicSpline
 
@@ -127,26 +127,23 @@ def write_film(path: pathlib.Path, film: Film) -> None:
     )
 
 
-_OUTPUT = flags.DEFINE_string("output", "flight.mp4", "The film to write.")
-_LAYOUT = flags.DEFINE_enum("layout", "corner", sorted(LAYOUTS), "The embedded world.")
-_MOTION = flags.DEFINE_enum("motion", "flight", MOTIONS, "How the camera moves.")
-_SECONDS = flags.DEFINE_float("seconds", 8.0, "Length.", lower_bound=0.1)
-_WIDTH = flags.DEFINE_integer("width", 640, "Width, px; the height is 9/16 of it.", lower_bound=64)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the path.")
-
-
-def main(_) -> None:
-    """Films what the flags say."""
-    width = _WIDTH.value
-    height = round(width * 9 / 32) * 2
-    film = Film(_LAYOUT.value, _MOTION.value, _SECONDS.value, width, height, seed=_SEED.value)
-    path = pathlib.Path(_OUTPUT.value)
-    write_film(path, film)
-    blur = np.load(path.with_suffix(".npz"))["blur_px"]
-    print(
-        f"{film.num_frames} frames of {width} x {height} px, blur {np.median(blur):.1f} px ({blur.max():.1f}): {path}"
-    )
+def main() -> None:
+    """Films what the arguments say."""
+    parser = argparse.ArgumentParser(description="Films an embedded world.")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("flight.mp4"), help="the film to write")
+    parser.add_argument("--layout", choices=sorted(LAYOUTS), default="corner", help="the embedded world")
+    parser.add_argument("--motion", choices=MOTIONS, default="flight", help="how the camera moves")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length")
+    parser.add_argument("--width", type=int, default=640, help="width, px; the height is 9/16 of it")
+    parser.add_argument("--seed", type=int, default=0, help="of the path")
+    chosen = parser.parse_args()
+    height = round(chosen.width * 9 / 32) * 2
+    film = Film(chosen.layout, chosen.motion, chosen.seconds, chosen.width, height, seed=chosen.seed)
+    write_film(chosen.output, film)
+    blur = np.load(chosen.output.with_suffix(".npz"))["blur_px"]
+    size = f"{chosen.width} x {height} px"
+    print(f"{film.num_frames} frames of {size}, blur {np.median(blur):.1f} px ({blur.max():.1f}): {chosen.output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
