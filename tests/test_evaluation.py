@@ -67,7 +67,7 @@ def test_a_run_of_another_format_is_refused(workdir, tmp_path):
     older = shutil.copytree(workdir, tmp_path / "older")
     settings = json.loads((older / "config.json").read_text())
     (older / "config.json").write_text(json.dumps({**settings, "format_version": 1}))
-    with pytest.raises(UserError, match="has format 1, this version of bags-jax reads format 2: train again"):
+    with pytest.raises(UserError, match="has format 1, this version of bags-jax reads format 3: train again"):
         open_run(older)
 
 

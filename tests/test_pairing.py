@@ -60,7 +60,7 @@ def test_points_that_are_not_finite_and_no_points(tmp_path):
     struct.pack_into("<d", data, 16, math.nan)
     (folder / "points3D.bin").write_bytes(data)
     scene = load_scene(str(tmp_path))
-    assert scene.points.shape == (3, 3) and scene.notes == ("1 of 4 points are not finite, left out",)
+    assert scene.points.shape == (3, 3) and scene.notes == ("1 of 4 points are not finite or too far away, left out",)
     (folder / "points3D.bin").write_bytes(bytes(8))
     assert load_scene(str(tmp_path)).points.shape == (0, 3)
 

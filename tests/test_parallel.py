@@ -121,10 +121,10 @@ def test_as_many_devices_as_can_share_the_views(views, used):
 
 def test_unused_devices_are_noted():
     job = make_job(read_config(make_config(0)))
-    assert notes(job, 2) == job.scene.notes == ()
-    (note,) = notes(job, 1)
+    assert notes(job, 2, ()) == job.scene.notes == ()
+    (note,) = notes(job, 1, ())
     assert note == "1 of 2 devices are used: more cannot share 2 views a step"
-    assert notes(make_job(read_config(make_config(1))), 1) == ()  # the number was chosen
+    assert notes(make_job(read_config(make_config(1))), 1, ()) == ()  # the number was chosen
 
 
 def test_platform_that_jax_lacks_is_one_line(monkeypatch):

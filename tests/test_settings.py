@@ -72,7 +72,16 @@ COUNTS += ["log_every", "checkpoint_every", "keep_checkpoints"]
 COUNTS += ["blur.width", "blur.conv_width", "blur.feature_width", "blur.embedding_width"]
 POSITIVE = ["optim.means", "optim.means_final", "optim.network", "optim.network_final"]
 NOT_NEGATIVE = ["data.near_plane", "stages.restart", "blur.warmup", "blur.logit_bound", "sh_every", "sh_degree"]
-NOT_NEGATIVE += ["minutes", "num_steps", "max_gaussians", "data.factor", "num_devices", "views_per_step", "seed", *in_group("loss", "density", "optim")]
+NOT_NEGATIVE += [
+    "minutes",
+    "num_steps",
+    "max_gaussians",
+    "data.factor",
+    "num_devices",
+    "views_per_step",
+    "seed",
+    *in_group("loss", "density", "optim"),
+]
 
 
 def test_no_range_is_lost():

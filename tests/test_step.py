@@ -198,7 +198,7 @@ def test_pose_term_is_relative_to_the_blur_of_the_view(job, start):
     state, dataset, recipe = start
     dataset = dataclasses.replace(dataset, pose_frame=job.pose_frame)
     poses, blur_px = jnp.full_like(state.poses, 0.5), jnp.full_like(state.blur_px, 0.5)
-    trained = state.gaussians, state.network, poses, jnp.zeros((state.alive.shape[0], 2))
+    trained = state.gaussians, state.network, poses, state.exposures, jnp.zeros((state.alive.shape[0], 2))
     pose_term = jax.jit(
         lambda trained, state: loss_fn(trained, state, dataset, jnp.int32(0), recipe=recipe)[1][0]["poses"]
     )
