@@ -291,7 +291,7 @@ MISTAKES = {
     "stops that end early": ((SMOKE, "--config.stages.stops=0.2,0.5"), ("end at num_steps=12",)),
     "scales that fall": ((SMOKE, "--config.stages.scales=1.0,0.5"), ("expected rising scales",)),
     "words for numbers": ((SMOKE, "--config.data.background=white"), ("background is ('white',)", "expected numbers")),
-    "no steps": ((SMOKE, "--config.num_steps=0"), ("num_steps is 0, expected at least 1",)),
+    "no steps": ((SMOKE, "--config.num_steps=0"), ("num_steps is 0, expected a value, or config.minutes",)),
     "no logs": ((SMOKE, "--config.log_every=0"), ("log_every is 0, expected at least 1",)),
     "degree": ((SMOKE, "--config.sh_degree=4"), ("sh_degree is 4, expected 0 to 3",)),
     "devices": ((SMOKE, "--config.num_devices=7"), ("num_devices is 7, but this machine has 2",)),
