@@ -30,7 +30,7 @@ NUM_POINTS = 400  # world points a frame, for measuring poses
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """What is filmed, and with which camera."""
+    """A film: its world, the motion of the camera, length and size."""
 
     layout: str = "corner"
     motion: str = "flight"  # flight: through the world; turn: on a tripod that pans; still: only the tremor

@@ -37,7 +37,7 @@ CHECK_WIDTH = 640  # px, at most, of the picture that compares the file with wha
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """An exported file: its Gaussians, and how they were rotated."""
 
     path: pathlib.Path
     step: int  # of the checkpoint

@@ -38,7 +38,7 @@ class Source:
         return not self.photos
 
     def describe(self) -> dict[str, str | int]:
-        """What tells it from other sources, for SOURCE_FILE."""
+        """Returns the path of the source and its size, which SOURCE_FILE keeps: another source has others."""
         size = self.path.stat().st_size if self.is_video else len(self.photos)
         return {"source": str(self.path.resolve()), "bytes" if self.is_video else "photographs": size}
 
@@ -200,7 +200,7 @@ def _watch(file: pathlib.Path, num_frames: int, report: Report, has_bar: bool) -
 
 
 def _describe(footage: video.Footage, chosen: np.ndarray) -> list[str]:
-    """What was kept of a video, and what could be better, one line each."""
+    """Returns notes for the user: the number of kept frames, and advice on the video, one line each."""
     gain = np.median(footage.sharpness[chosen]) / max(float(np.median(footage.sharpness)), 1e-9)
     gap = footage.path[-1] / max(len(chosen), 1)
     size = f"{footage.width} x {footage.height} px"

@@ -17,7 +17,7 @@ SCENES_KEPT = 2  # on the device
 
 @dataclasses.dataclass(frozen=True)
 class Shot:
-    """What one picture shows."""
+    """A request for one picture: camera, mode, photograph and checkpoint."""
 
     camera: WindowCamera
     mode: Mode
@@ -105,7 +105,7 @@ class Artist:
         return is_missing
 
     def _missing(self, scene: Scene, shot: Shot, height: int) -> set:
-        """What is not compiled yet for a picture: the render of its size, and the blur of the stage."""
+        """Lists the programs that a picture still has to compile: the render at its size, and the blur of the stage."""
         rows, stage = scene.run.state.alive.shape, scene.run.stage
         needed: set = {(rows, picture_width(height, shot.camera.aspect), height)}
         if shot.mode in OF_BLUR and scene.run.model is not None:

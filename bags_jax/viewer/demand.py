@@ -8,7 +8,7 @@ REST_S = 0.15  # a camera rests once it has not moved for this time
 
 @dataclasses.dataclass
 class Demand:
-    """What one window wants, and what it has."""
+    """Version of the picture that one window asks for, and of the picture that it shows."""
 
     version: int = 1  # of the wanted picture: rises with each change of camera, mode, photograph or checkpoint
     moved_at: float = 0.0  # time of the last motion of the camera, s

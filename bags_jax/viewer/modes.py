@@ -26,7 +26,7 @@ BOX = tuple[float, float, float, float]  # left, top, right, bottom, px
 
 
 class Mode(enum.Enum):
-    """What is shown; the value is its name in the panel."""
+    """Kinds of pictures; the value of each is its name in the panel."""
 
     SHARP = "Sharp"
     REBLURRED = "Re-blurred as the photograph"

@@ -65,7 +65,7 @@ def open_history(
 
 
 def make_gallery(history: History, run: Run) -> Gallery:
-    """What all windows of a run share."""
+    """Makes the gallery of a run, which all its windows share."""
     job, scene = history.job, history.job.scene
     means = np.asarray(run.state.gaussians.means)[np.asarray(run.state.alive)]
     images = tuple(scene.images[i] for i in scene.train_ids)

@@ -25,7 +25,7 @@ NEAR_SHARE = 0.002  # of the size of the scene: where the browser begins to draw
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """What all windows of a run share."""
+    """The photographs, modes and points of a run: equal in all its windows."""
 
     title: str
     names: tuple[str, ...]  # of the photographs
