@@ -3,6 +3,7 @@
 Most mistakes are made in this process, each with fresh flags, because a new process imports JAX for seconds.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -14,7 +15,8 @@ import sys
 
 import numpy as np
 import pytest
-from absl import app, flags
+from absl import app
+from commands import run_with_own_flags
 from PIL import Image
 
 import bags_jax
@@ -41,25 +43,14 @@ def call(monkeypatch, capfd):
     app.define_help_flags()
 
     def call(program, *arguments):
-        before, code = set(flags.FLAGS), None
         cache = "--config.compilation_cache=" if any("--config=" in a for a in arguments) else None
         arguments = [*arguments, *filter(None, [cache])]
         capfd.readouterr()
-        sys.modules.pop("config_config", None)  # the last configuration file, as ml_collections names it
-        sys.modules.pop(f"bags_jax.cli.{program}", None)  # importing it again defines its flags again
-        try:
-            if program.startswith("benchmarks."):
-                monkeypatch.setattr(sys, "argv", [program, *arguments])
-                runpy.run_module(f"experiments.{program}", run_name="__main__", alter_sys=True)
-            else:
-                monkeypatch.setattr(sys, "argv", ["bags-jax", program, *arguments])
-                main()
-        except SystemExit as end:
-            code = end.code
-        finally:
-            flags.FLAGS.unparse_flags()
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
+        is_benchmark = program.startswith("benchmarks.")
+        names = [program] if is_benchmark else ["bags-jax", program]
+        monkeypatch.setattr(sys, "argv", [*names, *arguments])
+        benchmark = functools.partial(runpy.run_module, f"experiments.{program}", run_name="__main__", alter_sys=True)
+        code = run_with_own_flags(benchmark if is_benchmark else main, f"bags_jax.cli.{program}")
         out, err = capfd.readouterr()
         return code, out, err
 

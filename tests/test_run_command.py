@@ -4,8 +4,9 @@ import sys
 
 import numpy as np
 import pytest
-from absl import app, flags
+from absl import app
 from captures import write_colmap, write_photos
+from commands import run_with_own_flags
 from PIL import Image
 
 from bags_jax.cli.main import main
@@ -32,19 +33,9 @@ def run(monkeypatch, capfd):
     monkeypatch.setenv("DISPLAY", ":0")
 
     def run(*arguments):
-        before, code = set(flags.FLAGS), None
-        sys.modules.pop("config_config", None)
-        sys.modules.pop("bags_jax.cli.run", None)  # importing it again defines its flags again
         monkeypatch.setattr(sys, "argv", ["bags-jax", "run", *map(str, arguments)])
         capfd.readouterr()
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        finally:
-            flags.FLAGS.unparse_flags()
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
+        code = run_with_own_flags(main, "bags_jax.cli.run")
         out, err = capfd.readouterr()
         return code, out, err, opened
 

@@ -13,7 +13,8 @@ import urllib.request
 
 import numpy as np
 import pytest
-from absl import app, flags
+from absl import app
+from commands import run_with_own_flags
 
 from bags_jax.cli.main import main
 from bags_jax.data.poses import look_at
@@ -381,17 +382,8 @@ def view(monkeypatch, capfd):
     app.define_help_flags()
 
     def view(*arguments):
-        before, code = set(flags.FLAGS), None
-        sys.modules.pop("bags_jax.cli.view", None)  # importing it again defines its flags again
         monkeypatch.setattr(sys, "argv", ["bags-jax", "view", *arguments])
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        finally:
-            flags.FLAGS.unparse_flags()
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
+        code = run_with_own_flags(main, "bags_jax.cli.view")
         return code, *capfd.readouterr()
 
     return view
