@@ -30,6 +30,7 @@ import numpy as np
 from absl import flags
 
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
+from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.cli.launch import launch
 from bags_jax.geometry import project
 from bags_jax.ops.blur import stream_blur
@@ -268,17 +269,18 @@ def make_scene() -> Scene:
 def time_rasterizer() -> str:
     """`rasterization`, forward and all gradients."""
     scene = make_scene()
-    arrays = tuple(map(jnp.asarray, scene.arrays))
+    means, quats, scales, opacities, colors, viewmats, Ks = map(jnp.asarray, scene.arrays)
+    cameras = (viewmats, Ks, scene.width, scene.height)
+    num = int(rasterization(means, quats, scales, opacities, colors, *cameras)[2]["num_intersections"].max())
+    capacity = buffer_size(num)
 
-    def draw(*arrays, capacity=None):
-        return rasterization(*arrays, scene.width, scene.height, max_intersections=capacity)
+    def total(means, quats, scales, opacities, colors):
+        image = rasterization(means, quats, scales, opacities, colors, *cameras, max_intersections=capacity)[0]
+        return jnp.sum(image**2)
 
-    num = int(draw(*arrays)[2]["num_intersections"].max())
-    loss = functools.partial(
-        lambda *a, capacity: jnp.sum(draw(*a, capacity=capacity)[0] ** 2), capacity=buffer_size(num)
-    )
-    both = jax.jit(jax.grad(loss, argnums=tuple(range(6))))
-    return f"{num} intersections; {time_calls(lambda: jax.block_until_ready(both(*arrays)), 20, 'rasterizer')}"
+    gradients = jax.jit(jax.grad(total, argnums=range(5)))
+    arrays = means, quats, scales, opacities, colors
+    return f"{num} intersections; {time_calls(lambda: jax.block_until_ready(gradients(*arrays)), 20, 'rasterizer')}"
 
 
 def time_steps(case, num_steps: int, name: str) -> str:
@@ -291,6 +293,7 @@ def time_steps(case, num_steps: int, name: str) -> str:
     )
     compiled = lowered.compile(compiler_options=compiler_options(recipe))
     seconds, memory = time.time() - start, compiled.memory_analysis()
+    assert memory
     held = [jax.tree.map(jnp.copy, state), step]
 
     def run():
@@ -311,11 +314,19 @@ def time_plain_steps() -> str:
     )
 
 
+def make_blur_model(kernel: int) -> BlurModel:
+    """The network of the default configuration, for one view."""
+    blur = Blur()
+    return BlurProposalNetwork(1, (kernel,), blur.width, blur.embedding_width, blur.conv_width, blur.feature_width)
+
+
 def make_bags_case(num: int, width: int, height: int):
     """A step of BAGS in the last stage of the default configuration, on a random cloud."""
     state, dataset, recipe = make_case(num, width, height)
     blur, kernel, stride = Blur(), 17, 2
-    model = BlurProposalNetwork(1, (kernel,), blur.width, blur.embedding_width, blur.conv_width, blur.feature_width)
+    model: BlurModel = BlurProposalNetwork(
+        1, (kernel,), blur.width, blur.embedding_width, blur.conv_width, blur.feature_width
+    )
     optimizers = make_optimizers(Optim(**dict.fromkeys(TRAINED, RATE)), model, restart=0, num_steps=1000)
     state = with_optimizers(init_state(state.gaussians, state.alive, num_views=1, model=model), optimizers)
     view = dataclasses.replace(recipe.view, margin=kernel // 2)
