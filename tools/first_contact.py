@@ -323,10 +323,8 @@ def make_blur_model(kernel: int) -> BlurModel:
 def make_bags_case(num: int, width: int, height: int):
     """A step of BAGS in the last stage of the default configuration, on a random cloud."""
     state, dataset, recipe = make_case(num, width, height)
-    blur, kernel, stride = Blur(), 17, 2
-    model: BlurModel = BlurProposalNetwork(
-        1, (kernel,), blur.width, blur.embedding_width, blur.conv_width, blur.feature_width
-    )
+    kernel, stride = 17, 2
+    model = make_blur_model(kernel)
     optimizers = make_optimizers(Optim(**dict.fromkeys(TRAINED, RATE)), model, restart=0, num_steps=1000)
     state = with_optimizers(init_state(state.gaussians, state.alive, num_views=1, model=model), optimizers)
     view = dataclasses.replace(recipe.view, margin=kernel // 2)
