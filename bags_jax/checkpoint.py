@@ -30,6 +30,7 @@ from jaxtyping import Float
 from bags_jax.atomic import sync, sync_tree
 from bags_jax.checksums import check_arrays, read_checksums, write_checksums
 from bags_jax.errors import UserError
+from bags_jax.parallel import is_alone
 from bags_jax.structs import Gaussians, TrainState
 
 ARRAYS = "default"  # Orbax' folder in that of a checkpoint
@@ -38,12 +39,15 @@ WRITE_PROBLEMS = (OSError, ValueError, RuntimeError)
 
 
 class Checkpoints:
-    """The checkpoints of one working directory. A context: leaving it waits until the last save is complete."""
+    """The checkpoints of one working directory. A context: leaving it waits until the last save is complete.
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 3, create: bool = True):
+    Without `writes`, as in all processes of a training but the first, it neither reads nor writes: there is no checkpoint.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 3, create: bool = True, writes: bool = True):
         # Orbax writes in the background, where a relative path would fail.
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
-        self._keep = keep
+        self._keep, self._writes = keep, writes
         self._pool = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future | None = None
         self._orbax: Any = None
@@ -51,7 +55,8 @@ class Checkpoints:
         if not create and not self.directory.is_dir():  # reading must not create the folder
             raise UserError(f"no checkpoint in {self.directory}: train with this --workdir first")
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if writes:
+                self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"{self.directory} cannot be written ({error.strerror}): choose another --workdir"
@@ -97,6 +102,8 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none is whole.
         """
+        if not self._writes:
+            return 0
         for path in self.directory.glob(".*"):
             if path.name.endswith((".unfinished", ".deleted")):
                 shutil.rmtree(path, ignore_errors=True)
@@ -117,6 +124,8 @@ class Checkpoints:
         Raises:
           UserError: this checkpoint, or the one before it, cannot be written.
         """
+        if not self._writes:
+            return
         self._wait()
         step = int(state.step)
         if step in self.steps():
@@ -128,7 +137,8 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
             copies = {name: np.asarray(x) for name, x in arrays.items()}
-            self._checkpointer().save(draft / ARRAYS, arrays)
+            # Several processes: process 0 alone saves, and Orbax refuses JAX arrays that are of one process alone.
+            self._checkpointer().save(draft / ARRAYS, arrays if is_alone() else copies)
             self._saving = self._pool.submit(self._finish, step, draft, copies)
         except WRITE_PROBLEMS as error:
             shutil.rmtree(draft, ignore_errors=True)
@@ -261,7 +271,10 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").addFilter(_is_not_of_orbax)
-            self._orbax = ocp.StandardCheckpointer()
+            # By itself Orbax waits for all processes of jax.distributed; here only one of them saves and restores.
+            own = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="bags_jax")
+            options: dict[str, Any] = {} if is_alone() else {"multiprocessing_options": own}
+            self._orbax = ocp.StandardCheckpointer(**options)
         return self._orbax
 
     def _unwritten(self, error: Exception) -> UserError:

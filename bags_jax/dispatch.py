@@ -81,15 +81,19 @@ class Dispatcher:
 
         Ends after the last step, or early, with all queued work read, once `is_interrupted()` is true. A dispatch that did not
         reach its last step although the buffer was large enough is yielded too: its metrics say what was not finite.
+
+        Several processes agree: each tells the others with every dispatch whether it is interrupted, and all end after the same.
         """
-        queued = None
+        queued, must_stop = None, False
         while self.step < self.job.settings.num_steps or queued:
-            if is_interrupted() and not queued:
+            must_stop = must_stop or (parallel.is_alone() and is_interrupted())
+            if must_stop and not queued:
                 return
             ends_stage = queued and queued.stop == queued.stage.stop
-            ahead = None if ends_stage or is_interrupted() else self._queue_steps()
+            ahead = None if ends_stage or must_stop else self._queue_steps(is_interrupted())
             if queued:  # the devices work on `ahead` now
                 done = queued.read()
+                must_stop = must_stop or done.metrics["num_interrupted"] > 0
                 if done.step < done.stop and done.metrics["num_dropped"] > 0:
                     self._roll_back(done)
                     queued = None
@@ -99,7 +103,7 @@ class Dispatcher:
                 self._prepare_growth(done)
             queued = self._queue_end(ahead) if ahead else None
 
-    def _queue_steps(self) -> Dispatch:
+    def _queue_steps(self, is_interrupted: bool) -> Dispatch:
         """Queues the steps up to the next event, and before them, where a stage begins, its first operations."""
         stage = stage_at(self.job.stages, self.step)
         dataset = self._dataset(stage)
@@ -111,7 +115,8 @@ class Dispatcher:
         stop, capacity = next_event(self.job.settings, stage, self.step), self.state.alive.shape[0]
         recipe = self._recipe(stage, dataset, self._buffers[stage])
         self.state, metrics = self._programs.steps(recipe, self.state, dataset, self.step, stop)
-        return Dispatch(stage, stop, capacity, metrics)
+        num_interrupted = parallel.count_raised(is_interrupted, self._programs.num_devices)
+        return Dispatch(stage, stop, capacity, {**metrics, "num_interrupted": num_interrupted})
 
     def _queue_end(self, steps: Dispatch) -> Dispatch:
         """Queues density control after a dispatch, and the metrics and the checkpoint copy of the resulting state.

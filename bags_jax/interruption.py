@@ -8,6 +8,10 @@ import tqdm
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class AgreedInterruption(KeyboardInterrupt):
+    """Training has stopped on request, at the same step in all processes, with its state saved."""
+
+
 class Interruption:
     """Context manager. The first signal only sets `is_requested`; the second one raises KeyboardInterrupt at once."""
 

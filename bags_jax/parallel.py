@@ -1,5 +1,13 @@
-"""Data parallelism: each device trains on other views; the state is equal on all devices. Only this file says pmap."""
+"""Data parallelism: each device trains on other views; the state is equal on all devices. Only this file says pmap.
 
+With several processes (jax.distributed) the mapped axis spans the devices of all of them. Everywhere else an array lives on
+the devices of its own process, equal in all processes: only the functions of this file exchange anything, and all processes
+must call them in the same order.
+"""
+
+import copy
+import functools
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from bags_jax.errors import UserError
 
 AXIS = "devices"
+EVERYWHERE = PartitionSpec()  # replicated
 
 
 @struct.dataclass
@@ -33,10 +43,23 @@ def pmax(tree):
     return jax.lax.pmax(tree, AXIS)
 
 
+def is_alone() -> bool:
+    """True if this process trains without others."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def is_first() -> bool:
+    """True in the process that writes the files of a run: number 0."""
+    return is_alone() or jax.process_index() == 0
+
+
 def replicate(tree, num_devices: int):
-    """Copies arrays to every device, as `parallelize` takes and returns them: a call then copies nothing."""
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:num_devices]), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    """Copies arrays to every device of this process, as `parallelize` takes and returns them: a call then copies nothing.
+
+    Args:
+      num_devices: of all processes together.
+    """
+    return jax.device_put(tree, NamedSharding(_local_mesh(num_devices), EVERYWHERE))
 
 
 def parallelize(step: Callable, *, num_args: int, num_devices: int) -> Callable:
@@ -52,6 +75,8 @@ def parallelize(step: Callable, *, num_args: int, num_devices: int) -> Callable:
         state, metrics = step(rank, jax.tree.map(zeros, state, is_leaf=_is_empty), *args)
         return without_empty(state), metrics
 
+    if not is_alone():
+        return AcrossProcesses(mapped, num_args=num_args, num_devices=num_devices)
     return jax.pmap(
         mapped,
         axis_name=AXIS,
@@ -60,6 +85,129 @@ def parallelize(step: Callable, *, num_args: int, num_devices: int) -> Callable:
         donate_argnums=1,
         devices=jax.local_devices()[:num_devices],
     )
+
+
+class AcrossProcesses:
+    """The twin of `jax.pmap` for several processes: `jax.shard_map` over the devices of all, which JAX makes of pmap, too.
+
+    pmap itself cannot be compiled ahead there: its program takes arrays that span the processes. Here arrays of this process go
+    in and come out, without copies.
+    """
+
+    def __init__(self, mapped: Callable, *, num_args: int, num_devices: int):
+        mesh = _mesh(num_devices)
+        specs = (PartitionSpec(AXIS), *[EVERYWHERE] * (1 + num_args))
+        self._num_devices = num_devices
+        self._shardings = [NamedSharding(mesh, spec) for spec in specs]
+        body = lambda ranks, *args: mapped(ranks[0], *args)
+        sharded = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=EVERYWHERE, check_vma=False)
+        self._run: Any = jax.jit(sharded, donate_argnums=1)
+
+    def __call__(self, ranks, *args):
+        spread = [jax.tree.map(self._to_all, arg) for arg in args]
+        ranks = jax.make_array_from_callback(ranks.shape, self._shardings[0], np.asarray(ranks).__getitem__)
+        return jax.tree.map(self._to_own, self._run(ranks, *spread))
+
+    def lower(self, *args) -> "AcrossProcesses":
+        """Traces the program for arguments of these shapes."""
+        shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        shapes = [
+            jax.tree.map(functools.partial(shape, sharding=sharding), arg)
+            for arg, sharding in zip(args, self._shardings, strict=True)
+        ]
+        return self._with(self._run.lower(*shapes))
+
+    def compile(self, **options) -> "AcrossProcesses":
+        """Compiles what `lower` has traced."""
+        return self._with(self._run.compile(**options))
+
+    def _with(self, run: Any) -> "AcrossProcesses":
+        other = copy.copy(self)
+        other._run = run
+        return other
+
+    def _to_all(self, x):
+        """An array of this process as one over the devices of all processes. It shares memory with the one that came."""
+        own = replicate(x, self._num_devices)
+        parts = [part.data for part in own.addressable_shards]
+        return jax.make_array_from_single_device_arrays(own.shape, self._shardings[1], parts)
+
+    def _to_own(self, x):
+        """The part of this process of an array over the devices of all."""
+        sharding = NamedSharding(_local_mesh(self._num_devices), EVERYWHERE)
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [part.data for part in x.addressable_shards])
+
+
+def _mesh(num_devices: int) -> Mesh:
+    """The first devices of each process, as many of each."""
+    per_process = num_devices // jax.process_count()
+    own: dict[int, list] = {}
+    for device in jax.devices():
+        own.setdefault(device.process_index, []).append(device)
+    return Mesh(np.array([device for i in sorted(own) for device in own[i][:per_process]]), (AXIS,))
+
+
+def _local_mesh(num_devices: int) -> Mesh:
+    return Mesh(np.array(jax.local_devices()[: num_devices // jax.process_count()]), (AXIS,))
+
+
+def count_raised(is_raised: bool, num_devices: int) -> Int[np.ndarray | Array, ""]:
+    """Number of devices whose process has raised a flag. With several processes a future, equal in all."""
+    if is_alone():
+        return np.asarray(num_devices * is_raised, np.int32)
+    sharding = NamedSharding(_mesh(num_devices), PartitionSpec(AXIS))
+    flags = jax.make_array_from_callback((num_devices,), sharding, lambda index: np.full(1, is_raised, np.int32))
+    return _total(sharding.mesh)(flags).addressable_data(0)
+
+
+@functools.cache
+def _total(mesh: Mesh) -> Callable:
+    add = lambda flags: jax.lax.psum(flags[0], AXIS)
+    return jax.jit(jax.shard_map(add, mesh=mesh, in_specs=PartitionSpec(AXIS), out_specs=EVERYWHERE, check_vma=False))
+
+
+def gather_text(text: str) -> list[str]:
+    """The texts of all processes, in their order. Waits for all."""
+    if is_alone():
+        return [text]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(data.size)))
+    padded = np.zeros(int(sizes.max()) + 1, np.uint8)
+    padded[: data.size] = data
+    rows = np.reshape(multihost_utils.process_allgather(padded), (len(sizes), -1))
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def share_text(text: str) -> str:
+    """The text of process 0, in all processes. Waits for all."""
+    return gather_text(text if is_first() else "")[0]
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers of all processes. Waits for all."""
+    return number if is_alone() else max(int(text) for text in gather_text(str(number)))
+
+
+def share_tree(tree, like):
+    """The arrays of process 0, in all processes, as NumPy arrays. Waits for all.
+
+    Args:
+      tree: only that of process 0 matters.
+      like: a tree of the same structure; its shapes do not matter.
+    """
+    if is_alone():
+        return tree
+    from jax.experimental import multihost_utils
+
+    leaves, structure = jax.tree.leaves(tree) if is_first() else [], jax.tree.structure(like)
+    shapes = json.loads(share_text(json.dumps([[list(np.shape(x)), str(np.asarray(x).dtype)] for x in leaves])))
+    if not is_first():
+        leaves = [np.zeros(shape, dtype) for shape, dtype in shapes]
+    full = [np.asarray(x) for x in leaves if np.size(x)]
+    received = iter(multihost_utils.broadcast_one_to_all(full))
+    return structure.unflatten([next(received) if np.size(x) else np.asarray(x) for x in leaves])
 
 
 def without_empty(state):
@@ -82,27 +230,49 @@ def ranks(num_devices: int) -> Int[Array, "D"]:
 
 
 def count_devices(num_devices: int, views_per_step: int) -> int:
-    """Number of devices that training uses.
+    """Number of devices that training uses, of all processes together.
 
     Args:
       num_devices: 0: as many as can share the views of a step.
       views_per_step: 0: one for each device.
     Raises:
-      UserError: JAX finds no device, fewer than num_devices, or num_devices that cannot share the views.
+      UserError: JAX finds no device, fewer than num_devices, or num_devices that cannot share the views; or processes with
+        different numbers of devices.
     """
-    try:
-        available = jax.local_device_count()
-    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts that the platform of JAX_PLATFORMS is there
-        raise UserError(
-            f"JAX finds no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: unset it, or install what it needs "
-            "(pip install 'bags-jax[gpu]', and the driver)"
-        ) from error
+    available = _count_available()
+    processes, where = jax.process_count(), "this machine has" if is_alone() else "all processes together have"
     if not num_devices:
-        return max(num for num in range(1, available + 1) if views_per_step % num == 0)
+        fitting = [num for num in range(processes, available + 1, processes) if views_per_step % num == 0]
+        if not fitting:
+            raise UserError(
+                f"config.views_per_step is {views_per_step}, expected a multiple of {processes} processes, or 0: start fewer processes"
+            )
+        return max(fitting)
     if num_devices > available:
-        raise UserError(f"config.num_devices is {num_devices}, but this machine has {available}: 0 takes all")
+        raise UserError(f"config.num_devices is {num_devices}, but {where} {available}: 0 takes all")
+    if num_devices % processes:
+        raise UserError(f"config.num_devices is {num_devices}, expected a multiple of {processes} processes, or 0")
     if views_per_step % num_devices:
         raise UserError(
             f"config.views_per_step is {views_per_step}, expected a multiple of {num_devices} devices, or 0"
         )
     return num_devices
+
+
+def _count_available() -> int:
+    """Number of devices of all processes."""
+    try:
+        own = jax.local_device_count()
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts that the platform of JAX_PLATFORMS is there
+        raise UserError(
+            f"JAX finds no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: unset it, or install what it needs "
+            "(pip install 'bags-jax[gpu]', and the driver)"
+        ) from error
+    if is_alone():
+        return own
+    if jax.device_count() != own * jax.process_count():
+        raise UserError(
+            f"{jax.process_count()} processes have {jax.device_count()} devices, and process {jax.process_index()} has {own}: "
+            "expected as many in each"
+        )
+    return jax.device_count()

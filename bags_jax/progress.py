@@ -6,14 +6,16 @@ from bags_jax.schedule import Stage
 
 
 class Progress:
-    """A progress bar with step, stage, loss, PSNR, number of Gaussians and the remaining time."""
+    """A progress bar with step, stage, loss, PSNR, number of Gaussians and the remaining time. quiet: nothing is shown."""
 
-    def __init__(self, num_steps: int, notes: tuple[str, ...] = (), *, step: int = 0):
+    def __init__(self, num_steps: int, notes: tuple[str, ...] = (), *, step: int = 0, quiet: bool = False):
+        self._is_quiet = quiet
         for note in notes:
-            tqdm.tqdm.write(f"note: {note}")
+            self.note(note)
         if step == num_steps:
-            tqdm.tqdm.write(f"note: all {num_steps} steps of this run are done already")
-        self._bar = tqdm.tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
+            self.note(f"all {num_steps} steps of this run are done already")
+        options = {"unit": "step", "dynamic_ncols": True, "mininterval": 0.5, "disable": quiet}
+        self._bar = tqdm.tqdm(total=num_steps, initial=step, **options)
         self._scalars: dict[str, float] = {}
         self._has_advised = False
 
@@ -26,8 +28,13 @@ class Progress:
     def advise(self, line: str) -> None:
         """Prints a line above the bar, the first time that there is one; "" prints nothing."""
         if line and not self._has_advised:
-            tqdm.tqdm.write(f"note: {line}")
+            self.note(line)
             self._has_advised = True
+
+    def note(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if not self._is_quiet:
+            tqdm.tqdm.write(f"note: {line}")
 
     def update(self, step: int, stage: Stage, metrics: dict) -> None:
         """Shows the metrics of the steps up to `step` (numbers on the host)."""

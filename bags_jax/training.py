@@ -1,22 +1,29 @@
 """The training loop: build, resume, then for each finished dispatch: check, log, save."""
 
+import contextlib
 import dataclasses
+import json
 import pathlib
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from bags_jax import parallel
 from bags_jax.budget import fill_in
 from bags_jax.checkpoint import Checkpoints
+from bags_jax.checksums import hash_array
 from bags_jax.config import read_config
+from bags_jax.data.scene import Scene
 from bags_jax.dispatch import Dispatch, Dispatcher, is_due
 from bags_jax.errors import UserError
 from bags_jax.extension import extend_run
-from bags_jax.interruption import Interruption
+from bags_jax.interruption import AgreedInterruption, Interruption
 from bags_jax.job import Job, MakeModel, check_views, first_state, make_job, state_template, training_cameras
 from bags_jax.memory import check_memory
+from bags_jax.processes import check_equal
 from bags_jax.programs import Programs
 from bags_jax.progress import Progress
 from bags_jax.scene.initialize import with_optimizers
@@ -29,6 +36,8 @@ from bags_jax.workdir import claim_capture, claim_workdir, holds_run, saved_view
 from bags_jax.workdir_lock import lock_workdir
 from bags_jax.writers import Writers
 
+OWN_PATHS = ("compilation_cache", "data.root", "init.scene")  # may differ among processes, as folders of their hosts
+
 
 def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | None = None) -> TrainState:
     """Trains a scene, or goes on where the working directory left off.
@@ -40,39 +49,43 @@ def train(config: Any, workdir: str | pathlib.Path, *, make_model: MakeModel | N
     Raises:
       UserError: bad input, another training on this directory, or a loss that is not finite (the last checkpoint stays).
     """
-    with lock_workdir(workdir):
+    with lock_workdir(workdir) if parallel.is_first() else contextlib.nullcontext():
         return _train(config, workdir, make_model)
 
 
 def _train(config: Any, workdir: str | pathlib.Path, make_model: MakeModel | None) -> TrainState:
-    settings, chosen = fill_in(read_config(config), workdir)
-    settings = choose_views_per_step(settings, workdir)
+    settings, chosen = choose_settings(config, workdir)
     num_devices = parallel.count_devices(settings.num_devices, settings.views_per_step)
-    job = make_job(settings, make_model=make_model)
+    job = share_job(make_job(settings, make_model=make_model))
     optimizers = make_job_optimizers(job)
     template = jax.eval_shape(lambda state: with_optimizers(state, optimizers), state_template(job))
     needed = check_memory(job, template)
-    lines = notes(job, num_devices, (*chosen, needed, *extend_run(workdir, job, settings)))
-    fresh = None if holds_run(workdir, settings) else first_state(job)
-    workdir = claim_workdir(workdir, settings)  # after all checks: a run that cannot start leaves no trace
+    writes = parallel.is_first()
+    extension = extend_run(workdir, job, settings) if writes else ()
+    lines = notes(job, num_devices, (*chosen, needed, *extension))
+    fresh = None if not writes or holds_run(workdir, settings) else first_state(job)
+    # After all checks: a run that cannot start leaves no trace.
+    workdir = claim_workdir(workdir, settings) if writes else pathlib.Path(workdir)
     with (
-        Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
+        Checkpoints(workdir, keep=settings.keep_checkpoints, writes=writes) as checkpoints,
         Writers(workdir, start := checkpoints.resume()) as writers,
         Programs(num_devices) as programs,
-        Progress(settings.num_steps, lines, step=start) as progress,
+        Progress(settings.num_steps, lines, step=start, quiet=not writes) as progress,
         Interruption() as interruption,
     ):
         state = checkpoints.restore(template) if start else with_optimizers(fresh or first_state(job), optimizers)
+        state = parallel.share_tree(state, like=template)
         check_views(state, job.scene)
         dispatcher = Dispatcher(job, optimizers, state, programs)
-        claim_capture(workdir, training_cameras(job.scene))  # after the check that there is something to train
+        if writes:
+            claim_capture(workdir, training_cameras(job.scene))  # after the check that there is something to train
         for done in dispatcher.run(lambda: interruption.is_requested):
             check_finite(done, checkpoints)
             check_alive(done, settings)
             progress.update(done.stop, done.stage, done.metrics)
-            if is_due(settings.log_every, done.stop, settings):
+            if writes and is_due(settings.log_every, done.stop, settings):
                 writers.write(done.stop, progress.scalars())
-            if done.saved is not None:
+            if writes and done.saved is not None:
                 checkpoints.save(done.saved)
                 draw_pictures(job, done, writers, progress)
         if dispatcher.step < settings.num_steps:
@@ -87,6 +100,49 @@ def draw_pictures(job: Job, done: Dispatch, writers: Writers, progress: Progress
         writers.draw(done.stop, snapshot.pictures)
         if done.stage.head == job.stages[-1].head:
             progress.advise(advise_kernels(snapshot, job))
+
+
+def choose_settings(config: Any, workdir: str | pathlib.Path) -> tuple[Settings, tuple[str, ...]]:
+    """The settings of a run, with those that are chosen for the user, and one line for each choice.
+
+    Several processes: all must be given the same, but for the paths of their hosts. Process 0 chooses for all.
+    """
+    settings = read_config(config)
+    facts = flatten_dict(dataclasses.asdict(settings), sep=".")
+    check_equal("config.", {name: value for name, value in facts.items() if name not in OWN_PATHS})
+    filled, chosen = settings, ()
+    if parallel.is_first():
+        filled, chosen = fill_in(settings, workdir)
+        filled = choose_views_per_step(filled, workdir)
+    if parallel.is_alone():
+        return filled, chosen
+    shared = read_config(json.loads(parallel.share_text(json.dumps(dataclasses.asdict(filled)))))
+    data = dataclasses.replace(shared.data, root=settings.data.root)
+    return dataclasses.replace(shared, compilation_cache=settings.compilation_cache, data=data), chosen
+
+
+def share_job(job: Job) -> Job:
+    """Checks that all processes have read the same capture, and takes the numbers that process 0 has computed from it."""
+    if parallel.is_alone():
+        return job
+    check_equal("", describe_scene(job.scene))
+    pose_frame = jax.tree.map(jnp.asarray, parallel.share_tree(job.pose_frame, like=job.pose_frame))
+    return dataclasses.replace(job, extent=float(parallel.share_text(repr(float(job.extent)))), pose_frame=pose_frame)
+
+
+def describe_scene(scene: Scene) -> dict[str, str]:
+    """What a capture holds, for comparison: names, and SHA-256 of arrays."""
+    arrays = {
+        "poses": scene.viewmats,
+        "intrinsics": scene.Ks,
+        "points": scene.points,
+        "colors of points": scene.point_colors,
+    }
+    facts = {f"the SHA-256 of the {name}": hash_array(np.asarray(x)) for name, x in arrays.items()}
+    facts["the number of photographs"] = str(len(scene.names))
+    for name, image in zip(scene.names, scene.images, strict=True):
+        facts[f"the SHA-256 of photograph {name}"] = hash_array(np.asarray(image))
+    return facts
 
 
 def choose_views_per_step(settings: Settings, workdir: str | pathlib.Path) -> Settings:
@@ -106,7 +162,7 @@ def make_job_optimizers(job: Job) -> Optimizers:
 
 def notes(job: Job, num_devices: int, chosen: tuple[str, ...]) -> tuple[str, ...]:
     """What the user should know before training starts, one line each: what was chosen for him comes first."""
-    settings, available = job.settings, jax.local_device_count()
+    settings, available = job.settings, jax.device_count()
     known = (*chosen, *job.scene.notes)
     if settings.num_devices or num_devices == available:
         return known
@@ -115,10 +171,10 @@ def notes(job: Job, num_devices: int, chosen: tuple[str, ...]) -> tuple[str, ...
 
 
 def save_and_leave(checkpoints: Checkpoints, state: TrainState) -> NoReturn:
-    """Saves the state of an interrupted run, from which the same command goes on, and raises KeyboardInterrupt."""
+    """Saves the state of an interrupted run, from which the same command goes on, and raises AgreedInterruption."""
     if int(state.step) and is_finite(state):
         checkpoints.save(state)
-    raise KeyboardInterrupt
+    raise AgreedInterruption
 
 
 def check_alive(done: Dispatch, settings: Settings) -> None:

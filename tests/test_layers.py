@@ -34,7 +34,7 @@ LAYERS = (
     ("ops.backends",),  # the table of implementations
     ("ops.blur.stream",),
     ("ops.__init__", "ops.blur.__init__", "ops.convolution.__init__", "ops.rasterize.__init__", "ops.ssim.__init__"),
-    ("config", "geometry", "metrics", "published", "schedule", "sfm.client", "spherical_harmonics"),
+    ("config", "geometry", "metrics", "processes", "published", "schedule", "sfm.client", "spherical_harmonics"),
     (
         "blur_model",
         "checkpoint",
@@ -185,11 +185,15 @@ def test_only_parallel_says_pmap():
     assert {p for p in FILES if p.parts[0] != "tests" and list_words(parse(p)) & {"pmap", "shard_map"}} <= allowed
 
 
-READERS = {"ml_collections": ("cli", "config"), "absl": ("cli",), "time": ("cli", "sfm", "ops.toolchain", "viewer")}
+READERS = {
+    "ml_collections": ("cli", "config"),
+    "absl": ("cli",),
+    "time": ("cli", "ops.toolchain", "processes", "sfm", "viewer"),
+}
 
 
 def test_only_a_few_parts_read_configs_flags_and_clocks():
-    """sfm/ waits for another process; the toolchain times the first build; viewer/ measures how fast it draws."""
+    """sfm/ and processes.py wait for another process; the toolchain times the first build; viewer/ measures how fast it draws."""
     for path in PACKAGE:
         for name in {name.partition(".")[0] for name in list_imports(parse(path), path)} & READERS.keys():
             allowed = [part for part in READERS[name] if f"{dotted(path)}.".startswith(f"{part}.")]
