@@ -27,7 +27,7 @@ from bags_jax.programs import (
     refresh_filter,
 )
 from bags_jax.scene.density import grow, is_density_step, is_reset_step, thresholds_at, ungrow
-from bags_jax.scene.optimizer import Optimizers
+from bags_jax.scene.optimizer import Optimizers, make_optimizers, scale_rates
 from bags_jax.schedule import Stage, count_steps, late_from, stage_at
 from bags_jax.settings import Settings
 from bags_jax.step import Recipe, is_finite
@@ -37,6 +37,10 @@ HEADROOM = 1.25  # size of an intersection buffer, relative to what the scene ne
 HEADROOM_AHEAD = 2.0  # the same for a program that is compiled long before it runs
 NEARLY_FULL = 0.9  # share of an intersection buffer in use from which the program of the next size is compiled
 GROW_AT, COMPILE_AT = 0.8, 0.6  # share of the rows in use from which the state grows, and its next program is compiled
+
+
+# Larger kernels where a stage begins: the job and the state that go on; None: they are large enough.
+Enlarge = Callable[[Job, Stage, TrainState], tuple[Job, TrainState] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +71,10 @@ class Dispatcher:
       step: as of the last queued dispatch.
     """
 
-    def __init__(self, job: Job, optimizers: Optimizers, state: TrainState, programs: Programs):
-        self.job, self._optimizers, self._programs = job, optimizers, programs
+    def __init__(
+        self, job: Job, optimizers: Optimizers, state: TrainState, programs: Programs, enlarge: Enlarge | None = None
+    ):
+        self.job, self._optimizers, self._programs, self._enlarge = job, optimizers, programs, enlarge
         self.state = parallel.replicate(jax.tree.map(jnp.asarray, state), programs.num_devices)
         self.step = int(state.step)
         self._num_gaussians = int(jnp.sum(self.state.alive))
@@ -108,6 +114,7 @@ class Dispatcher:
         stage = stage_at(self.job.stages, self.step)
         dataset = self._dataset(stage)
         if self.step == stage.start:
+            stage = self._enlarge_kernels(stage)
             self.state = enter_stage(self.job, stage, self.state, dataset)
             needed = largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view)
             if needed >= self._buffers[stage]:
@@ -117,6 +124,18 @@ class Dispatcher:
         self.state, metrics = self._programs.steps(recipe, self.state, dataset, self.step, stop)
         num_interrupted = parallel.count_raised(is_interrupted, self._programs.num_devices)
         return Dispatch(stage, stop, capacity, {**metrics, "num_interrupted": num_interrupted})
+
+    def _enlarge_kernels(self, stage: Stage) -> Stage:
+        """Goes on with larger kernels where `enlarge` finds them needed. Returns the stage that begins, with its kernels."""
+        larger = self._enlarge(self.job, stage, self.state) if self._enlarge else None
+        if larger is None:
+            return stage
+        self.job, state = larger
+        self._optimizers = make_job_optimizers(self.job)
+        self.state = parallel.replicate(state, self._programs.num_devices)
+        self._programs.cancel()
+        self._prepare_stages()
+        return stage_at(self.job.stages, self.step)
 
     def _queue_end(self, steps: Dispatch) -> Dispatch:
         """Queues density control after a dispatch, and the metrics and the checkpoint copy of the resulting state.
@@ -190,6 +209,13 @@ class Dispatcher:
     def _recipe(self, stage: Stage, dataset: Dataset, buffer: int) -> Recipe:
         num_devices = self._programs.num_devices
         return make_recipe(self.job, self._optimizers, stage, dataset, buffer=buffer, num_devices=num_devices)
+
+
+def make_job_optimizers(job: Job) -> Optimizers:
+    """The optimizers of a training run."""
+    settings = job.settings
+    optim = scale_rates(settings.optim, settings.num_steps)
+    return make_optimizers(optim, job.model, restart=int(settings.stages.restart), num_steps=settings.num_steps)
 
 
 def make_recipe(

@@ -1,16 +1,14 @@
 """Longer training: a finished run goes on to more steps."""
 
 import dataclasses
-import json
 import pathlib
 
-from bags_jax.atomic import write_atomic
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.errors import UserError
 from bags_jax.job import Job
 from bags_jax.schedule import stage_at
 from bags_jax.settings import Settings
-from bags_jax.workdir import CONFIG_FILE, FORMAT_VERSION, holds_run, read_settings
+from bags_jax.workdir import CONFIG_FILE, holds_run, read_settings, save_settings
 
 
 def extend_run(workdir: str | pathlib.Path, job: Job, settings: Settings) -> tuple[str, ...]:
@@ -47,8 +45,7 @@ def extend_run(workdir: str | pathlib.Path, job: Job, settings: Settings) -> tup
             f"--config.num_steps={settings.num_steps} came for a finished run of {before} steps, whose image scale would fall to "
             f"{stage.scale:g}: expected at most {longest}; or train from the scene in another --workdir: --config.init.scene={path}"
         )
-    run = {"format_version": FORMAT_VERSION, **dataclasses.asdict(settings)}
-    write_atomic(path / CONFIG_FILE, (json.dumps(run, indent=2) + "\n").encode())
+    save_settings(path, settings)
     stop = round(job.settings.density.stop)
     density = f"until step {stop}" if stop > step else "is over"
     rest = f"the last {1 - step / settings.num_steps:.0%} of a run of {settings.num_steps} steps"

@@ -25,7 +25,7 @@ from bags_jax.rendering import View
 from bags_jax.scene.initialize import init_gaussians, init_state, near_plane, random_points, scene_extent
 from bags_jax.scene.pose_refinement import make_pose_frame
 from bags_jax.schedule import Stage, check_image_size, head_networks, make_stages
-from bags_jax.settings import Settings, in_steps
+from bags_jax.settings import Blur, Settings, in_steps
 from bags_jax.structs import Gaussians, PoseFrame, TrainState
 from bags_jax.synthetic.auto_exposure import vary_exposures
 from bags_jax.synthetic.mixed import mix_resolutions
@@ -148,6 +148,13 @@ def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
         logit_bound=blur.logit_bound,
         **shared,
     )
+
+
+def with_blur(job: Job, blur: Blur, *, make_model: MakeModel | None = None) -> Job:
+    """The job with other settings of its blur model, with numbers of steps."""
+    settings = dataclasses.replace(job.settings, blur=blur)
+    model = (make_model or make_blur_model)(settings, len(job.scene.train_ids)) if blur.enabled else None
+    return dataclasses.replace(job, settings=settings, stages=make_stages(settings), model=model)
 
 
 def num_random_points(settings: Settings) -> int:

@@ -60,6 +60,11 @@ class Programs:
         mapped, metrics = compiled(ranks, mapped, dataset, jnp.int32(start), jnp.int32(stop))
         return parallel.with_empty(mapped, state), metrics
 
+    def cancel(self) -> None:
+        """Drops the programs whose compilation has not begun: their shapes will not come."""
+        for key in [key for key, future in self._futures.items() if future.cancel()]:
+            del self._futures[key]
+
     def _forget(self, left, *, capacity: int) -> None:
         """Drops the program that was used last and those of smaller capacities: each holds hundreds of memory maps on a CPU.
 

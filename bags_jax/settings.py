@@ -86,7 +86,7 @@ class Data:
 class Synthetic:
     """The embedded world that `data.format=procedural` renders; see synthetic/procedural.py."""
 
-    blur: str = setting("motion", "Blur of the training photographs: motion, defocus, mixed or none.")
+    blur: str = setting("motion", "Blur of the training photographs: motion, defocus, mixed, reduced or none.")
     layout: str = setting("still_life", "The world: still_life, corner or relief.")
     blur_scale: float = setting(1.0, "Strength of the blur: 1 is hard, 0.5 easy.")
     pose_noise_px: float = setting(0.0, "Error of the training poses.", unit="px")
@@ -139,6 +139,15 @@ class Blur:
     enabled: bool = setting(True, "False trains plain splatting.")
     kernel_sizes: tuple[int, ...] = setting(
         (5, 9, 17), "Side of the blur kernels in each stage, odd. Empty: chosen for `minutes`.", unit="px"
+    )
+    enlarge_kernels: bool = setting(
+        False, "Enlarge the kernels of the stages to come where the blur of a stage reaches their edge.", older=False
+    )
+    enlarged_at: tuple[int, ...] = setting(
+        (), "Stages, counted from 0, at whose start training enlarged the kernels. Training writes it.", low=0, older=()
+    )
+    given_kernel_sizes: tuple[int, ...] = setting(
+        (), "Sides of the kernels before training enlarged them. Training writes it.", unit="px", older=()
     )
     strides: tuple[int, ...] = setting(
         (1, 1, 2), "Side of the blocks of pixels that share a kernel, in each stage.", unit="px"

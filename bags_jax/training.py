@@ -17,7 +17,8 @@ from bags_jax.checkpoint import Checkpoints
 from bags_jax.checksums import hash_array
 from bags_jax.config import read_config
 from bags_jax.data.scene import Scene
-from bags_jax.dispatch import Dispatch, Dispatcher, is_due
+from bags_jax.dispatch import Dispatch, Dispatcher, is_due, make_job_optimizers
+from bags_jax.enlargement import Enlarger, fit_network, recall_enlargement
 from bags_jax.errors import UserError
 from bags_jax.extension import extend_run
 from bags_jax.interruption import AgreedInterruption, Interruption
@@ -27,7 +28,6 @@ from bags_jax.processes import check_equal
 from bags_jax.programs import Programs
 from bags_jax.progress import Progress
 from bags_jax.scene.initialize import with_optimizers
-from bags_jax.scene.optimizer import Optimizers, make_optimizers, scale_rates
 from bags_jax.settings import Settings
 from bags_jax.snapshot import advise_kernels, take_snapshot
 from bags_jax.step import is_finite
@@ -76,7 +76,8 @@ def _train(config: Any, workdir: str | pathlib.Path, make_model: MakeModel | Non
         state = checkpoints.restore(template) if start else with_optimizers(fresh or first_state(job), optimizers)
         state = parallel.share_tree(state, like=template)
         check_views(state, job.scene)
-        dispatcher = Dispatcher(job, optimizers, state, programs)
+        enlarger = Enlarger(workdir, settings, make_model, progress.note)
+        dispatcher = Dispatcher(job, optimizers, fit_network(job, state), programs, enlarger.enlarge)
         if writes:
             claim_capture(workdir, training_cameras(job.scene))  # after the check that there is something to train
         for done in dispatcher.run(lambda: interruption.is_requested):
@@ -87,7 +88,7 @@ def _train(config: Any, workdir: str | pathlib.Path, make_model: MakeModel | Non
                 writers.write(done.stop, progress.scalars())
             if writes and done.saved is not None:
                 checkpoints.save(done.saved)
-                draw_pictures(job, done, writers, progress)
+                draw_pictures(dispatcher.job, done, writers, progress)
         if dispatcher.step < settings.num_steps:
             save_and_leave(checkpoints, dispatcher.state)
     return dispatcher.state
@@ -113,7 +114,7 @@ def choose_settings(config: Any, workdir: str | pathlib.Path) -> tuple[Settings,
     filled, chosen = settings, ()
     if parallel.is_first():
         filled, chosen = fill_in(settings, workdir)
-        filled = choose_views_per_step(filled, workdir)
+        filled = choose_views_per_step(recall_enlargement(filled, workdir), workdir)
     if parallel.is_alone():
         return filled, chosen
     shared = read_config(json.loads(parallel.share_text(json.dumps(dataclasses.asdict(filled)))))
@@ -151,13 +152,6 @@ def choose_views_per_step(settings: Settings, workdir: str | pathlib.Path) -> Se
         return settings
     num = saved_views_per_step(workdir) or parallel.count_devices(settings.num_devices, 0)
     return dataclasses.replace(settings, views_per_step=num)
-
-
-def make_job_optimizers(job: Job) -> Optimizers:
-    """The optimizers of a training run."""
-    settings = job.settings
-    optim = scale_rates(settings.optim, settings.num_steps)
-    return make_optimizers(optim, job.model, restart=int(settings.stages.restart), num_steps=settings.num_steps)
 
 
 def notes(job: Job, num_devices: int, chosen: tuple[str, ...]) -> tuple[str, ...]:

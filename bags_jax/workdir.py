@@ -32,11 +32,16 @@ def claim_workdir(workdir: str | pathlib.Path, settings: Settings) -> pathlib.Pa
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not holds_run(path, settings):
-            run = {"format_version": FORMAT_VERSION, **dataclasses.asdict(settings)}
-            write_atomic(path / CONFIG_FILE, (json.dumps(run, indent=2) + "\n").encode())
+            save_settings(path, settings)
     except OSError as error:
         raise UserError(f"--workdir={path} cannot be written ({error.strerror}): choose a folder that can") from error
     return path
+
+
+def save_settings(path: pathlib.Path, settings: Settings) -> None:
+    """Writes the settings of a run, in place of those that its directory holds."""
+    run = {"format_version": FORMAT_VERSION, **dataclasses.asdict(settings)}
+    write_atomic(path / CONFIG_FILE, (json.dumps(run, indent=2) + "\n").encode())
 
 
 def holds_run(workdir: str | pathlib.Path, settings: Settings) -> bool:

@@ -3,7 +3,8 @@
   bags-jax train --config=custom --config.data.root=my_capture --workdir=runs/mine --config.minutes=10
 
 Image size, number of steps, number of Gaussians and kernel sizes are chosen from the photographs, the device and `minutes`;
-training prints its choice, and flags that set any of them: --config.data.factor=4 --config.num_steps=20000
+kernels are enlarged where a stage finds blur beyond their edge (--config.blur.enlarge_kernels=False keeps them). Training prints
+its choice, and flags that set any of them: --config.data.factor=4 --config.num_steps=20000
 --config.max_gaussians=1000000 --config.blur.kernel_sizes=5,9,17
 """
 
@@ -21,4 +22,5 @@ def get_config(arg: str = "") -> Any:
     config.minutes = 8.0
     config.data.factor = config.num_steps = config.max_gaussians = 0
     config.blur.kernel_sizes = ()
+    config.blur.enlarge_kernels = True
     return config

@@ -59,6 +59,7 @@ LAYERS = (
     ("export", "training_views"),
     ("run_report",),
     ("evaluation", "extension", "snapshot", "viewer"),
+    ("enlargement",),
     ("training",),
     ("__init__",),
     ("cli",),

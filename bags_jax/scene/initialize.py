@@ -122,8 +122,7 @@ def init_state(
       num_networks: number of parameter sets of the blur model, 1 or 2.
       seed: of the blur model and of the order of the views.
     """
-    keys = jax.random.split(jax.random.key(seed), num_networks)
-    networks = {} if model is None else {network_name(i): model.init_params(key) for i, key in enumerate(keys)}
+    networks = {} if model is None else init_networks(model, num_networks, seed)
     num = alive.shape[0]
     return TrainState(
         step=jnp.int32(0),
@@ -141,6 +140,12 @@ def init_state(
         blur_px=jnp.zeros(num_views),
         density=empty_stats(num),
     )
+
+
+def init_networks(model: BlurModel, num_networks: int, seed: int) -> dict[str, Any]:
+    """The first parameters of the blur model, by network_name."""
+    keys = jax.random.split(jax.random.key(seed), num_networks)
+    return {network_name(i): model.init_params(key) for i, key in enumerate(keys)}
 
 
 def with_optimizers(state: TrainState, optimizers: Optimizers) -> TrainState:

@@ -10,10 +10,11 @@ import numpy as np
 
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.errors import UserError
-from bags_jax.job import Job, check_views, first_state, state_template
+from bags_jax.job import Job, check_views, first_state, state_template, with_blur
 from bags_jax.ops.rasterize import buffer_size
 from bags_jax.run import Run
 from bags_jax.structs import TrainState
+from bags_jax.workdir import read_settings
 
 POLL_S = 1.0  # between two looks at the folder of checkpoints
 MAX_BYTES = 1 << 30  # of remembered scenes in host memory: training deletes its old checkpoints
@@ -93,12 +94,19 @@ class History:
         with Checkpoints(self.workdir, create=False) as checkpoints:
             state = checkpoints.restore(state_template(self.job), step)
         check_views(state, self.job.scene)
+        self._follow_kernels()
         state = compact(state)
         with self._lock:
             self._states[int(state.step)] = state
             while len(self._states) > 2 and sum(map(count_bytes, self._states.values())) > MAX_BYTES:
                 self._states.pop(next(iter(self._states)))
         return state
+
+    def _follow_kernels(self) -> None:
+        """Takes over the sizes of the kernels, which training may have enlarged; those of earlier stages are as they were."""
+        sizes, blur = read_settings(self.workdir).blur.kernel_sizes, self.job.settings.blur
+        if sizes != blur.kernel_sizes:
+            self.job = with_blur(self.job, dataclasses.replace(blur, kernel_sizes=sizes))
 
     def run(self, step: int) -> Run:
         """The run at a step, on the device: see `load`."""
