@@ -4,9 +4,9 @@
 
 `bags-jax demo` trains this and plain splatting: 1.1 minutes on 2 cores of an AMD EPYC, 28.9 and 23.5 dB on held-out views.
 Words after the colon, in any order, at most one of each choice; the first of a choice is the default:
-  motion | defocus | mixed | none
+  motion | defocus | mixed | reduced | none
   still_life | corner | relief
-  hard | easy       easy: half the blur
+  hard | easy       easy: half the blur; of the reduced views, half
   small | large     large: 192 x 128 px
   published         the published variant of BAGS at as many steps: see published.at_equal_steps
   smoke             a dozen steps, seconds on a CPU
@@ -17,7 +17,7 @@ from typing import Any
 from bags_jax import published
 from bags_jax.config import default_config, smoke, words_of
 
-KINDS = ("motion", "defocus", "mixed", "none")
+KINDS = ("motion", "defocus", "mixed", "reduced", "none")
 LAYOUTS = ("still_life", "corner", "relief")
 STRENGTHS = {"hard": 1.0, "easy": 0.5}  # blur_scale
 SIZES = {"small": (128, 84), "large": (192, 128)}  # px

@@ -17,7 +17,7 @@ from configs import base, custom, deblur_nerf, mip360_mixed, procedural
 
 PUBLISHED = [(deblur_nerf, "deblur", name) for name in published.scenes("deblur")]
 PUBLISHED += [(mip360_mixed, "mip360", name) for name in published.scenes("mip360")]
-ALL = [(base, ""), (custom, "")] + [(procedural, blur) for blur in ("motion", "defocus", "mixed", "none")]
+ALL = [(base, ""), (custom, "")] + [(procedural, blur) for blur in ("motion", "defocus", "mixed", "reduced", "none")]
 ALL += [(procedural, words) for words in ("motion,corner,easy", "relief,large", "hard,small,defocus,still_life")]
 ALL += [(procedural, f"{blur},published") for blur in ("motion", "mixed,large")]
 ALL += [(module, name) for module, _, name in PUBLISHED]

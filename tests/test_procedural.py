@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter
 from bags_jax.data.scene import train_on_sharp
 from bags_jax.errors import UserError
 from bags_jax.synthetic import bake, exposures, make_scene, procedural, raycast, shapes
+from bags_jax.synthetic.mixed import coarsen
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "embedded_scenes.npz"
 LAYOUTS = tuple(procedural.LAYOUTS)
@@ -112,7 +113,7 @@ def test_shapes_and_truth(blur):
     for i in scene.test_ids:
         np.testing.assert_array_equal(scene.images[i], scene.sharp_images[i])
     same = [np.array_equal(scene.images[i], scene.sharp_images[i]) for i in scene.train_ids]
-    assert sum(same) == {"motion": 0, "defocus": 0, "mixed": 2, "none": 6}[blur]
+    assert sum(same) == {"motion": 0, "defocus": 0, "mixed": 2, "reduced": 0, "none": 6}[blur]
 
 
 def generate(blur, **options):
@@ -262,6 +263,19 @@ def test_easy_mixed_loses_less():
     assert_same(hard, make_scene("mixed", blur_scale=0.8, **(SMALL | {"num_train": 8})))
 
 
+@pytest.mark.parametrize(("blur_scale", "num_reduced"), [(1.0, 6), (0.5, 3)])
+def test_reduced_as_the_authors_do(blur_scale, num_reduced):
+    """Bicubic to a quarter and back, the views of a share or all: not the area averages of "mixed"."""
+    scene = make_scene("reduced", blur_scale=blur_scale, **SMALL)
+    pairs = [(scene.images[i], scene.sharp_images[i]) for i in scene.train_ids]
+    changed = [(image, truth) for image, truth in pairs if not np.array_equal(image, truth)]
+    assert len(changed) == num_reduced
+    for image, truth in changed:
+        small = Image.fromarray(truth).resize((16, 10), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(image, np.asarray(small.resize((64, 42), Image.Resampling.BICUBIC)))
+        assert not np.array_equal(image, coarsen(truth, 4))
+
+
 @pytest.mark.parametrize(("layout", "width", "noise_px"), [("still_life", 64, 0.5), ("relief", 48, 2.0)])
 def test_pose_noise_moves_pictures_by_the_requested_distance(layout, width, noise_px):
     options = {"layout": layout} | SMALL | {"width": width}
@@ -355,7 +369,7 @@ def test_without_a_writable_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("blur", "options", "words"),
     [
-        ("fog", {}, "fog.*motion, defocus, mixed, none"),
+        ("fog", {}, "fog.*motion, defocus, mixed, reduced, none"),
         ("motion", {"layout": "attic"}, "layout 'attic' is unknown: use one of still_life, corner, relief"),
         ("motion", {"blur_scale": 0.0}, "blur_scale is 0.0, expected more than 0 and at most 4"),
         ("motion", {"blur_scale": 5.0}, "blur_scale is 5.0, expected more than 0 and at most 4"),

@@ -82,7 +82,7 @@ def test_published_changes_any_configuration():
 
 def test_cases_of_the_procedural_suite():
     cases = suites.find_cases("procedural", ["all"])
-    assert len(cases) == 3 * (3 * 2 + 1) and not any("large" in case.name for case in cases)
+    assert len(cases) == 3 * (4 * 2 + 1) and not any("large" in case.name for case in cases)
     assert len(suites.find_cases("procedural", ["*"])) == 2 * len(cases)
     (case,) = suites.find_cases("procedural", ["corner-defocus-easy-large"])
     config = suites.make_config(case, "default", 107)

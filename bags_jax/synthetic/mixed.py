@@ -18,6 +18,15 @@ def coarsen(image: UInt8[np.ndarray, "_H _W 3"], factor: int) -> UInt8[np.ndarra
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def reduce_and_enlarge(image: UInt8[np.ndarray, "_H _W 3"], factor: int) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Returns an image of 1 / factor of the resolution as the authors of BAGS made theirs: bicubic, down and up again."""
+    height, width = image.shape[:2]
+    small = Image.fromarray(image).resize(
+        (max(1, round(width / factor)), max(1, round(height / factor))), Image.Resampling.BICUBIC
+    )
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
 def mix_resolutions(scene: Scene, factors: tuple[int, ...], *, seed: int) -> Scene:
     """Coarsens the training views: the mixed-resolution protocol of BAGS (Peng et al. 2024, section 4.3).
 

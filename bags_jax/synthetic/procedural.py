@@ -21,11 +21,12 @@ from bags_jax.synthetic.layout import Layout
 # Part of the key of each cached scene. Increase it with every change of the pixels, poses or points of a scene.
 GENERATOR_VERSION = 1
 
-BLURS = ("motion", "defocus", "mixed", "none")
+BLURS = ("motion", "defocus", "mixed", "reduced", "none")
 LAYOUTS = {"still_life": still_life.LAYOUT, "corner": corner.LAYOUT, "relief": relief.LAYOUT}
 
 _COLOR_NOISE = 0.03  # standard deviation of the points' colours, sRGB
 _MIXED_FACTORS, _MIXED_FACTORS_EASY = (1, 2, 4, 8), (1, 1, 2, 4)
+_REDUCED_FACTORS, _REDUCED_FACTORS_EASY = (4,), (1, 4)  # as the authors of BAGS made their photographs: see mixed.py
 _MAX_BLUR_SCALE = 4.0  # larger blur takes minutes to render
 # One random stream for each purpose, so that all blurs of a seed share their cameras.
 _STREAMS = {"cameras": 0, "blur": 1, "points": 2, "poses": 3}
@@ -72,11 +73,13 @@ def make_scene(
 
     Args:
       blur: "motion" (6-DoF camera shake during the exposure), "defocus" (thin lens), "mixed" (training views of
-        1, 1/2, 1/4, 1/8 of the resolution, resized back), or "none".
+        1, 1/2, 1/4, 1/8 of the resolution, resized back), "reduced" (training views of 1/4 of the resolution, as the authors
+        of BAGS made theirs), or "none".
       layout: "still_life" (a playroom, cameras on an arc), "corner" (a room corner from inside, cameras on a track), or
         "relief" (an ivy-grown wall, a forward-facing grid of cameras).
       blur_scale: factor of the camera paths (motion) and the aperture (defocus): 1 is hard, 0.5 easy. "mixed": up to
-        0.5 the training views have 1, 1, 1/2, 1/4 of the resolution.
+        0.5 the training views have 1, 1, 1/2, 1/4 of the resolution. "reduced": up to 0.5 half of the training views are
+        sharp.
       pose_noise_px: error of the training poses. 6-DoF errors of the size that moves the contents of a view by that
         many px (RMS, averaged over the views). Test poses are exact.
       width, height: px, at least 16.
@@ -184,10 +187,13 @@ def _expose(
         views, aperture = zip(viewmats, depths, strict=True), layout.aperture * options.blur_scale
         frames = [exposures.render_defocused(world, pose, K, float(depth), aperture, **size) for pose, depth in views]
         return [exposures.encode_srgb(frame) for frame in frames]
+    is_hard = options.blur_scale > 0.5
     if options.blur == "mixed":
-        factors = _MIXED_FACTORS if options.blur_scale > 0.5 else _MIXED_FACTORS_EASY
-        factors = key.permutation(np.resize(factors, num))
+        factors = key.permutation(np.resize(_MIXED_FACTORS if is_hard else _MIXED_FACTORS_EASY, num))
         return [mixed.coarsen(image, int(factor)) for image, factor in zip(truth, factors, strict=True)]
+    if options.blur == "reduced":
+        factors = key.permutation(np.resize(_REDUCED_FACTORS if is_hard else _REDUCED_FACTORS_EASY, num))
+        return [mixed.reduce_and_enlarge(image, int(factor)) for image, factor in zip(truth, factors, strict=True)]
     return list(truth)
 
 
