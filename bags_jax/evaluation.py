@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from bags_jax import metrics
 from bags_jax.atomic import write_atomic
-from bags_jax.job import MakeModel
+from bags_jax.errors import UserError
+from bags_jax.job import MakeModel, hash_photographs
 from bags_jax.ops.blur.blocks import repeat_blocks
 from bags_jax.report import no_truth
 from bags_jax.report.blur_pictures import choose_drawn, draw_kernels, draw_mask, write_blur_files, write_csv
@@ -25,6 +26,7 @@ from bags_jax.report.views import HeldOutPictures, choose_full_weight
 from bags_jax.run import Run, open_run, refined_viewmats, render_scene_views
 from bags_jax.run_report import choose_limit, choose_page_area, draw_in_place, make_page, take_pictures
 from bags_jax.training_views import EstimatedBlur, render_training_views
+from bags_jax.workdir import read_photographs
 
 FAST = 2  # compression of the many large PNG files of training views
 ALIGNMENT_BORDER_PX = 8  # shift_aligned_psnr crops this much; pictures with a side under 4 times as much get no value
@@ -68,12 +70,13 @@ def evaluate(
       make_model: as `train` got it.
     Returns:
       {"step", "num_gaussians", "deblur_nerf": {"PSNR", "SSIM", "LPIPS"}, "gaussian_splatting": {...}, "shift_aligned":
-      {"PSNR"}, "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py),
+      {"PSNR", "unshifted_PSNR"}, "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py),
       "per_view": {name: scores}}. LPIPS is None if its weights are not installed.
     Raises:
-      UserError: see open_run.
+      UserError: see open_run; a held-out photograph was trained on.
     """
     run = open_run(workdir, step=step, data_root=data_root, make_model=make_model)
+    check_held_out(run)
     held_out = render_held_out_views(run)
     per_view = {view.name: score_view(view.render, view.photo, view.valid) for view in held_out}
     side = run.job.stages[-1].kernel_size or run.job.settings.blur.kernel_sizes[-1]
@@ -93,6 +96,18 @@ def evaluate(
     write_csv(run.workdir / "results.csv", list_view_rows(results))
     write_report(run, results, training, held_out)
     return results
+
+
+def check_held_out(run: Run) -> None:
+    """Raises UserError if training saw the photograph of a held-out view: the score would say nothing."""
+    trained = {value: name for name, value in read_photographs(run.workdir).items()}
+    for name, value in hash_photographs(run.scene, run.scene.test_ids).items():
+        if value in trained:
+            same = "" if trained[value] == name else f" as {trained[value]}"
+            raise UserError(
+                f"the held-out photograph {name} was trained on{same}, so that its score would say nothing: remove it from the "
+                "held-out views of the capture, or train again without it in another --workdir"
+            )
 
 
 def render_held_out_views(run: Run) -> list[HeldOutView]:
@@ -124,14 +139,22 @@ def score_view(
 ) -> dict:
     """Scores the valid pixels of one held-out view in both protocols, and its PSNR after the best sub-pixel shift."""
     picture, truth = np.clip(picture, 0.0, 1.0), truth.astype(np.float32) / 255.0
-    aligned, shift = None, None
-    if min(truth.shape[:2]) >= 4 * ALIGNMENT_BORDER_PX:
-        aligned, shift = metrics.shift_aligned_psnr(picture, truth, valid, border=ALIGNMENT_BORDER_PX)
     return {
         "deblur_nerf": _score_dict(metrics.deblur_nerf(picture, truth, valid)),
         "gaussian_splatting": _score_dict(metrics.gaussian_splatting(picture, truth, valid)),
-        "shift_aligned": {"PSNR": None if aligned is None else min(aligned, metrics.PSNR_CAP), "shift_px": shift},
+        "shift_aligned": _align(picture, truth, valid),
     }
+
+
+def _align(picture: np.ndarray, truth: np.ndarray, valid: np.ndarray | None) -> dict:
+    """PSNR after the best shift, and without a shift in the same crop: the border alone may change it by a dB."""
+    if min(truth.shape[:2]) < 4 * ALIGNMENT_BORDER_PX:
+        return {"PSNR": None, "unshifted_PSNR": None, "shift_px": None}
+    crop: dict[str, Any] = {"border": ALIGNMENT_BORDER_PX}
+    aligned, shift = metrics.shift_aligned_psnr(picture, truth, valid, **crop)
+    unshifted, _ = metrics.shift_aligned_psnr(picture, truth, valid, max_shift_px=0.0, **crop)
+    scores = {"PSNR": min(aligned, metrics.PSNR_CAP), "unshifted_PSNR": min(unshifted, metrics.PSNR_CAP)}
+    return {**scores, "shift_px": shift}
 
 
 def _score_dict(scores: metrics.Scores) -> dict:
@@ -141,7 +164,7 @@ def _score_dict(scores: metrics.Scores) -> dict:
 def mean_scores(per_view: dict) -> dict:
     """Means over views, by protocol; None if there is no view or a view has no such score."""
     protocols = {name: _mean(per_view, name) for name in ("deblur_nerf", "gaussian_splatting")}
-    return {**protocols, "shift_aligned": _mean(per_view, "shift_aligned", ("PSNR",))}
+    return {**protocols, "shift_aligned": _mean(per_view, "shift_aligned", ("PSNR", "unshifted_PSNR"))}
 
 
 def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dict:

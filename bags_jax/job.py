@@ -5,7 +5,7 @@ Training, evaluation and benchmarks all start from a Job. It holds no optimizer 
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork
 from bags_jax.blur_model.protocol import BlurModel, check_blur_model
 from bags_jax.blur_model.published_network import PublishedNetwork, layers_of_heads
+from bags_jax.checksums import hash_array
 from bags_jax.data import load_scene
 from bags_jax.data.scene import Scene, train_on_sharp
 from bags_jax.errors import UserError
@@ -213,6 +214,11 @@ def _state_of(job: Job, gaussians: Gaussians, alive: Bool[Array, "N"]) -> TrainS
         num_networks=1 + job.settings.blur.second_network,
         seed=job.settings.seed,
     )
+
+
+def hash_photographs(scene: Scene, ids: Sequence[int] | np.ndarray) -> dict[str, str]:
+    """SHA-256 of the pixels of some photographs of a scene by name, as they are trained on and scored."""
+    return {scene.names[i]: hash_array(scene.images[i]) for i in ids}
 
 
 def training_cameras(scene: Scene) -> dict[str, Float[np.ndarray, "4 4"]]:

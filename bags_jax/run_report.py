@@ -11,6 +11,7 @@ from bags_jax.report import embed
 from bags_jax.report.blur_pictures import draw_kernels_in_place, rank_views
 from bags_jax.report.camera_map import CameraMap, MapView, draw_map
 from bags_jax.report.contents import (
+    ALIGNED,
     PROTOCOLS,
     RANKED_BY_BLUR,
     RANKED_BY_PSNR,
@@ -80,14 +81,15 @@ def make_page(
     settings, ranked = read_settings(run.workdir), rank_views(blurs)
     entries = list_photographs(photographs, results["no_truth"]["per_view"]["training"], ranked)
     held_out_entries = list_held_out(held_out, results["per_view"], results["no_truth"]["per_view"]["held_out"])
-    aligned, starts = results["shift_aligned"]["PSNR"], [stage.start for stage in run.job.stages]
+    starts = [stage.start for stage in run.job.stages]
+    psnrs = [(title, results["shift_aligned"][name]) for title, name in ALIGNED.items()]
+    aligned = [[title, f"{psnr:.2f}", "", ""] for title, psnr in psnrs if psnr is not None]
     method = "BAGS" if run.model is not None else "Plain splatting"
     return Page(
         title=run.workdir.resolve().name,
         subtitle=f"{method}, step {results['step']} of {settings.num_steps}, {len(entries)} photographs, "
         f"{len(held_out)} held-out views",
-        scores=[[title, *format_scores(results[protocol])] for protocol, title in PROTOCOLS.items()],
-        aligned="" if aligned is None else f"{aligned:.2f}",
+        scores=[*([title, *format_scores(results[protocol])] for protocol, title in PROTOCOLS.items()), *aligned],
         no_truth=format_rows(results["no_truth"]),
         facts=list_facts(run, results),
         settings=list_settings(settings),

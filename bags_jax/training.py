@@ -22,7 +22,16 @@ from bags_jax.enlargement import Enlarger, fit_network, recall_enlargement
 from bags_jax.errors import UserError
 from bags_jax.extension import extend_run
 from bags_jax.interruption import AgreedInterruption, Interruption
-from bags_jax.job import Job, MakeModel, check_views, first_state, make_job, state_template, training_cameras
+from bags_jax.job import (
+    Job,
+    MakeModel,
+    check_views,
+    first_state,
+    hash_photographs,
+    make_job,
+    state_template,
+    training_cameras,
+)
 from bags_jax.memory import check_memory
 from bags_jax.processes import check_equal
 from bags_jax.programs import Programs
@@ -32,7 +41,7 @@ from bags_jax.settings import Settings
 from bags_jax.snapshot import advise_kernels, take_snapshot
 from bags_jax.step import is_finite
 from bags_jax.structs import TrainState
-from bags_jax.workdir import claim_capture, claim_workdir, holds_run, saved_views_per_step
+from bags_jax.workdir import claim_capture, claim_workdir, holds_run, note_photographs, saved_views_per_step
 from bags_jax.workdir_lock import lock_workdir
 from bags_jax.writers import Writers
 
@@ -80,6 +89,7 @@ def _train(config: Any, workdir: str | pathlib.Path, make_model: MakeModel | Non
         dispatcher = Dispatcher(job, optimizers, fit_network(job, state), programs, enlarger.enlarge)
         if writes:
             claim_capture(workdir, training_cameras(job.scene))  # after the check that there is something to train
+            note_photographs(workdir, hash_photographs(job.scene, job.scene.train_ids))
         for done in dispatcher.run(lambda: interruption.is_requested):
             check_finite(done, checkpoints)
             check_alive(done, settings)

@@ -16,6 +16,7 @@ from bags_jax.settings import Settings
 
 CONFIG_FILE = "config.json"
 CAPTURE_FILE = "capture.json"
+PHOTOGRAPHS_FILE = "photographs.json"
 FORMAT_VERSION = 3  # of a run: raise it whenever older runs can no longer be read
 MOVED = 1e-3  # a pose may change by this share of its largest number: rounding does that, a new reconstruction more
 # A run may go on with other values of these settings: they change neither the scene nor what it is trained for.
@@ -114,6 +115,30 @@ def claim_capture(path: pathlib.Path, cameras: dict[str, Float[np.ndarray, "4 4"
     if not (path / CAPTURE_FILE).exists():
         poses = {name: viewmat.tolist() for name, viewmat in cameras.items()}
         write_atomic(path / CAPTURE_FILE, (json.dumps(poses) + "\n").encode())
+
+
+def note_photographs(path: pathlib.Path, hashes: dict[str, str]) -> None:
+    """Writes the SHA-256 of the pixels of every photograph that a run trains on, by its name, when it starts."""
+    if not (path / PHOTOGRAPHS_FILE).exists():
+        write_atomic(path / PHOTOGRAPHS_FILE, (json.dumps(hashes, indent=1) + "\n").encode())
+
+
+def read_photographs(workdir: str | pathlib.Path) -> dict[str, str]:
+    """What `note_photographs` wrote; empty in a run from before it did.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    path = pathlib.Path(workdir).expanduser() / PHOTOGRAPHS_FILE
+    if not os.path.lexists(path):
+        return {}
+    if not path.is_file():  # a pipe or a device would be read without end
+        raise UserError(f"{path} is no file: choose another --workdir")
+    try:
+        hashes: Any = json.loads(path.read_text())
+        return {str(name): str(value) for name, value in hashes.items()}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): choose another --workdir") from error
 
 
 def check_capture(workdir: str | pathlib.Path, cameras: dict[str, Float[np.ndarray, "4 4"]]) -> None:

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from bags_jax import rasterization
+from bags_jax.checksums import hash_array
 from bags_jax.data.poses import make_rigid
 from bags_jax.data.pyramid import scale_size
 from bags_jax.errors import UserError
 from bags_jax.evaluation import (
+    check_held_out,
     choose_file_stems,
     evaluate,
     evaluate_training_views,
@@ -143,6 +145,43 @@ def test_scores_are_those_of_the_sharp_render(results, run):
         truth = run.scene.images[i] / 255.0
         scores = results["per_view"][run.scene.names[i]]
         assert abs(scores["gaussian_splatting"]["PSNR"] - psnr(np.asarray(rendered.image), truth)) < 1e-2
+
+
+def test_aligned_psnr_is_compared_with_the_same_crop():
+    """A border of noise lowers PSNR alone; a shift lowers the unshifted PSNR of the crop too."""
+    key = np.random.default_rng(0)
+    truth = np.asarray(Image.fromarray(key.integers(0, 256, (12, 16, 3), np.uint8)).resize((64, 48)))
+    noisy = key.integers(0, 256, truth.shape, np.uint8)
+    noisy[8:-8, 8:-8] = truth[8:-8, 8:-8]
+    shifted = np.roll(truth, 1, axis=1)
+    for picture, is_shifted in ((noisy, False), (shifted, True)):
+        scores = score_view(picture.astype(np.float32) / 255, truth)
+        aligned, unshifted = (scores["shift_aligned"][name] for name in ("PSNR", "unshifted_PSNR"))
+        assert scores["deblur_nerf"]["PSNR"] < 30 and aligned > 60 and (unshifted < 30) is is_shifted
+    small = score_view(truth[:20].astype(np.float32) / 255, truth[:20])["shift_aligned"]
+    assert small == {"PSNR": None, "unshifted_PSNR": None, "shift_px": None}
+
+
+def test_a_photograph_that_was_trained_on_is_not_scored(run, workdir, tmp_path):
+    """Under another name, too; a run from before photographs were noted is scored."""
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    held_out, trained = run.scene.names[run.scene.test_ids[1]], run.scene.names[run.scene.train_ids[0]]
+    noted = json.loads((copy / "photographs.json").read_text())
+    assert list(noted) == [run.scene.names[i] for i in run.scene.train_ids]
+    check_held_out(dataclasses.replace(run, workdir=copy))
+    noted[trained] = hash_array(run.scene.images[run.scene.test_ids[1]])
+    (copy / "photographs.json").write_text(json.dumps(noted))
+    with pytest.raises(UserError, match=f"held-out photograph {held_out} was trained on as {trained}, .*: remove it"):
+        evaluate(copy)
+    assert (
+        not (copy / "results.json").exists()
+        or (copy / "results.json").read_bytes() == (workdir / "results.json").read_bytes()
+    )
+    (copy / "photographs.json").write_text("[]")
+    with pytest.raises(UserError, match="photographs.json cannot be read"):
+        check_held_out(dataclasses.replace(run, workdir=copy))
+    (copy / "photographs.json").unlink()
+    check_held_out(dataclasses.replace(run, workdir=copy))
 
 
 def test_the_photograph_itself_scores_perfectly(run):

@@ -1,6 +1,7 @@
 """The quality benchmark: its configurations, the arithmetic of its tables, and a complete run in smoke size."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -169,7 +170,12 @@ def test_cores_are_split_between_jobs():
 def invented(case, method, seed, psnr, **more):
     scores = {"PSNR": psnr, "SSIM": psnr / 40, "LPIPS": None}
     row = {"deblur_nerf": scores, "gaussian_splatting": {**scores, "SSIM": psnr / 30}, "num_gaussians": 1000}
-    return (case, method, seed), {**row, "shift_aligned": {"PSNR": psnr + 1}, "train_seconds": 90.0, **more}
+    return (case, method, seed), {
+        **row,
+        "shift_aligned": {"PSNR": psnr + 1, "unshifted_PSNR": psnr - 1},
+        "train_seconds": 90.0,
+        **more,
+    }
 
 
 PSNRS = {"plain": (20.0, 21.0), "published": (22.0, 22.5), "default": (24.0, 24.0), "oracle": (25.0, 25.0)}
@@ -241,6 +247,29 @@ def test_missing_rows_are_marked_as_missing():
     lines = list(csv.DictReader(io.StringIO(tables.format_csv(results))))
     assert len(lines) == 2 * 4 * 2 and sum(line["status"] == "missing" for line in lines) == 3
     assert all((line["deblur_nerf_PSNR"] == "") == (line["status"] == "missing") for line in lines)
+
+
+def test_figures_of_another_commit_are_marked(tmp_path):
+    whole = invented_results()
+    own = [("corner-motion-hard", "default", seed) for seed in (100, 101)]
+    rows = {key: {**row, "commit": "a1" if key in own else "b2"} for key, row in whole.rows.items()}
+    rows[own[0]]["commit"] = "a1-dirty"
+    results = dataclasses.replace(whole, rows=rows, commit="a1")
+    summary, nerf, _, detail = tables.write_tables(tmp_path, results)
+    for table in (nerf, detail):
+        assert cell(table, "seeds", "corner-motion-hard", "default") == "2 of 2"
+        assert cell(table, "seeds", "corner-motion-easy", "default") == "2 of 2, other commit"
+    assert cell(summary, "whole seeds", "motion, 128 x 84", "default") == "2 of 2, other commit"
+    statuses = [line["status"] for line in csv.DictReader(io.StringIO(tables.format_csv(results)))]
+    assert statuses.count("done") == 2 and statuses.count("other commit") == 14
+    assert "other commit: not trained by a1," in (tmp_path / "results.md").read_text()
+    assert all(not whole.is_other(row) for row in rows.values()), "no commit is known"
+
+
+def test_aligned_psnr_stands_beside_that_of_the_same_crop():
+    detail = tables.detail_table(invented_results())
+    assert cell(detail, "aligned PSNR, dB", "corner-motion-hard", "oracle") == "26.00 ± 0.00"
+    assert cell(detail, "same crop, not shifted, dB", "corner-motion-hard", "oracle") == "24.00 ± 0.00"
 
 
 def test_a_gap_that_is_too_small_is_not_a_missing_run():

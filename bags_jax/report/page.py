@@ -62,8 +62,7 @@ class Page:
 
     title: str
     subtitle: str
-    scores: Sequence[Sequence[str]]  # protocol, PSNR, SSIM, LPIPS
-    aligned: str  # PSNR; "": none
+    scores: Sequence[Sequence[str]]  # protocol or kind of PSNR, PSNR, SSIM, LPIPS
     no_truth: Sequence[Sequence[str]]  # name, value, meaning
     facts: Sequence[tuple[str, str]]
     settings: Sequence[dict[str, Any]]  # see facts.list_settings

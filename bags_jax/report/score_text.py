@@ -15,7 +15,10 @@ def describe_scores(results: dict) -> str:
         markdown_table(["protocol", *SCORES], rows),
     ]
     if results["shift_aligned"]["PSNR"] is not None:
-        lines.append(f"PSNR after the best sub-pixel shift of each view: {results['shift_aligned']['PSNR']:.2f}")
+        aligned, unshifted = (results["shift_aligned"][name] for name in ("PSNR", "unshifted_PSNR"))
+        lines.append(
+            f"PSNR after the best sub-pixel shift of each view: {aligned:.2f}; not shifted, in the same crop: {unshifted:.2f}"
+        )
     lines.append(markdown_table(["without sharp truth", "value", "meaning"], format_rows(results["no_truth"])))
     if results["per_view"] and results["deblur_nerf"]["LPIPS"] is None:
         lines.append(why_no_lpips())

@@ -4,8 +4,8 @@
   python -m experiments.benchmarks.quality --suite=blurball --data=DATA/blurball --seeds=3 --workdir=runs/quality_ball
 
 Prints one line per finished run, then the tables. Writes results.csv (one line per run), results.md and results.tex
-after every run. The same command resumes a stopped benchmark: finished runs are not repeated, and an interrupted run
-continues from its checkpoint. --cases='still_life-motion-*,corner-none' selects cases; --dry_run lists the runs;
+after every run, and marks figures that another commit has trained. The same command resumes a stopped benchmark:
+finished runs are not repeated, and an interrupted run continues from its checkpoint. --cases='still_life-motion-*,corner-none' selects cases; --dry_run lists the runs;
 --tables_only writes the tables of the finished runs. Each run is an ordinary working directory,
 WORKDIR/runs/CASE/METHOD/SEED.
 """
@@ -19,6 +19,7 @@ from bags_jax.errors import UserError
 from bags_jax.metrics import LPIPS_EXTRA, lpips_available
 from bags_jax.report.tables import markdown_table
 from experiments.benchmarks.quality import runs, suites, tables
+from experiments.benchmarks.rows import find_commit
 
 _SUITE = flags.DEFINE_enum("suite", "procedural", suites.SUITES, "Suite of cases.")
 _CASES = flags.DEFINE_list("cases", "all", "Names or patterns; all: every case that does not end in -large.")
@@ -68,6 +69,12 @@ def train_missing(all_runs: list[runs.Run], write_tables) -> None:
         )
 
 
+def known_commit() -> str:
+    """The commit of this code; "" where nothing says it."""
+    commit = find_commit()
+    return "" if commit == "unknown" else commit
+
+
 def main() -> None:
     """Runs the benchmark that the flags describe."""
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
@@ -77,7 +84,7 @@ def main() -> None:
     data_root = suites.check_data(_SUITE.value, _DATA.value)
     settings = {"num_steps": _STEPS.value, "smoke": _SMOKE.value, "data_root": data_root}
     by_figure = runs.list_runs(workdir, cases, methods, seeds, **settings)
-    all_runs = runs.distinct(by_figure)
+    all_runs, commit = runs.distinct(by_figure), known_commit()
     if _DRY.value:
         lines = [[run.name, run.status(), str(run.config.num_steps)] for run in all_runs]
         print(markdown_table(["run", "status", "steps"], lines))
@@ -85,7 +92,7 @@ def main() -> None:
 
     def write_tables() -> list[tables.Table]:
         rows = {key: row for key, run in by_figure.items() if (row := run.row()) is not None}
-        return tables.write_tables(workdir, tables.Results(cases, methods, seeds, rows))
+        return tables.write_tables(workdir, tables.Results(cases, methods, seeds, rows, commit))
 
     if not _TABLES.value:
         train_missing(all_runs, write_tables)

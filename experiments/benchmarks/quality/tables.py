@@ -20,6 +20,7 @@ Rows = Mapping[tuple[str, str, int], dict]  # (case, method, seed) -> row.json; 
 
 PROTOCOLS = ("deblur_nerf", "gaussian_splatting")
 MISSING, NO_GAP = "missing", "no gap"
+OTHER = "other commit"  # marks figures that another commit than the present one has trained
 DIFFERENCES = ("over plain, dB", f"over {label('published')}, dB", "share closed, %")
 SMALLEST_GAP_DB = 0.2  # between plain splatting and oracle; shares of a smaller gap are not computed
 
@@ -87,6 +88,7 @@ class Results:
     methods: Sequence[str]
     seeds: Sequence[int]
     rows: Rows
+    commit: str = ""  # the present one; "": not known, nothing is marked
 
     def value(self, case: str, method: str, seed: int, *path: str) -> float | None:
         """One figure of one run; None: the run is unfinished, or has no such figure (LPIPS without its weights)."""
@@ -101,10 +103,21 @@ class Results:
         """One figure over all finished seeds."""
         return spread([self.value(case, method, seed, *path) for seed in self.seeds])
 
-    def num_done(self, case: str, method: str) -> str:
-        """Number of finished seeds, as text."""
-        done = sum((case, method, seed) in self.rows for seed in self.seeds)
-        return f"{done} of {len(self.seeds)}"
+    def num_done(self, cases: Sequence[str], method: str) -> str:
+        """Number of seeds that are finished in all cases, as text, with a mark where another commit trained some."""
+        keys = {seed: [(case, method, seed) for case in cases] for seed in self.seeds}
+        done = [seed for seed in self.seeds if all(key in self.rows for key in keys[seed])]
+        is_other = any(self.is_other(self.rows[key]) for seed in self.seeds for key in keys[seed] if key in self.rows)
+        return f"{len(done)} of {len(self.seeds)}" + (f", {OTHER}" if is_other else "")
+
+    def is_other(self, row: dict) -> bool:
+        """True if another commit than the present one has trained a run. Changes that are not committed do not count."""
+        return bool(self.commit) and find_base(row.get("commit")) != find_base(self.commit)
+
+
+def find_base(commit: Any) -> str:
+    """A commit without the mark of changes that are not committed."""
+    return str(commit).removesuffix("-dirty")
 
 
 def protocol_table(results: Results, protocol: str) -> Table:
@@ -116,7 +129,7 @@ def protocol_table(results: Results, protocol: str) -> Table:
             has_lpips = scores[2] is not None or scores[0] is None  # no score at all: missing, not "-"
             cells = [format_spread(score, digits) for score, digits in zip(scores, (2, 3, 3), strict=True)]
             cells = cells if has_lpips else [*cells[:2], "-"]
-            lines.append([case.name, label(method), results.num_done(case.name, method), *cells])
+            lines.append([case.name, label(method), results.num_done([case.name], method), *cells])
     title = f"Held-out sharp views, protocol {protocol} (not comparable with the other one)"
     return Table(title, ("case", "method", "seeds", "PSNR, dB", "SSIM", "LPIPS"), lines)
 
@@ -152,17 +165,20 @@ def detail_table(results: Results) -> Table:
         for method in results.methods:
             per_seed = [compare(results, case.name, method, seed) for seed in results.seeds]
             has_gap = {"plain", "oracle"} <= set(results.methods) and case.name != case.sharp
-            aligned = results.over_seeds(case.name, method, "shift_aligned", "PSNR")
+            aligned, unshifted = (
+                results.over_seeds(case.name, method, "shift_aligned", name) for name in ("PSNR", "unshifted_PSNR")
+            )
             count = results.over_seeds(case.name, method, "num_gaussians")
             minutes = spread([_minutes(results, case.name, method, seed) for seed in results.seeds])
-            is_small = aligned is None and count is not None  # the pictures are too small for alignment
+            is_done = count is not None  # no figure all the same: the pictures are too small, or the row is older
             lines.append(
-                [case.name, label(method), results.num_done(case.name, method)]
-                + ["-" if is_small else format_spread(aligned, 2)]
+                [case.name, label(method), results.num_done([case.name], method)]
+                + ["-" if psnr is None and is_done else format_spread(psnr, 2) for psnr in (aligned, unshifted)]
                 + _difference_cells(results, method, per_seed, has_gap=has_gap)
                 + [format_spread(count, 0), format_spread(minutes, 1)]
             )
-    header = ("case", "method", "seeds", "aligned PSNR, dB", *DIFFERENCES, "Gaussians", "training, min")
+    header = ("case", "method", "seeds", "aligned PSNR, dB", "same crop, not shifted, dB", *DIFFERENCES)
+    header += ("Gaussians", "training, min")
     return Table("Differences, size and time", header, lines)
 
 
@@ -182,8 +198,7 @@ def summary_table(results: Results) -> Table:
             per_seed = [
                 _mean_of([compare(results, case.name, method, seed) for case in cases]) for seed in results.seeds
             ]
-            whole = sum(all((case.name, method, s) in results.rows for case in cases) for s in results.seeds)
-            counts = [str(len(cases)), f"{whole} of {len(results.seeds)}"]
+            counts = [str(len(cases)), results.num_done([case.name for case in cases], method)]
             lines.append(
                 [group, label(method), *counts, *_difference_cells(results, method, per_seed, has_gap=has_gap)]
             )
@@ -207,6 +222,7 @@ def all_tables(results: Results) -> list[Table]:
 CSV_FIELDS: tuple[tuple[str, ...], ...] = (
     *((protocol, score) for protocol in PROTOCOLS for score in ("PSNR", "SSIM", "LPIPS")),
     ("shift_aligned", "PSNR"),
+    ("shift_aligned", "unshifted_PSNR"),
     *(("no_truth", name) for name in ("reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR")),
     *((name,) for name in ("num_gaussians", "step", "train_seconds", "evaluate_seconds", "cpu_seconds", "sessions")),
     *((name,) for name in ("commit", "cpu", "cores", "device", "jax", "date")),
@@ -226,7 +242,7 @@ def format_csv(results: Results) -> str:
                 row = results.rows.get((case.name, method, seed))
                 share = compare(results, case.name, method, seed)["share closed"]
                 cells = [_look_up(row, path) for path in CSV_FIELDS] + [share]
-                status = MISSING if row is None else "done"
+                status = MISSING if row is None else OTHER if results.is_other(row) else "done"
                 writer.writerow([case.suite, case.name, method, seed, status, *("" if c is None else c for c in cells)])
     return out.getvalue()
 
@@ -249,6 +265,7 @@ def provenance(results: Results) -> list[str]:
     dates = sorted(str(row.get("date")) for row in rows)
     period = f"{dates[0]} to {dates[-1]}" if dates else "nothing is done yet"
     methods = "; ".join(f"{label(name)}: {METHODS[name]}" for name in results.methods)
+    others = any(map(results.is_other, rows))
     return [
         f"Commit: {collect(lambda r: str(r.get('commit')))}",
         f"Hardware: {collect(_machine)}",
@@ -258,6 +275,7 @@ def provenance(results: Results) -> list[str]:
         "Mean ± sample standard deviation over seeds; differences and shares are computed per seed, then averaged",
         "Share closed: (method - plain) / (oracle - plain), PSNR",
         "Aligned PSNR: after the best sub-pixel shift of each view, borders cropped",
+        *([f"{OTHER}: not trained by {results.commit}, with which the tables were written"] if others else []),
     ]
 
 
