@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
 from bags_jax.errors import UserError
+from bags_jax.growth import NEARLY_FULL, growth_on
 from bags_jax.job import Job
 from bags_jax.ops.rasterize import buffer_size
 from bags_jax.platforms import current_platform
@@ -32,12 +33,6 @@ from bags_jax.schedule import Stage, count_steps, late_from, stage_at
 from bags_jax.settings import Settings
 from bags_jax.step import Recipe, is_finite
 from bags_jax.structs import Dataset, TrainState, network_name
-
-HEADROOM = 1.25  # size of an intersection buffer, relative to what the scene needs
-HEADROOM_AHEAD = 2.0  # the same for a program that is compiled long before it runs
-NEARLY_FULL = 0.9  # share of an intersection buffer in use from which the program of the next size is compiled
-GROW_AT, COMPILE_AT = 0.8, 0.6  # share of the rows in use from which the state grows, and its next program is compiled
-
 
 # Larger kernels where a stage begins: the job and the state that go on; None: they are large enough.
 Enlarge = Callable[[Job, Stage, TrainState], tuple[Job, TrainState] | None]
@@ -78,9 +73,10 @@ class Dispatcher:
         self.state = parallel.replicate(jax.tree.map(jnp.asarray, state), programs.num_devices)
         self.step = int(state.step)
         self._num_gaussians = int(jnp.sum(self.state.alive))
+        self._growth = growth_on(current_platform())
         self._datasets: dict[float, Dataset] = {}
-        self._buffers: dict[Stage, int] = {}
-        self._prepare_stages()
+        self._buffers: dict[tuple[Stage, int], int] = {}  # of intersections, for a stage and a number of rows
+        self._prepare_stages(self._growth.stages_ahead)
 
     def run(self, is_interrupted: Callable[[], bool]) -> Iterator[Dispatch]:
         """Yields every dispatch that was trained, with its metrics as numbers, while the devices work on the next one.
@@ -111,16 +107,17 @@ class Dispatcher:
 
     def _queue_steps(self, is_interrupted: bool) -> Dispatch:
         """Queues the steps up to the next event, and before them, where a stage begins, its first operations."""
-        stage = stage_at(self.job.stages, self.step)
+        stage, capacity = stage_at(self.job.stages, self.step), self.state.alive.shape[0]
         dataset = self._dataset(stage)
         if self.step == stage.start:
             stage = self._enlarge_kernels(stage)
             self.state = enter_stage(self.job, stage, self.state, dataset)
-            needed = largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view)
-            if needed >= self._buffers[stage]:
-                self._buffers[stage] = buffer_size(int(HEADROOM * needed))
-        stop, capacity = next_event(self.job.settings, stage, self.step), self.state.alive.shape[0]
-        recipe = self._recipe(stage, dataset, self._buffers[stage])
+            needed = self._count(stage)
+            if needed >= self._buffer(stage, capacity):
+                self._buffers[stage, capacity] = buffer_size(int(self._growth.headroom * needed))
+            self._prepare_stages(1)
+        stop = next_event(self.job.settings, stage, self.step)
+        recipe = self._recipe(stage, dataset, self._buffer(stage, capacity))
         self.state, metrics = self._programs.steps(recipe, self.state, dataset, self.step, stop)
         num_interrupted = parallel.count_raised(is_interrupted, self._programs.num_devices)
         return Dispatch(stage, stop, capacity, {**metrics, "num_interrupted": num_interrupted})
@@ -134,7 +131,7 @@ class Dispatcher:
         self._optimizers = make_job_optimizers(self.job)
         self.state = parallel.replicate(state, self._programs.num_devices)
         self._programs.cancel()
-        self._prepare_stages()
+        self._prepare_stages(self._growth.stages_ahead)
         return stage_at(self.job.stages, self.step)
 
     def _queue_end(self, steps: Dispatch) -> Dispatch:
@@ -146,7 +143,7 @@ class Dispatcher:
         settings = self.job.settings
         if is_density_step(settings.density, count_steps(settings, steps.stop)):
             capacity = self.state.alive.shape[0]
-            wanted = next_capacity(capacity, self._num_gaussians, settings.max_gaussians, full=GROW_AT)
+            wanted = self._next_rows(full=self._growth.grow_at)
             if wanted > capacity:
                 self.state = parallel.replicate(grow(self.state, wanted), self._programs.num_devices)
         self.state = after_steps(self.job, self.state, steps.stop, self._dataset(steps.stage))
@@ -157,45 +154,67 @@ class Dispatcher:
 
     def _roll_back(self, done: Dispatch) -> None:
         """Enlarges the buffer that was too small, and returns to the step that the state has reached."""
-        buffer, needed = self._buffers[done.stage], done.metrics["num_intersections"]
-        self._buffers[done.stage] = next_buffer(buffer, needed)
+        buffer = self._buffer(done.stage, done.capacity)
+        larger = self._growth.next_buffer(buffer, done.metrics["num_intersections"])
+        self._buffers[done.stage, done.capacity] = larger
         self.state = parallel.replicate(ungrow(self.state, done.capacity), self._programs.num_devices)
         self.step = done.step
 
-    def _prepare_stages(self) -> None:
-        """Chooses the intersection buffers of the stages to come, and starts to compile their steps.
+    def _prepare_stages(self, ahead: int) -> None:
+        """Chooses the intersection buffers of this stage and of some after it, and starts to compile their steps.
 
         Raises:
           UserError: no Gaussian is in view.
         """
-        for stage in self.job.stages:
-            if stage.stop > self.step:
-                dataset = self._dataset(stage)
-                needed = largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view)
-                if not needed:
+        rows = self.state.alive.shape[0]
+        for stage in self._stages_after(self.step)[: 1 + ahead]:
+            if not self._buffer(stage, rows):
+                if not (needed := self._count(stage)):
                     raise UserError(
                         f"no training view sees any of the {self._num_gaussians} Gaussians: poses and points do not belong "
                         "together, or there are no points and the poses do not say where the scene is; run COLMAP for points"
                     )
-                self._buffers[stage] = buffer_size(int(HEADROOM_AHEAD * needed))
-                self._programs.prepare(self._recipe(stage, dataset, self._buffers[stage]), self.state, dataset)
+                self._buffers[stage, rows] = buffer_size(int(self._growth.headroom_ahead * needed))
+            self._prepare(stage, self.state)
 
     def _prepare_growth(self, done: Dispatch) -> None:
         """Starts to compile what a growing scene needs next: steps with more rows, or with a larger buffer."""
-        settings, stages, capacity = self.job.settings, self.job.stages, self.state.alive.shape[0]
-        wanted = next_capacity(capacity, self._num_gaussians, settings.max_gaussians, full=COMPILE_AT)
-        states = [self.state]
-        if wanted > capacity and settings.density.start <= count_steps(settings, done.step) < settings.density.stop:
+        density, capacity, stage = self.job.settings.density, self.state.alive.shape[0], done.stage
+        wanted, needed = self._next_rows(full=self._growth.compile_at), done.metrics["num_intersections"]
+        if wanted > capacity and density.start <= count_steps(self.job.settings, done.step) < density.stop:
             shapes = jax.eval_shape(lambda: grow(self.state, wanted))
-            states.append(jax.tree.map(lambda x, now: x.update(sharding=now.sharding), shapes, self.state))
-            for soon in [stage for stage in stages if stage.stop > done.step][:2]:
-                dataset = self._dataset(soon)
-                self._programs.prepare(self._recipe(soon, dataset, self._buffers[soon]), states[-1], dataset)
-        buffer = self._buffers[done.stage]
-        if done.metrics["num_intersections"] > NEARLY_FULL * buffer:
-            dataset = self._dataset(done.stage)
-            for state in states:
-                self._programs.prepare(self._recipe(done.stage, dataset, next_buffer(buffer)), state, dataset)
+            grown = jax.tree.map(lambda x, now: x.update(sharding=now.sharding), shapes, self.state)
+            for soon in self._stages_after(done.step)[:2]:
+                ahead = int(self._growth.headroom_ahead * needed * soon.scale / stage.scale)
+                self._buffers.setdefault((soon, wanted), buffer_size(ahead))
+                self._prepare(soon, grown)
+        buffer = self._buffer(stage, capacity)
+        if needed > NEARLY_FULL * buffer:
+            recipe = self._recipe(stage, self._dataset(stage), self._growth.next_buffer(buffer))
+            self._programs.prepare(recipe, self.state, self._dataset(stage))
+
+    def _prepare(self, stage: Stage, state: TrainState) -> None:
+        """Starts to compile the steps of a stage for the rows of a state."""
+        dataset = self._dataset(stage)
+        self._programs.prepare(self._recipe(stage, dataset, self._buffer(stage, state.alive.shape[0])), state, dataset)
+
+    def _stages_after(self, step: int) -> list[Stage]:
+        """The stages that have steps from this one on."""
+        return [stage for stage in self.job.stages if stage.stop > step]
+
+    def _count(self, stage: Stage) -> int:
+        """Number of intersections of the present scene in the most demanding view of a stage. Waits for the devices."""
+        dataset = self._dataset(stage)
+        return largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view)
+
+    def _buffer(self, stage: Stage, rows: int) -> int:
+        """Size of the intersection buffer of a stage: the largest that was chosen for up to so many rows."""
+        return max((size for key, size in self._buffers.items() if key[0] == stage and key[1] <= rows), default=0)
+
+    def _next_rows(self, *, full: float) -> int:
+        """Number of rows for the steps to come, once a share `full` of those of today is in use."""
+        rows = self.state.alive.shape[0]
+        return self._growth.next_rows(rows, self._num_gaussians, self.job.settings.max_gaussians, full=full)
 
     def _dataset(self, stage: Stage) -> Dataset:
         """The training views at the scale of a stage, on the devices; made at the first call."""
@@ -290,19 +309,3 @@ def loop_length(settings: Settings) -> int:
 def is_due(period: int, step: int, settings: Settings) -> bool:
     """True at every multiple of a period, and at the end of training."""
     return step % period == 0 or step == settings.num_steps
-
-
-def next_capacity(capacity: int, num_gaussians: int, max_gaussians: int, *, full: float) -> int:
-    """Number of rows for the steps to come: half as many more once a share `full` of the rows is in use."""
-    return min(max_gaussians, -(-3 * capacity // 2)) if num_gaussians > full * capacity else capacity
-
-
-def next_buffer(size: int, num_intersections: int = 0) -> int:
-    """The next larger buffer size that holds at least `num_intersections`.
-
-    Raises:
-      UserError: there is none: see `buffer_size`.
-    """
-    while (size := buffer_size(int(HEADROOM * size) + 1)) < num_intersections:
-        pass
-    return size

@@ -21,7 +21,9 @@ from bags_jax.data import load_scene
 from bags_jax.data.scene import Scene, train_on_sharp
 from bags_jax.errors import UserError
 from bags_jax.first_scene import read_gaussians
+from bags_jax.growth import growth_on
 from bags_jax.ops.backends import choose
+from bags_jax.platforms import current_platform
 from bags_jax.rendering import View
 from bags_jax.scene.initialize import init_gaussians, init_state, near_plane, random_points, scene_extent
 from bags_jax.scene.pose_refinement import make_pose_frame
@@ -34,7 +36,6 @@ from bags_jax.synthetic.procedural import make_scene
 
 # Makes the blur model from the settings (with numbers of steps) and the number of training views.
 MakeModel = Callable[[Settings, int], BlurModel]
-CHEAP_CAPACITY = 16_384  # rows; a state of this size costs little, whatever the number of points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,7 @@ def num_random_points(settings: Settings) -> int:
 
 def first_capacity(num_points: int, max_gaussians: int) -> int:
     """Number of rows at step 0: as many as may be needed where that is cheap, else twice the points."""
-    return min(max_gaussians, max(2 * num_points, CHEAP_CAPACITY))
+    return min(max_gaussians, max(2 * num_points, growth_on(current_platform()).first_rows))
 
 
 def first_gaussians(job: Job) -> tuple[Gaussians, Bool[Array, "N"]]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from bags_jax import parallel
 from bags_jax.geometry import smoothing_filter
 from bags_jax.ops.rasterize import count_intersections
-from bags_jax.platforms import current_platform
+from bags_jax.platforms import count_cores, current_platform
 from bags_jax.rendering import View, project_gaussians
 from bags_jax.scene.density import Thresholds, densify_and_prune, reset_opacity
 from bags_jax.step import Recipe, train_steps
@@ -26,7 +26,7 @@ class Programs:
 
     def __init__(self, num_devices: int):
         self.num_devices = num_devices
-        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=count_compilers())
         self._futures: dict = {}
         self._in_use = None
 
@@ -80,6 +80,11 @@ class Programs:
         ranks, state = parallel.ranks(self.num_devices), parallel.without_empty(state)
         lowered = mapped.lower(ranks, state, dataset, jnp.int32(0), jnp.int32(1))
         return lowered.compile(compiler_options=compiler_options(recipe))
+
+
+def count_compilers() -> int:
+    """Number of programs to compile at the same time: one where the steps need the CPU, else one for every four cores."""
+    return 1 if current_platform() == "cpu" else max(1, count_cores() // 4)
 
 
 def compiler_options(recipe: Recipe) -> dict[str, bool | str]:

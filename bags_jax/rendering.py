@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.errors import UserError
 from bags_jax.geometry import apply_filter_3d, camera_center, project
-from bags_jax.numerics import safe_normalize, safe_sqrt
+from bags_jax.numerics import EXACT, safe_normalize, safe_sqrt
 from bags_jax.ops.blur import blur
 from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.rasterize import rasterize
 from bags_jax.schedule import Stage
-from bags_jax.spherical_harmonics import MAX_DEGREE, degree_of, evaluate_sh
+from bags_jax.spherical_harmonics import MAX_DEGREE, SH_C0, degree_of, sh_basis
 from bags_jax.structs import BlurField, BlurMoments, Camera, Gaussians, Projected
 from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
@@ -95,13 +95,18 @@ def _with_margin(camera: Camera, margin: int) -> Camera:
 
 
 def colors_towards(gaussians: Gaussians, camera: Camera, sh_degree: Int[Array, ""] | int) -> Float[Array, "N 3"]:
-    """RGB of each Gaussian seen from a camera; sh_degree may be traced: coefficients above it count as 0."""
+    """RGB of each Gaussian seen from a camera; sh_degree may be traced: coefficients above it count as 0.
+
+    The coefficients, 45 numbers a Gaussian, are read once: joining sh_dc and sh_rest, or zeroing the rest instead of the
+    harmonics, would be passes over memory of their own, and passes of their gradients.
+    """
     num_rest = gaussians.sh_rest.shape[1]
     degree = degree_of(1 + num_rest)
     degrees = jnp.floor(jnp.sqrt(jnp.arange(1, 1 + num_rest) + 1e-3))
-    rest = jnp.where((degrees <= sh_degree)[:, None], gaussians.sh_rest, 0.0)
     directions = safe_normalize(gaussians.means - camera_center(camera.viewmat)[None])
-    return evaluate_sh(jnp.concatenate([gaussians.sh_dc, rest], axis=1), directions, degree=degree)
+    basis = jnp.where(degrees <= sh_degree, sh_basis(directions, degree=degree)[:, 1:], 0.0)
+    rest = jnp.einsum("nl,nlc->nc", basis, gaussians.sh_rest, precision=EXACT)
+    return jnp.maximum(SH_C0 * gaussians.sh_dc[:, 0] + rest + 0.5, 0.0)
 
 
 def distances_from(gaussians: Gaussians, camera: Camera) -> Float[Array, "N"]:

@@ -15,8 +15,8 @@ from bags_jax.camera_path import CameraPath, interpolate, loop, orbit_subject
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.data.poses import locate_cameras
 from bags_jax.data.scene import Scene
-from bags_jax.dispatch import HEADROOM
 from bags_jax.errors import UserError
+from bags_jax.growth import HEADROOM
 from bags_jax.job import Job, MakeModel, check_views, make_job, state_template, training_cameras
 from bags_jax.ops.rasterize import buffer_size
 from bags_jax.programs import largest_count

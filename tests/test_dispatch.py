@@ -15,13 +15,9 @@ from bags_jax.dispatch import (
     is_due,
     loop_length,
     make_recipe,
-    next_buffer,
-    next_capacity,
     next_event,
 )
-from bags_jax.errors import UserError
 from bags_jax.job import first_state, make_job
-from bags_jax.ops.rasterize import buffer_size
 from bags_jax.programs import copy_state
 from bags_jax.scene.initialize import with_optimizers
 from bags_jax.settings import Density, Settings
@@ -97,19 +93,6 @@ def test_recipe_of_a_stage():
     assert recipe == again and hash(recipe) == hash(again)  # else its steps would be compiled again
 
 
-@pytest.mark.parametrize("size, needed", [(4, 0), (1024, 1025), (5120, 100_000), (1 << 20, 0)])
-def test_next_buffer_is_larger(size, needed):
-    found = next_buffer(size, needed)
-    assert found > size and found >= needed and found == buffer_size(found)
-    assert found == next_buffer(size, found)  # a program prepared without knowing the number fits
-
-
-@pytest.mark.parametrize("size, needed", [(9_000_000, 2**31 - 1), (7 * 2**28, 0)])
-def test_buffer_for_more_than_can_be_counted_is_refused(size, needed):
-    with pytest.raises(UserError, match="expected at most 1879048192"):
-        next_buffer(size, needed)
-
-
 def with_periods(density, log, checkpoint) -> Settings:
     return Settings(density=Density(every=density), log_every=log, checkpoint_every=checkpoint, num_steps=2000)
 
@@ -126,10 +109,3 @@ def test_a_dispatch_ends_at_the_next_event():
     assert [next_event(settings, stage, step) for step in (0, 49, 50, 99, 100, 129)] == [50, 50, 100, 100, 130, 130]
     assert [is_due(50, step, settings) for step in (49, 50, 1999, 2000)] == [False, True, False, True]
     assert is_due(3000, 2000, settings)  # the last step
-
-
-def test_state_grows_by_half_once_nearly_full():
-    assert next_capacity(1000, 800, 10_000, full=0.8) == 1000
-    assert next_capacity(1000, 801, 10_000, full=0.8) == 1500
-    assert next_capacity(1001, 1001, 10_000, full=0.8) == 1502
-    assert next_capacity(1000, 1000, 1200, full=0.8) == 1200

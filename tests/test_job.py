@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from bags_jax import growth
 from bags_jax import job as job_module
 from bags_jax.config import read_config
 from bags_jax.errors import UserError
@@ -103,7 +104,7 @@ def test_more_points_than_gaussians():
 
 def test_capacity_is_that_of_the_settings_where_it_is_cheap():
     assert first_state(make_small_job(max_gaussians=300)).alive.shape == (300,)
-    assert first_state(make_small_job(max_gaussians=10**6)).alive.shape == (job_module.CHEAP_CAPACITY,)
+    assert first_state(make_small_job(max_gaussians=10**6)).alive.shape == (growth.CPU.first_rows,)
 
 
 def test_template_has_the_shapes_of_the_state():

@@ -34,7 +34,17 @@ LAYERS = (
     ("ops.backends",),  # the table of implementations
     ("ops.blur.stream",),
     ("ops.__init__", "ops.blur.__init__", "ops.convolution.__init__", "ops.rasterize.__init__", "ops.ssim.__init__"),
-    ("config", "geometry", "metrics", "processes", "published", "schedule", "sfm.client", "spherical_harmonics"),
+    (
+        "config",
+        "geometry",
+        "growth",
+        "metrics",
+        "processes",
+        "published",
+        "schedule",
+        "sfm.client",
+        "spherical_harmonics",
+    ),
     (
         "blur_model",
         "checkpoint",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.blur_model.statistics import pixel_statistics
 from bags_jax.data.pyramid import scale_size
-from bags_jax.dispatch import HEADROOM
+from bags_jax.growth import HEADROOM
 from bags_jax.ops.rasterize import buffer_size
 from bags_jax.rendering import Rendered, apply_blur, propose_blur
 from bags_jax.run import Run, refined_viewmats
