@@ -102,9 +102,9 @@ def exact_psnr(tmp_path_factory) -> float:
     return evaluate(workdir)["deblur_nerf"]["PSNR"]
 
 
-@pytest.mark.parametrize("bits", [10, 7])
-def test_training_in_tf32_and_bf16_ends_as_sharp(bits, tmp_path, exact_psnr, rounded):
-    seen = rounded(bits)
+def test_training_in_bf16_ends_as_sharp(tmp_path, exact_psnr, rounded):
+    """TF32 rounds less."""
+    seen = rounded(7)
     train(short_training(), tmp_path)
     assert len(seen) > 10
     # Two runs that differ only in rounding end 0.1 to 0.3 dB apart (experiments/LOG.md).
