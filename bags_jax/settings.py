@@ -347,6 +347,13 @@ class Settings:
         "Draw a held-out view and the blurriest photograph with its kernels into TensorBoard at each checkpoint.",
         older=True,
     )
+    pictures_every: int = setting(
+        0,
+        "Period of these pictures: at the first checkpoint from each multiple on. 0: at each checkpoint.",
+        unit="steps",
+        low=0,
+        older=0,
+    )
     keep_checkpoints: int = setting(2, "Number of checkpoints to keep.", low=1)
     compilation_cache: str = setting(
         "auto", 'Folder of compiled programs. auto: in $XDG_CACHE_HOME or ~/.cache. "": none.'

@@ -106,7 +106,7 @@ def _train(config: Any, workdir: str | pathlib.Path, make_model: MakeModel | Non
 
 def draw_pictures(job: Job, done: Dispatch, writers: Writers, progress: Progress) -> None:
     """Draws the saved state of a dispatch into TensorBoard, and advises larger kernels where they are too small."""
-    if job.settings.pictures and done.saved is not None:
+    if done.saved is not None and shows_pictures(job.settings, done.stop):
         snapshot = take_snapshot(job, done.saved)
         writers.draw(done.stop, snapshot.pictures)
         if done.stage.head == job.stages[-1].head:
@@ -154,6 +154,12 @@ def describe_scene(scene: Scene) -> dict[str, str]:
     for name, image in zip(scene.names, scene.images, strict=True):
         facts[f"the SHA-256 of photograph {name}"] = hash_array(np.asarray(image))
     return facts
+
+
+def shows_pictures(settings: Settings, step: int) -> bool:
+    """True if pictures are drawn at a checkpoint."""
+    every, period = settings.checkpoint_every, settings.pictures_every or settings.checkpoint_every
+    return settings.pictures and (step == settings.num_steps or step // period > (step - every) // period)
 
 
 def choose_views_per_step(settings: Settings, workdir: str | pathlib.Path) -> Settings:

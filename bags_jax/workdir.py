@@ -20,7 +20,16 @@ PHOTOGRAPHS_FILE = "photographs.json"
 FORMAT_VERSION = 3  # of a run: raise it whenever older runs can no longer be read
 MOVED = 1e-3  # a pose may change by this share of its largest number: rounding does that, a new reconstruction more
 # A run may go on with other values of these settings: they change neither the scene nor what it is trained for.
-FREE = ("minutes", "log_every", "checkpoint_every", "pictures", "keep_checkpoints", "compilation_cache", "num_devices")
+FREE = (
+    "minutes",
+    "log_every",
+    "checkpoint_every",
+    "pictures",
+    "pictures_every",
+    "keep_checkpoints",
+    "compilation_cache",
+    "num_devices",
+)
 
 
 def claim_workdir(workdir: str | pathlib.Path, settings: Settings) -> pathlib.Path:

@@ -25,7 +25,7 @@ from bags_jax.job import first_state, make_job
 from bags_jax.ops.rasterize import buffer_size
 from bags_jax.programs import Programs, largest_count
 from bags_jax.progress import Progress
-from bags_jax.training import train
+from bags_jax.training import shows_pictures, train
 from configs import deblur_nerf, procedural
 
 ROWS = 256  # at the start, so that density control has to grow the state
@@ -376,6 +376,18 @@ def test_loss_that_is_not_finite_names_the_term_and_keeps_the_checkpoint(
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [3]
     assert_same(train(make_config(), tmp_path), straight[1])
+
+
+@pytest.mark.parametrize(
+    "every, pictures_every, drawn",
+    [(250, 1000, [1000, 2000]), (325, 1000, [1300, 2000]), (1000, 0, [1000, 2000]), (1000, 250, [1000, 2000])],
+)
+def test_pictures_have_a_period_of_their_own(every, pictures_every, drawn):
+    settings = read_config(make_config(num_steps=2000, checkpoint_every=every, pictures_every=pictures_every))
+    settings = dataclasses.replace(settings, pictures=True)
+    checkpoints = [*range(every, 2000, every), 2000]
+    assert [step for step in checkpoints if shows_pictures(settings, step)] == drawn
+    assert not any(shows_pictures(dataclasses.replace(settings, pictures=False), step) for step in checkpoints)
 
 
 def test_scene_without_gaussians_is_refused(tmp_path):

@@ -63,7 +63,8 @@ def train_in_view(config: Any) -> None:
     """Trains beside a viewer, which stays until Ctrl-C."""
     settings, chosen = choose_settings(config, _WORKDIR.value)
     period = checkpoint_period(settings.num_steps, settings.checkpoint_every)
-    settings = dataclasses.replace(settings, checkpoint_every=period)
+    pictures_every = settings.pictures_every or settings.checkpoint_every  # not more of them for the viewer
+    settings = dataclasses.replace(settings, checkpoint_every=period, pictures_every=pictures_every)
     for line in chosen:
         print(f"note: {line}", flush=True)
     if not is_first():
