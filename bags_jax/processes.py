@@ -29,7 +29,7 @@ PERIOD = 1.0  # seconds between two signs of life
 LAST_WORDS = 6.0  # seconds that process 0 waits for the others: its end is the end of the service
 KEYS = "bags_jax/"
 # What JAX's C++ prints to stderr when the service is gone, before it aborts; and lines that say the same in other words.
-FATAL, NOISE = b"Terminating process because the JAX distributed service", (b"coordination_service", b"[Gloo] Rank ")
+FATAL, NOISE = b"Terminating process because the JAX distributed service", (b"coordination_service", b"add_port.cc")
 COLLECTIVES = ("gloo", "nccl", "collective", "coordination")  # in the error of a step that lacks a process
 
 
@@ -159,8 +159,9 @@ class Watch:
         self._beats: dict[int, tuple[str, float]] = dict.fromkeys(range(num), ("", self._answered))
         self._left: dict[int, str] = {}
         self._is_over = threading.Event()
-        for work in (self._beat, self._judge):
-            threading.Thread(target=work, daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._judge)]
+        for thread in self._threads:
+            thread.start()
 
     def finish(self) -> None:
         """Waits until all processes are done, and parts from them."""
@@ -168,6 +169,8 @@ class Watch:
         while len(self._left) < self._num:
             time.sleep(0.1)
         self._is_over.set()
+        for thread in self._threads:
+            thread.join()
         jax.distributed.shutdown()
 
     def leave(self, error: BaseException) -> None:
@@ -181,8 +184,9 @@ class Watch:
         atexit.register(os._exit, code)
 
     def _say_goodbye(self, reason: str) -> None:
-        with contextlib.suppress(Exception):  # the service may be gone
-            self._put("left", reason)
+        saying = threading.Thread(target=self._try_to_put, args=("left", reason), daemon=True)
+        saying.start()
+        saying.join(LAST_WORDS / 2)  # the service may be gone, or hang
         stop = time.monotonic() + LAST_WORDS * (self._number == 0)
         while time.monotonic() < stop and len(self._left) < self._num:
             time.sleep(0.1)
@@ -190,12 +194,17 @@ class Watch:
     def _put(self, kind: str, value: str) -> None:
         self._client.key_value_set(f"{KEYS}{kind}/{self._number}", value, allow_overwrite=True)
 
+    def _try_to_put(self, kind: str, value: str) -> None:
+        with contextlib.suppress(Exception):
+            self._put(kind, value)
+
     def _beat(self) -> None:
-        for count in range(1 << 62):
+        count = 0
+        while not self._is_over.wait(PERIOD):
+            count += 1
             with contextlib.suppress(Exception):  # the service does not answer: _judge counts the seconds
                 self._put("alive", str(count))
                 self._read(dict(self._client.key_value_dir_get(KEYS)), now=time.monotonic())
-            time.sleep(PERIOD)
 
     def _read(self, rows: dict[str, str], *, now: float) -> None:
         for key, value in rows.items():
