@@ -205,7 +205,7 @@ class Dispatcher:
     def _count(self, stage: Stage) -> int:
         """Number of intersections of the present scene in the most demanding view of a stage. Waits for the devices."""
         dataset = self._dataset(stage)
-        return largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view)
+        return parallel.largest(largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view))
 
     def _buffer(self, stage: Stage, rows: int) -> int:
         """Size of the intersection buffer of a stage: the largest that was chosen for up to so many rows."""

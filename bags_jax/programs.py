@@ -156,4 +156,4 @@ def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
 
 def largest_count(state: TrainState, dataset: Dataset, view: View) -> int:
     """Number of intersections of tiles and Gaussians in the most demanding view of a dataset."""
-    return parallel.largest(int(_largest_count(state, dataset, view=view)))
+    return int(_largest_count(state, dataset, view=view))

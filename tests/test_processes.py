@@ -266,3 +266,12 @@ def test_twin_of_pmap_is_equal_bit_for_bit():
         found, other = run(lambda: parallel.parallelize(step, **options))
     np.testing.assert_array_equal(found, expected)
     assert rank == other == 1
+
+
+def test_what_process_0_does_alone_waits_for_nobody():
+    """Process 0 renders pictures while it trains: what renders them may not exchange anything."""
+    folder = ROOT / "bags_jax"
+    files = {"programs.py", "run.py", "snapshot.py", "training_views.py", "run_report.py", "rendering.py"}
+    for name in ("largest", "share_text", "share_tree", "gather_text", "count_raised", "check_equal"):
+        users = {path.name for path in folder.rglob("*.py") if f" parallel.{name}(" in path.read_text()}
+        assert not users & files, f"{users & files} call {name}"
