@@ -48,7 +48,7 @@ def test_every_operator_has_a_backend_for_every_platform(operator):
 
 BEST = {
     "cpu": dict.fromkeys(OPERATORS, "cpu"),
-    "gpu": {"rasterize": "cuda", "blur": "cuda", "ssim": "xla", "convolution": "xla"},
+    "gpu": {"rasterize": "cuda", "blur": "cuda", "ssim": "cuda", "convolution": "xla"},
     "tpu": {"rasterize": "tpu", "blur": "xla", "ssim": "xla", "convolution": "xla"},
     "metal": dict.fromkeys(OPERATORS, "xla"),
 }

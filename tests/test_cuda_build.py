@@ -16,6 +16,7 @@ from bags_jax.ops.backends import choose
 from bags_jax.ops.blur.cuda import binding as blur_cuda
 from bags_jax.ops.limits import COLORS, TILE
 from bags_jax.ops.rasterize.cuda import binning, blend
+from bags_jax.ops.ssim.cuda import binding as ssim_cuda
 from bags_jax.ops.toolchain import cuda_build, cuda_launch
 
 PROGRAMS = tuple(cuda_build.PROGRAMS)
@@ -99,6 +100,7 @@ def test_python_and_cuda_have_the_same_constants():
     assert constant("binning", "SCAN_BLOCK") == binning.SCAN_BLOCK
     assert constant("blend_1", "GEOMETRY") == blend.GEOMETRY
     assert constant("blur_1", "THREADS") == blur_cuda.THREADS
+    assert constant("ssim", "PATCH") == ssim_cuda.PATCH
     assert PATCHES * 32 == blend.BACKWARD_THREADS
 
 

@@ -6,8 +6,8 @@
 Goes on after a failure; --folder gets the traceback of each failure, the table of kernels of each timed part, and summary.txt.
 Without a GPU the parts that the emulator can run, run small: that tests this script. Parts:
 0 machine and packages   1 JAX computes   2 the driver translates every kernel   3, 4 the two launch routes   5 lists of
-intersections   6 blending against the oracle   7 gradients in a fixed order   8 blur against XLA   9 rasterizer   10 plain step
-12 the longest tile alone   13 step of BAGS
+intersections   6 blending against the oracle   7 gradients in a fixed order   8 blur against XLA   11 SSIM against XLA
+9 rasterizer   10 plain step   12 the longest tile alone   13 step of BAGS
 """
 
 import ctypes
@@ -39,6 +39,7 @@ from bags_jax.ops.rasterize.cuda.binding import rasterize as rasterize_cuda
 from bags_jax.ops.rasterize.cuda.binning import bin_views
 from bags_jax.ops.rasterize.cuda.blend import Image, Splats, blend_gradient, blend_views
 from bags_jax.ops.rasterize.tiles import bin_tiles
+from bags_jax.ops.ssim import ssim
 from bags_jax.ops.toolchain import cuda_build, cuda_launch
 from bags_jax.programs import compiler_options, largest_count
 from bags_jax.scene.initialize import init_state, with_optimizers
@@ -226,6 +227,20 @@ def compare_blur() -> str:
     return f"strides 1 to 4, largest relative difference {largest:.1e}"
 
 
+def compare_similarity() -> str:
+    """SSIM and its gradient against XLA."""
+    draw = np.random.default_rng(0)
+    image, target = (jnp.asarray(draw.random((SIZE["height"], SIZE["width"], 3)), jnp.float32) for _ in range(2))
+    valid = jnp.asarray(draw.random((SIZE["height"], SIZE["width"])) < 0.8)
+    both = jax.value_and_grad(ssim)
+    expected = jax.jit(functools.partial(both, backend="xla"))(image, target, valid)
+    with emulated():
+        found = jax.jit(functools.partial(both, backend="cuda"))(image, target, valid)
+    errors = list(map(distance, found, expected))
+    assert max(errors) < 1e-4, errors
+    return f"largest relative difference {max(errors):.1e}"
+
+
 def time_calls(run: Callable[[], object], calls: int, name: str) -> str:
     """Wall time of a call, and on a GPU a table of its kernels."""
     run()
@@ -391,6 +406,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "6": ("blending", compare_blending),
     "7": ("fixed order, twice", repeat_in_fixed_order),
     "8": ("blur", compare_blur),
+    "11": ("SSIM", compare_similarity),
     "9": ("rasterizer", time_rasterizer),
     "10": ("plain steps", time_plain_steps),
     "12": ("longest tile alone", time_longest_tile),

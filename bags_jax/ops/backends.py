@@ -44,7 +44,7 @@ XLA = Implementation("", lambda: "")
 TABLE: dict[str, dict[str, Implementation]] = {
     "rasterize": {"cpu": CPP, "cuda": CUDA, "tpu": PALLAS, "xla": XLA},
     "blur": {"cpu": CPP, "cuda": CUDA, "xla": XLA},
-    "ssim": {"cpu": CPP, "xla": XLA},
+    "ssim": {"cpu": CPP, "cuda": CUDA, "xla": XLA},
     "convolution": {"cpu": Implementation("cpu", _find_problem_with_cpu), "xla": XLA},
 }
 BACKENDS = tuple(dict.fromkeys(name for row in TABLE.values() for name in row))  # names of all backends

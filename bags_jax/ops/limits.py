@@ -9,3 +9,4 @@ TILE = 16  # side of a tile of the CUDA and Pallas kernels, px
 
 STRIDES = (1, 2, 3, 4)  # strides that the blur is compiled for: side of the blocks of pixels that share a kernel
 COLORS = 3  # channels of an image that the blur is compiled for
+WINDOW = 11  # side of the window of structural similarity, px

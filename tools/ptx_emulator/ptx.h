@@ -146,6 +146,7 @@ OF_ONE(neg, -a)
 OF_ONE(abs, std::abs(a))
 OF_TWO(setp_eq, a == b)
 OF_TWO(setp_ne, a != b)  // NaN: of integers only
+OF_TWO(setp_neu, !(a == b))
 OF_TWO(setp_lt, a < b)
 OF_TWO(setp_le, a <= b)
 OF_TWO(setp_gt, a > b)

@@ -7,6 +7,9 @@ from jaxtyping import Array, Bool, Float
 from bags_jax.ops.backends import choose
 from bags_jax.ops.ssim import xla
 from bags_jax.ops.ssim.cpu import binding as cpu_binding
+from bags_jax.ops.ssim.cuda import binding as cuda_binding
+
+_IMPLEMENTATIONS = {"cpu": cpu_binding, "cuda": cuda_binding, "xla": xla}
 
 
 def ssim(
@@ -20,14 +23,13 @@ def ssim(
     Args:
       image, target: values from 0 to 1, any number of channels.
       valid: pixels to compare.
-      backend: "cpu" is C++, compiled at first use; "xla" runs everywhere; "auto" takes the best of this machine.
-        "cuda" and "tpu" run on "xla" there.
+      backend: "cpu" is C++, compiled at first use; "cuda" is for NVIDIA GPUs; "xla" runs everywhere; "auto" takes the best of
+        this machine. "tpu" runs on "xla" there.
     Returns:
       0 where no pixel is valid.
     Raises:
       ValueError: a backend that is unknown or that this machine cannot run.
     Differentiable in the image alone, once, in reverse mode.
     """
-    implementation = cpu_binding if choose("ssim", backend) == "cpu" else xla
-    total = implementation.sum_similarities(image, jax.lax.stop_gradient(target), valid)
+    total = _IMPLEMENTATIONS[choose("ssim", backend)].sum_similarities(image, jax.lax.stop_gradient(target), valid)
     return total / (jnp.maximum(jnp.sum(valid), 1) * image.shape[-1])

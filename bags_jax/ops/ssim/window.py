@@ -2,7 +2,9 @@
 
 import numpy as np
 
-WINDOW, SIGMA = 11, 1.5
+from bags_jax.ops.limits import WINDOW
+
+SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2
 
 _offsets = np.arange(WINDOW) - WINDOW // 2

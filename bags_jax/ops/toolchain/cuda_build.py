@@ -13,8 +13,8 @@ import tempfile
 
 import numpy as np
 
-from bags_jax.ops.limits import CHANNELS, COLORS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, STRIDES, TILE
-from bags_jax.ops.toolchain.cuda_launch import ptx_path
+from bags_jax.ops.limits import CHANNELS, COLORS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, STRIDES, TILE, WINDOW
+from bags_jax.ops.toolchain.cuda_launch import kernel_folder, ptx_path
 
 TOOLCHAIN = pathlib.Path(__file__).parent
 # Names of the PTX files, with the macros that each is compiled with.
@@ -22,6 +22,7 @@ PROGRAMS = {
     "binning": {},
     **{f"blend_{num}": {"CHANNELS": num} for num in CHANNELS},
     **{f"blur_{stride}": {"STRIDE": stride} for stride in STRIDES},
+    "ssim": {"WINDOW": WINDOW},
 }
 PTX_VERSION = (
     "8.3"  # the oldest version that has all instructions used; drivers older than nvcc refuse the version of nvcc
@@ -39,8 +40,7 @@ def defines(program: str) -> list[str]:
 
 def source(program: str) -> pathlib.Path:
     """Returns the source file of a program."""
-    name = program.partition("_")[0]
-    return TOOLCHAIN.parent / ("blur" if name == "blur" else "rasterize") / "cuda" / f"{name}.cu"
+    return kernel_folder(program) / f"{program.partition('_')[0]}.cu"
 
 
 def fingerprint(program: str) -> str:

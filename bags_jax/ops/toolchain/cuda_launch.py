@@ -44,10 +44,15 @@ class Kernel(NamedTuple):
     threads: int
 
 
+def kernel_folder(program: str) -> pathlib.Path:
+    """Returns the folder of a program's source: that of the operator of its name, else of the rasterizer."""
+    name = program.partition("_")[0]
+    return FOLDER.parent / (name if name in ("blur", "ssim") else "rasterize") / "cuda"
+
+
 def ptx_path(program: str) -> pathlib.Path:
     """Returns the shipped PTX file of a program."""
-    operator = "blur" if program.startswith("blur") else "rasterize"
-    return FOLDER.parent / operator / "cuda" / "ptx" / f"{program}.ptx"
+    return kernel_folder(program) / "ptx" / f"{program}.ptx"
 
 
 @functools.cache
