@@ -175,6 +175,7 @@ FLAGS = {
     "run": "--workdir",
     "sfm": "--max_size",
     "train": "--config",
+    "sweep": "--variant",
     "evaluate": "--workdir",
     "render": "--path",
     "export": "--output",

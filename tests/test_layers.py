@@ -70,7 +70,7 @@ LAYERS = (
     ("run_report",),
     ("evaluation", "extension", "snapshot", "viewer"),
     ("enlargement",),
-    ("training",),
+    ("sweep", "training"),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -199,12 +199,12 @@ def test_only_parallel_says_pmap():
 READERS = {
     "ml_collections": ("cli", "config"),
     "absl": ("cli",),
-    "time": ("cli", "ops.toolchain", "processes", "sfm", "viewer"),
+    "time": ("cli", "ops.toolchain", "processes", "sfm", "sweep", "viewer"),
 }
 
 
 def test_only_a_few_parts_read_configs_flags_and_clocks():
-    """sfm/ and processes.py wait for another process; the toolchain times the first build; viewer/ measures how fast it draws."""
+    """sfm/, processes.py and sweep.py wait for other processes; the toolchain times the first build; viewer/ measures how fast it draws."""
     for path in PACKAGE:
         for name in {name.partition(".")[0] for name in list_imports(parse(path), path)} & READERS.keys():
             allowed = [part for part in READERS[name] if f"{dotted(path)}.".startswith(f"{part}.")]

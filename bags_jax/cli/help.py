@@ -37,7 +37,7 @@ def describe_program(module: types.ModuleType) -> str:
     """
     found = flags.FLAGS.get_key_flags_for_module(module)
     parts = [(module.__doc__ or "").strip(), "Flags:\n" + "\n".join(_describe_flag(flag) for flag in found)]
-    if "config" in [flag.name for flag in found]:
+    if any(flag.name == "config" and not isinstance(flag, flags.MultiFlag) for flag in found):
         parts += [SETTINGS_TITLE, describe_settings()]
     return "\n\n".join(parts)
 

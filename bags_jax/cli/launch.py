@@ -31,7 +31,7 @@ MISTAKES = (
 )
 
 
-def launch(main: Callable[..., None], *, resumes: bool = False, positional: str = "") -> None:
+def launch(main: Callable[..., None], *, resumes: bool = False, positional: str = "", one_config: bool = True) -> None:
     """Parses the flags and runs a program. Exit code 2: a mistake of the user, in one line; 130: Ctrl-C.
 
     After the flags are parsed, only UserError is a mistake of the user. Any other exception is a bug and keeps its traceback.
@@ -39,6 +39,7 @@ def launch(main: Callable[..., None], *, resumes: bool = False, positional: str 
     Args:
       main: the program.
       resumes: the same command continues an interrupted run.
+      one_config: the flag --config, if there is one, names one configuration, and its settings are flags.
       positional: name of the one argument that is no flag, which `main` gets; "": there is none.
     """
 
@@ -47,7 +48,7 @@ def launch(main: Callable[..., None], *, resumes: bool = False, positional: str 
             print_help(sys.modules[main.__module__])
             sys.exit(0)
         try:
-            rest = flags.FLAGS(expand_config(argv) if "config" in flags.FLAGS else argv)
+            rest = flags.FLAGS(expand_config(argv) if one_config and "config" in flags.FLAGS else argv)
         except UserError as error:
             fail(str(error))
         except MISTAKES as error:

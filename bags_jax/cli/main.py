@@ -11,6 +11,7 @@ COMMANDS = {
     "run": "From a video or a folder of photographs to a report and a splat, in one go.",
     "sfm": "Estimate the camera poses of your own photographs or video.",
     "train": "Train a scene, or continue an interrupted training.",
+    "sweep": "Train and score a grid of configurations and seeds, here or on a SLURM cluster.",
     "evaluate": "Score a trained scene on its held-out views.",
     "view": "Show a scene in a browser, also while it trains.",
     "render": "Render pictures and a film of a trained scene.",
