@@ -1,16 +1,20 @@
 """Kernels that are enlarged where a stage begins: sizes, resumed runs, evaluation."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 from test_training import compiled_once  # noqa: F401 (a fixture)
 
-from bags_jax import enlargement
+from bags_jax import dispatch, enlargement
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.config import read_config
 from bags_jax.enlargement import LARGEST_KERNEL, Enlarger, choose_sizes, find_source
 from bags_jax.errors import UserError
 from bags_jax.job import make_job
+from bags_jax.ops.rasterize import buffer_size
+from bags_jax.programs import Programs
 from bags_jax.progress import Progress
 from bags_jax.run import open_run
 from bags_jax.snapshot import measure_edge
@@ -28,9 +32,19 @@ def make_config(**changes):
     config.num_devices, config.views_per_step, config.blur.warmup = 1, 1, 0.0
     config.blur.use_rgbd, config.blur.centre_logit = False, 0.0
     config.blur.kernel_sizes, config.blur.enlarge_kernels = (5, 5), True
+    config.optim.poses = config.optim.exposures = 0.0  # compiles faster
     config.density.every, config.checkpoint_every, config.keep_checkpoints = 100, 3, 10
     config.update_from_flattened_dict(changes)
     return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Compiles no step that does not run, and all with one buffer size, wherever a run begins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Programs, "prepare", lambda *_: None)
+        patch.setattr(dispatch, "buffer_size", lambda num: max(8192, buffer_size(num)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +116,8 @@ def test_interrupted_and_resumed_equals_straight(straight, tmp_path, monkeypatch
     jax.tree.map(np.testing.assert_array_equal, train(make_config(), tmp_path), straight[1])
 
 
-def test_killed_after_the_settings_were_written_and_before_the_next_checkpoint(straight, tmp_path, monkeypatch):
+@pytest.mark.parametrize("newest", [START - 3, START])
+def test_killed_after_the_settings_were_written_and_before_the_next_checkpoint(straight, tmp_path, monkeypatch, newest):
     """The settings have the larger kernels, the newest checkpoint the smaller ones."""
 
     def die(job, state):
@@ -112,6 +127,8 @@ def test_killed_after_the_settings_were_written_and_before_the_next_checkpoint(s
         patch.setattr(enlargement, "fit_network", die)
         with pytest.raises(KeyboardInterrupt):
             train(make_config(), tmp_path)
+    if newest < START:
+        shutil.rmtree(tmp_path / "checkpoints" / str(START))
     assert read_settings(tmp_path).blur.kernel_sizes == (5, 13)
     assert open_run(tmp_path).stage.kernel_size == 5
     jax.tree.map(np.testing.assert_array_equal, train(make_config(), tmp_path), straight[1])
