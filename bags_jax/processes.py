@@ -28,7 +28,7 @@ SILENCE_LIMIT = 30.0  # seconds after which a process that does not answer count
 PERIOD = 1.0  # seconds between two signs of life
 LAST_WORDS = 6.0  # seconds that process 0 waits for the others: its end is the end of the service
 KEYS = "bags_jax/"
-# What JAX's C++ prints to stderr when the service is gone, before it aborts; and lines that say the same in other words.
+# JAX's C++ prints FATAL to stderr and then aborts the process when its service is gone. Lines with a word of NOISE are dropped.
 FATAL, NOISE = b"Terminating process because the JAX distributed service", (b"coordination_service", b"add_port.cc")
 COLLECTIVES = ("gloo", "nccl", "collective", "coordination")  # in the error of a step that lacks a process
 
@@ -91,9 +91,8 @@ def check_arguments(coordinator: str, num_processes: int, process_id: int) -> tu
 
 def _find_cluster(limit: int) -> tuple[str, int, int, dict] | None:
     """Coordinator, number of processes, number of this one and options for JAX, where a cluster has started several."""
-    from jax._src.clusters import (
-        ClusterEnv,
-    )  # public JAX joins at once, and then takes one device even where it is alone
+    # Private: jax.distributed.initialize would join at once, and take one device even where it is alone.
+    from jax._src.clusters import ClusterEnv
 
     try:
         kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method and kind.is_env_present()]
