@@ -7,16 +7,13 @@ import pathlib
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from bags_jax import parallel
 from bags_jax.budget import fill_in
 from bags_jax.checkpoint import Checkpoints
-from bags_jax.checksums import hash_array
 from bags_jax.config import read_config
-from bags_jax.data.scene import Scene
 from bags_jax.dispatch import Dispatch, Dispatcher, is_due, make_job_optimizers
 from bags_jax.enlargement import Enlarger, fit_network, recall_enlargement
 from bags_jax.errors import UserError
@@ -38,6 +35,7 @@ from bags_jax.programs import Programs
 from bags_jax.progress import Progress
 from bags_jax.scene.initialize import with_optimizers
 from bags_jax.settings import Settings
+from bags_jax.shared_job import share_job
 from bags_jax.snapshot import advise_kernels, take_snapshot
 from bags_jax.step import is_finite
 from bags_jax.structs import TrainState
@@ -130,30 +128,6 @@ def choose_settings(config: Any, workdir: str | pathlib.Path) -> tuple[Settings,
     shared = read_config(json.loads(parallel.share_text(json.dumps(dataclasses.asdict(filled)))))
     data = dataclasses.replace(shared.data, root=settings.data.root)
     return dataclasses.replace(shared, compilation_cache=settings.compilation_cache, data=data), chosen
-
-
-def share_job(job: Job) -> Job:
-    """Checks that all processes have read the same capture, and takes the numbers that process 0 has computed from it."""
-    if parallel.is_alone():
-        return job
-    check_equal("", describe_scene(job.scene))
-    pose_frame = jax.tree.map(jnp.asarray, parallel.share_tree(job.pose_frame, like=job.pose_frame))
-    return dataclasses.replace(job, extent=float(parallel.share_text(repr(float(job.extent)))), pose_frame=pose_frame)
-
-
-def describe_scene(scene: Scene) -> dict[str, str]:
-    """What a capture holds, for comparison: names, and SHA-256 of arrays."""
-    arrays = {
-        "poses": scene.viewmats,
-        "intrinsics": scene.Ks,
-        "points": scene.points,
-        "colors of points": scene.point_colors,
-    }
-    facts = {f"the SHA-256 of the {name}": hash_array(np.asarray(x)) for name, x in arrays.items()}
-    facts["the number of photographs"] = str(len(scene.names))
-    for name, image in zip(scene.names, scene.images, strict=True):
-        facts[f"the SHA-256 of photograph {name}"] = hash_array(np.asarray(image))
-    return facts
 
 
 def shows_pictures(settings: Settings, step: int) -> bool:

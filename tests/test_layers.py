@@ -64,7 +64,7 @@ LAYERS = (
     ("step",),
     ("first_scene", "programs"),
     ("job",),
-    ("dispatch", "memory"),
+    ("dispatch", "memory", "shared_job"),
     ("run",),
     ("export", "training_views"),
     ("run_report",),

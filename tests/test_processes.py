@@ -20,7 +20,8 @@ from bags_jax.config import read_config
 from bags_jax.errors import UserError
 from bags_jax.job import make_job
 from bags_jax.run import open_run
-from bags_jax.training import describe_scene, train
+from bags_jax.shared_job import describe_scene
+from bags_jax.training import train
 from configs import procedural
 
 ROOT = pathlib.Path(__file__).parents[1]
