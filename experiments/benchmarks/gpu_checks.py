@@ -1,4 +1,4 @@
-"""Runs the checks that need a GPU, in 13 minutes.
+"""Runs the checks that need a GPU, each with a time limit, 13 minutes in all.
 
   python -m experiments.benchmarks.gpu_checks --only=1 --only=2 --only=3
   python -m experiments.benchmarks.gpu_checks --only=4 --only=5 --blurball=../shared/data/blurball
