@@ -19,16 +19,19 @@ from bags_jax.growth import NEARLY_FULL, growth_on
 from bags_jax.job import Job
 from bags_jax.ops.rasterize import buffer_size
 from bags_jax.platforms import current_platform
+from bags_jax.parallel import WHOLE, Shards
 from bags_jax.programs import (
     Programs,
+    apply,
     control_density,
     copy_state,
     largest_count,
     lower_opacity,
     refresh_filter,
 )
-from bags_jax.scene.density import grow, is_density_step, is_reset_step, thresholds_at, ungrow
+from bags_jax.scene.density import is_density_step, is_reset_step, thresholds_at
 from bags_jax.scene.optimizer import Optimizers, make_optimizers, scale_rates
+from bags_jax.scene.rows import grow, join_rows, row_axes, split_rows, ungrow
 from bags_jax.schedule import Stage, count_steps, late_from, stage_at
 from bags_jax.settings import Settings
 from bags_jax.step import Recipe, is_finite
@@ -44,7 +47,7 @@ class Dispatch:
 
     stage: Stage
     stop: int  # the step that they lead to, if all of them are ok
-    capacity: int  # rows of the state at their end
+    capacity: int  # rows of the state on each device at their end
     metrics: dict  # of train_steps, with num_gaussians and is_finite of the state afterwards
     saved: TrainState | None = None  # a copy of the state, where a checkpoint is due
 
@@ -62,7 +65,7 @@ class Dispatcher:
     """Trains a state ahead of the host.
 
     Attributes:
-      state: as of the last queued operation.
+      state: as of the last queued operation; its rows may be split over the devices.
       step: as of the last queued dispatch.
     """
 
@@ -70,13 +73,34 @@ class Dispatcher:
         self, job: Job, optimizers: Optimizers, state: TrainState, programs: Programs, enlarge: Enlarge | None = None
     ):
         self.job, self._optimizers, self._programs, self._enlarge = job, optimizers, programs, enlarge
-        self.state = parallel.replicate(jax.tree.map(jnp.asarray, state), programs.num_devices)
+        self._shards = make_shards(job.settings, programs.num_devices)
+        self.state = self._split(state)
         self.step = int(state.step)
         self._num_gaussians = int(jnp.sum(self.state.alive))
         self._growth = growth_on(current_platform())
         self._datasets: dict[float, Dataset] = {}
         self._buffers: dict[tuple[Stage, int], int] = {}  # of intersections, for a stage and a number of rows
         self._prepare_stages(self._growth.stages_ahead)
+
+    def whole_state(self) -> TrainState:
+        """The state with all rows in one piece. Waits for the devices."""
+        return self._join(self.state)
+
+    def _split(self, state: TrainState) -> TrainState:
+        """Spreads a whole state over the devices."""
+        if not self._shards.are_split:
+            return self._place(jax.tree.map(jnp.asarray, state))
+        return self._place(split_rows(state, self._shards))
+
+    def _join(self, state: TrainState) -> TrainState:
+        """Undoes `_split`."""
+        return join_rows(state, max_rows=self.job.settings.max_gaussians) if self._shards.are_split else state
+
+    def _place(self, state: TrainState) -> TrainState:
+        """Copies a state, whose rows are split or not as is due, to where the programs expect it."""
+        if not self._shards.are_split:
+            return parallel.replicate(state, self._programs.num_devices)
+        return parallel.spread(state, row_axes(state), self._programs.num_devices)
 
     def run(self, is_interrupted: Callable[[], bool]) -> Iterator[Dispatch]:
         """Yields every dispatch that was trained, with its metrics as numbers, while the devices work on the next one.
@@ -100,18 +124,18 @@ class Dispatcher:
                     self._roll_back(done)
                     queued = None
                     continue
-                yield done
+                yield done if done.saved is None else dataclasses.replace(done, saved=self._join(done.saved))
                 self._num_gaussians = done.metrics["num_gaussians"]
                 self._prepare_growth(done)
             queued = self._queue_end(ahead) if ahead else None
 
     def _queue_steps(self, is_interrupted: bool) -> Dispatch:
         """Queues the steps up to the next event, and before them, where a stage begins, its first operations."""
-        stage, capacity = stage_at(self.job.stages, self.step), self.state.alive.shape[0]
+        stage, capacity = stage_at(self.job.stages, self.step), self.state.alive.shape[-1]
         dataset = self._dataset(stage)
         if self.step == stage.start:
             stage = self._enlarge_kernels(stage)
-            self.state = enter_stage(self.job, stage, self.state, dataset)
+            self.state = enter_stage(self.job, stage, self.state, dataset, shards=self._shards)
             needed = self._count(stage)
             if needed >= self._buffer(stage, capacity):
                 self._buffers[stage, capacity] = buffer_size(int(self._growth.headroom * needed))
@@ -124,12 +148,13 @@ class Dispatcher:
 
     def _enlarge_kernels(self, stage: Stage) -> Stage:
         """Goes on with larger kernels where `enlarge` finds them needed. Returns the stage that begins, with its kernels."""
-        larger = self._enlarge(self.job, stage, self.state) if self._enlarge else None
+        asks = self._enlarge is not None and self.job.settings.blur.enlarge_kernels
+        larger = self._enlarge(self.job, stage, self.whole_state()) if self._enlarge and asks else None
         if larger is None:
             return stage
         self.job, state = larger
         self._optimizers = make_job_optimizers(self.job)
-        self.state = parallel.replicate(state, self._programs.num_devices)
+        self.state = self._split(state)
         self._programs.cancel()
         self._prepare_stages(self._growth.stages_ahead)
         return stage_at(self.job.stages, self.step)
@@ -142,11 +167,11 @@ class Dispatcher:
         """
         settings = self.job.settings
         if is_density_step(settings.density, count_steps(settings, steps.stop)):
-            capacity = self.state.alive.shape[0]
+            capacity = self.state.alive.shape[-1]
             wanted = self._next_rows(full=self._growth.grow_at)
             if wanted > capacity:
-                self.state = parallel.replicate(grow(self.state, wanted), self._programs.num_devices)
-        self.state = after_steps(self.job, self.state, steps.stop, self._dataset(steps.stage))
+                self.state = self._place(grow(self.state, wanted))
+        self.state = after_steps(self.job, self.state, steps.stop, self._dataset(steps.stage), shards=self._shards)
         state = {"num_gaussians": jnp.sum(self.state.alive), "is_finite": is_finite(self.state)}
         saved = copy_state(self.state) if is_due(settings.checkpoint_every, steps.stop, settings) else None
         self.step = steps.stop
@@ -157,7 +182,7 @@ class Dispatcher:
         buffer = self._buffer(done.stage, done.capacity)
         larger = self._growth.next_buffer(buffer, done.metrics["num_intersections"])
         self._buffers[done.stage, done.capacity] = larger
-        self.state = parallel.replicate(ungrow(self.state, done.capacity), self._programs.num_devices)
+        self.state = self._place(ungrow(self.state, done.capacity))
         self.step = done.step
 
     def _prepare_stages(self, ahead: int) -> None:
@@ -166,7 +191,7 @@ class Dispatcher:
         Raises:
           UserError: no Gaussian is in view.
         """
-        rows = self.state.alive.shape[0]
+        rows = self.state.alive.shape[-1]
         for stage in self._stages_after(self.step)[: 1 + ahead]:
             if not self._buffer(stage, rows):
                 if not (needed := self._count(stage)):
@@ -179,7 +204,7 @@ class Dispatcher:
 
     def _prepare_growth(self, done: Dispatch) -> None:
         """Starts to compile what a growing scene needs next: steps with more rows, or with a larger buffer."""
-        density, capacity, stage = self.job.settings.density, self.state.alive.shape[0], done.stage
+        density, capacity, stage = self.job.settings.density, self.state.alive.shape[-1], done.stage
         wanted, needed = self._next_rows(full=self._growth.compile_at), done.metrics["num_intersections"]
         if wanted > capacity and density.start <= count_steps(self.job.settings, done.step) < density.stop:
             shapes = jax.eval_shape(lambda: grow(self.state, wanted))
@@ -196,7 +221,7 @@ class Dispatcher:
     def _prepare(self, stage: Stage, state: TrainState) -> None:
         """Starts to compile the steps of a stage for the rows of a state."""
         dataset = self._dataset(stage)
-        self._programs.prepare(self._recipe(stage, dataset, self._buffer(stage, state.alive.shape[0])), state, dataset)
+        self._programs.prepare(self._recipe(stage, dataset, self._buffer(stage, state.alive.shape[-1])), state, dataset)
 
     def _stages_after(self, step: int) -> list[Stage]:
         """The stages that have steps from this one on."""
@@ -205,16 +230,16 @@ class Dispatcher:
     def _count(self, stage: Stage) -> int:
         """Number of intersections of the present scene in the most demanding view of a stage. Waits for the devices."""
         dataset = self._dataset(stage)
-        return parallel.largest(largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view))
+        return parallel.largest(largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view, self._shards))
 
     def _buffer(self, stage: Stage, rows: int) -> int:
         """Size of the intersection buffer of a stage: the largest that was chosen for up to so many rows."""
         return max((size for key, size in self._buffers.items() if key[0] == stage and key[1] <= rows), default=0)
 
     def _next_rows(self, *, full: float) -> int:
-        """Number of rows for the steps to come, once a share `full` of those of today is in use."""
-        rows = self.state.alive.shape[0]
-        return self._growth.next_rows(rows, self._num_gaussians, self.job.settings.max_gaussians, full=full)
+        """Number of rows on each device for the steps to come, once a share `full` of those of today is in use."""
+        rows, limit = self._shards.count_rows(self.state.alive), self.job.settings.max_gaussians
+        return -(-self._growth.next_rows(rows, self._num_gaussians, limit, full=full) // self._shards.num)
 
     def _dataset(self, stage: Stage) -> Dataset:
         """The training views at the scale of a stage, on the devices; made at the first call."""
@@ -227,7 +252,13 @@ class Dispatcher:
 
     def _recipe(self, stage: Stage, dataset: Dataset, buffer: int) -> Recipe:
         num_devices = self._programs.num_devices
-        return make_recipe(self.job, self._optimizers, stage, dataset, buffer=buffer, num_devices=num_devices)
+        recipe = make_recipe(self.job, self._optimizers, stage, dataset, buffer=buffer, num_devices=num_devices)
+        return dataclasses.replace(recipe, shards=self._shards)
+
+
+def make_shards(settings: Settings, num_devices: int) -> Shards:
+    """Where the rows of the Gaussians are in a training run."""
+    return Shards(num_devices) if settings.shard_gaussians and num_devices > 1 else WHOLE
 
 
 def make_job_optimizers(job: Job) -> Optimizers:
@@ -261,7 +292,9 @@ def make_recipe(
     )
 
 
-def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> TrainState:
+def enter_stage(
+    job: Job, stage: Stage, state: TrainState, dataset: Dataset, *, shards: Shards = WHOLE
+) -> TrainState:
     """The state at the beginning of a stage: kernels are handed over, and the 3D filter is that of the new scale.
 
     Idempotent: a dispatch that fell short at the first step of a stage enters it again.
@@ -273,21 +306,22 @@ def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset) -> 
             heads = {"source": source.head, "target": stage.head}
             params = job.model.hand_over(state.network[name], **heads, zoom=stage.scale / source.scale)
             state = dataclasses.replace(state, network={**state.network, name: params})
-    return refresh_filter(state, stage.start, dataset)
+    return apply(refresh_filter, state, jnp.int32(stage.start), dataset, shards=shards)
 
 
-def after_steps(job: Job, state: TrainState, step: int, dataset: Dataset) -> TrainState:
+def after_steps(job: Job, state: TrainState, step: int, dataset: Dataset, *, shards: Shards = WHOLE) -> TrainState:
     """Density control, 3D filter and opacity reset: whatever is due after `step` steps, if the state has reached that step."""
-    density, count = job.settings.density, count_steps(job.settings, step)
+    density, count, now = job.settings.density, count_steps(job.settings, step), jnp.int32(step)
     if step % density.every:
         return state
     if is_density_step(density, count):
         key = jax.random.fold_in(jax.random.key(job.settings.seed + 1), step)
         thresholds = thresholds_at(density, count, is_early=step < late_from(job.settings, job.stages))
-        state = control_density(state, step, key, thresholds, dataset)
+        limit = {"shards": shards, "max_rows": job.settings.max_gaussians}
+        state = apply(control_density, state, now, key, thresholds, dataset, **limit)
     else:
-        state = refresh_filter(state, step, dataset)
-    return lower_opacity(state, step) if is_reset_step(density, count) else state
+        state = apply(refresh_filter, state, now, dataset, shards=shards)
+    return apply(lower_opacity, state, now, shards=shards) if is_reset_step(density, count) else state
 
 
 def periods(settings: Settings) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Geometry of Gaussians and cameras: rotations, EWA projection, the 3D smoothing filter."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -332,6 +333,7 @@ def smoothing_filter(
     *,
     near: Float[Array, ""] | float = 0.2,
     margin: float = 0.15,
+    largest_of_all: Callable[[Float[Array, ""]], Float[Array, ""]] = lambda x: x,
 ) -> Float[Array, "N"]:
     """Computes the standard deviation of Mip-Splatting's 3D filter (Yu et al. 2024, eq. 7).
 
@@ -344,6 +346,7 @@ def smoothing_filter(
       sizes: height and width of their images, px.
       near: a camera sees points with a larger z, scene units.
       margin: a camera sees points inside its image enlarged by this fraction of its size on each side.
+      largest_of_all: the largest of this number and those of other devices, where these are not all means.
     Returns:
       Standard deviations, scene units. Points that no camera sees get the largest value among alive points that some
       camera sees.
@@ -360,7 +363,7 @@ def smoothing_filter(
 
     best, _ = jax.lax.scan(nearest, jnp.full(means.shape[0], jnp.inf), (cameras, sizes))
     seen = jnp.isfinite(best) & alive
-    largest = jnp.max(jnp.where(seen, best, 0.0))
+    largest = largest_of_all(jnp.max(jnp.where(seen, best, 0.0)))
     return jnp.sqrt(0.2) * jnp.where(jnp.isfinite(best), best, largest)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bags_jax.data.pyramid import scale_size
 from bags_jax.errors import UserError
 from bags_jax.job import Job
-from bags_jax.scene.density import grow
+from bags_jax.scene.rows import grow
 from bags_jax.structs import TrainState
 
 # Temporaries of a compiled step, for each pixel of the canvas and each Gaussian: a little above what XLA reports for a CPU and an H200.

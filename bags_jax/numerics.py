@@ -38,6 +38,23 @@ def _clip_bwd(bound, x, g):
 clip_with_return.defvjp(_clip_fwd, _clip_bwd)
 
 
+@jax.custom_vjp
+def weigh_gradient(tree, weight: Float[Array, ""]):
+    """Returns the arrays of a tree unchanged, with gradients times a weight. No gradient flows into the weight."""
+    return tree
+
+
+def _weigh_fwd(tree, weight):
+    return tree, weight
+
+
+def _weigh_bwd(weight, gradients):
+    return jax.tree.map(lambda g: g * weight, gradients), jnp.zeros_like(weight)
+
+
+weigh_gradient.defvjp(_weigh_fwd, _weigh_bwd)
+
+
 def safe_div(a: Float[Array, "*S"], b: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """Returns a / b, and 0 with gradient 0 where b is 0."""
     nonzero = b != 0.0

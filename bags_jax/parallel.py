@@ -1,11 +1,15 @@
 """Data parallelism: each device trains on other views; the state is equal on all devices. Only this file says pmap.
 
+Where the Gaussians are split (config.shard_gaussians), their rows, and all that has a row for each, are the exception: row i is
+on device i % D. Arrays of rows then have two axes [D n], of which the first is that of the devices; within a step, [n].
+
 With several processes (jax.distributed) the mapped axis spans the devices of all of them. Everywhere else an array lives on
 the devices of its own process, equal in all processes: only the functions of this file exchange anything, and all processes
 must call them in the same order.
 """
 
 import copy
+import dataclasses
 import functools
 import json
 import os
@@ -17,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from bags_jax.errors import UserError
 
@@ -43,6 +47,86 @@ def pmax(tree):
     return jax.lax.pmax(tree, AXIS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Where the rows of the Gaussians are: row i on device i % num. With num 1 every device has all of them.
+
+    Its methods may be called on a device only, within a mapped function. n rows are on each device, N on all together.
+    """
+
+    num: int = 1
+
+    @property
+    def are_split(self) -> bool:
+        """True if no device has all rows."""
+        return self.num > 1
+
+    def count_rows(self, alive) -> int:
+        """N, for an array with or without the axis of the devices."""
+        return self.num * alive.shape[-1]
+
+    def gather(self, tree):
+        """The rows of all devices: [n ...] becomes [N ...], in their order."""
+        if not self.are_split:
+            return tree
+        order = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+        return jax.tree.map(lambda x: order(jax.lax.all_gather(x, AXIS)), tree)
+
+    def own(self, x):
+        """The rows of this device: [N ...] becomes [n ...]."""
+        if not self.are_split:
+            return x
+        return x.reshape(-1, self.num, *x.shape[1:])[:, jax.lax.axis_index(AXIS)]
+
+    def largest(self, x):
+        """The largest of the values of all devices."""
+        return pmax(x) if self.are_split else x
+
+    def sum(self, x):
+        """The sum of the values of all devices."""
+        return psum(x) if self.are_split else x
+
+    def all(self, condition: Bool[Array, ""]) -> Bool[Array, ""]:
+        """True if a condition holds on all devices."""
+        return jax.lax.pmin(condition.astype(jnp.int32), AXIS) > 0 if self.are_split else condition
+
+    def exchange(self, tree):
+        """Sends block d of the own rows to device d, for all d: [D n ...] becomes [N ...], in the order of the rows.
+
+        The gradient flows back in the same way.
+        """
+        leaves, structure = jax.tree.flatten(tree)
+        flat = [x.reshape(*x.shape[:2], -1) for x in leaves]
+        received = jax.lax.all_to_all(jnp.concatenate(flat, axis=-1), AXIS, 0, 0, tiled=True)
+        rows = jnp.swapaxes(received, 0, 1).reshape(-1, received.shape[-1])
+        ends = np.cumsum([x.shape[-1] for x in flat])
+        parts = [rows[:, end - x.shape[-1] : end] for x, end in zip(flat, ends, strict=True)]
+        return structure.unflatten([x.reshape(-1, *y.shape[2:]) for x, y in zip(parts, leaves, strict=True)])
+
+    def move(self, tree, values, sources: Int[Array, "N"], targets: Int[Array, "N"], num: Int[Array, ""]):
+        """Writes row sources[j] of `values` to row targets[j] of `tree`, for j < num; drops targets beyond the end."""
+        if not self.are_split:
+            return jax.tree.map(lambda x, y: x.at[targets].set(y[sources], mode="drop"), tree, values)
+        total, rank = sources.shape[0], jax.lax.axis_index(AXIS)
+        size = min(total, MOVED_AT_ONCE)
+        sources = jnp.pad(sources, (0, -total % size))
+        targets = jnp.pad(targets, (0, -total % size), constant_values=total)
+
+        def move_some(carry):
+            i, tree = carry
+            source, target = (jax.lax.dynamic_slice(x, (i * size,), (size,)) for x in (sources, targets))
+            is_here, row = source % self.num == rank, jnp.where(target % self.num == rank, target // self.num, total)
+            masked = lambda y: jnp.where(is_here.reshape(-1, *(1,) * (y.ndim - 1)), y[source // self.num], 0)
+            sent = psum(jax.tree.map(masked, values))
+            return i + 1, jax.tree.map(lambda x, y: x.at[row].set(y, mode="drop"), tree, sent)
+
+        return jax.lax.while_loop(lambda carry: carry[0] * size < num, move_some, (jnp.int32(0), tree))[1]
+
+
+WHOLE = Shards()
+MOVED_AT_ONCE = 1 << 16  # rows that density control moves between devices in one exchange
+
+
 def is_alone() -> bool:
     """True if this process trains without others."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
@@ -62,29 +146,56 @@ def replicate(tree, num_devices: int):
     return jax.device_put(tree, NamedSharding(_local_mesh(num_devices), EVERYWHERE))
 
 
-def parallelize(step: Callable, *, num_args: int, num_devices: int) -> Callable:
+def parallelize(
+    step: Callable, *, num_args: int, num_devices: int, shards: Shards = WHOLE, axes: Any = None
+) -> Callable:
     """Maps `step(rank, state, *args) -> (state, metrics)` over devices; call the result with `ranks(num_devices)` in front.
 
     `rank` is the number of the device. `state` and the `num_args` others are equal on all devices, and so must be the results:
     those of the first device are kept, so that the state stays plain arrays that Orbax can save. The state is donated. It goes in
     and comes out `without_empty`.
+
+    Args:
+      step: un-mapped.
+      num_args: number of arguments after the state.
+      num_devices: of all processes together.
+      shards: where the rows of the state are.
+      axes: a tree as the state: 0 for arrays with the axis of the devices, None for others. None: there are none.
     """
 
     def mapped(rank, state, *args):
-        zeros = lambda x: jnp.zeros(x.shape, x.dtype) if _is_empty(x) else x
-        state, metrics = step(rank, jax.tree.map(zeros, state, is_leaf=_is_empty), *args)
-        return without_empty(state), metrics
+        new, metrics = step(rank, _full(state, shards), *args)
+        # An Empty of the state that came, whose shape is that of all shards.
+        return jax.tree.map(lambda x, y: x if _is_empty(x) else y, state, without_empty(new), is_leaf=_is_empty), metrics
 
     if not is_alone():
         return AcrossProcesses(mapped, num_args=num_args, num_devices=num_devices)
     return jax.pmap(
         mapped,
         axis_name=AXIS,
-        in_axes=(0, None) + (None,) * num_args,
-        out_axes=None,
+        in_axes=(0, axes) + (None,) * num_args,
+        out_axes=(axes, None),
         donate_argnums=1,
         devices=jax.local_devices()[:num_devices],
     )
+
+
+def measure(function: Callable, *, num_args: int, num_devices: int, shards: Shards, axes: Any) -> Callable:
+    """Maps `function(state, *args)` over devices, as `parallelize` does; its results are equal on all. The state is kept."""
+    return jax.pmap(
+        lambda rank, state, *args: function(_full(state, shards), *args),
+        axis_name=AXIS,
+        in_axes=(0, axes) + (None,) * num_args,
+        out_axes=None,
+        devices=jax.local_devices()[:num_devices],
+    )
+
+
+def _full(state, shards: Shards):
+    """The state of one device with arrays of size 0 in place of Empty; all of them have rows of Gaussians."""
+    skip = 1 if shards.num > 1 else 0
+    zeros = lambda x: jnp.zeros(x.shape[skip:], x.dtype) if _is_empty(x) else x
+    return jax.tree.map(zeros, state, is_leaf=_is_empty)
 
 
 class AcrossProcesses:
@@ -218,6 +329,14 @@ def without_empty(state):
 def with_empty(state, like):
     """Replaces Empty by the arrays of size 0 of another state."""
     return jax.tree.map(lambda x, y: y if _is_empty(x) else x, state, like, is_leaf=_is_empty)
+
+
+def spread(tree, axes, num_devices: int):
+    """Copies arrays to the devices of this process, as `parallelize` takes them: see there for `axes`."""
+    own, mesh = replicate, _local_mesh(num_devices)
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    place = lambda axis, x: own(x, num_devices) if axis is None else jax.device_put(x, split)
+    return jax.tree.map(place, axes, tree, is_leaf=lambda axis: axis is None)
 
 
 def _is_empty(node) -> bool:

@@ -3,6 +3,8 @@
 import concurrent.futures
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,15 @@ import jax.numpy as jnp
 from bags_jax import parallel
 from bags_jax.geometry import smoothing_filter
 from bags_jax.ops.rasterize import count_intersections
+from bags_jax.parallel import WHOLE, Shards
 from bags_jax.platforms import count_cores, current_platform
 from bags_jax.rendering import View, project_gaussians
 from bags_jax.scene.density import Thresholds, densify_and_prune, reset_opacity
+from bags_jax.scene.rows import row_axes
 from bags_jax.step import Recipe, train_steps
 from bags_jax.structs import Dataset, TrainState
+
+LARGEST_INT = jnp.iinfo(jnp.int32).max
 
 
 class Programs:
@@ -54,7 +60,7 @@ class Programs:
             self._futures[key].set_result(self._compile(recipe, *jax.tree.map(_shape, (state, dataset))))
         compiled = self._futures[key].result()
         if self._in_use not in (None, key):
-            self._forget(self._in_use, capacity=state.alive.shape[0])
+            self._forget(self._in_use, capacity=state.alive.shape[-1])
         self._in_use = key
         ranks, mapped = parallel.ranks(self.num_devices), parallel.without_empty(state)
         mapped, metrics = compiled(ranks, mapped, dataset, jnp.int32(start), jnp.int32(stop))
@@ -74,10 +80,14 @@ class Programs:
             self._futures.pop(key).cancel()
 
     def _compile(self, recipe: Recipe, state, dataset):
-        mapped = parallel.parallelize(
-            functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=self.num_devices
-        )
         ranks, state = parallel.ranks(self.num_devices), parallel.without_empty(state)
+        mapped = parallel.parallelize(
+            functools.partial(train_steps, recipe=recipe),
+            num_args=3,
+            num_devices=self.num_devices,
+            shards=recipe.shards,
+            axes=row_axes(state) if recipe.shards.are_split else None,
+        )
         lowered = mapped.lower(ranks, state, dataset, jnp.int32(0), jnp.int32(1))
         return lowered.compile(compiler_options=compiler_options(recipe))
 
@@ -100,28 +110,72 @@ def compiler_options(recipe: Recipe) -> dict[str, bool | str]:
 
 
 def _key(recipe: Recipe, state: TrainState, dataset: Dataset):
-    return recipe, state.alive.shape[0], dataset.images.shape
+    return recipe, state.alive.shape[-1], dataset.images.shape
 
 
 def _shape(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-@functools.partial(jax.jit, donate_argnames="state")
-def control_density(state: TrainState, step, key, thresholds: Thresholds, dataset: Dataset) -> TrainState:
+def apply(operation: Callable, state: TrainState, *args: Any, shards: Shards = WHOLE, **static: Any) -> TrainState:
+    """Applies control_density, refresh_filter or lower_opacity: to a whole state, or on each device to its rows of a split one."""
+    if not shards.are_split:
+        return operation(state, *args)
+    mapped = _map_operation(operation, len(args), shards, tuple(sorted(static.items())), _structure(state))
+    new, _ = mapped(parallel.ranks(shards.num), parallel.without_empty(state), *args)
+    return parallel.with_empty(new, state)
+
+
+@functools.cache
+def _map_operation(operation: Any, num_args: int, shards: Shards, static: tuple, structure: "_Structure") -> Callable:
+    def step(_, state, *args):
+        return operation.__wrapped__(state, *args, shards=shards, **dict(static)), {}
+
+    return parallel.parallelize(
+        step, num_args=num_args, num_devices=shards.num, shards=shards, axes=structure.row_axes()
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Structure:
+    """Shapes of a split state without empty arrays; hashable."""
+
+    tree: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    def row_axes(self):
+        return row_axes(self.tree.unflatten([jax.ShapeDtypeStruct(shape, jnp.float32) for shape in self.shapes]))
+
+
+def _structure(state: TrainState) -> _Structure:
+    leaves, tree = jax.tree.flatten(parallel.without_empty(state))
+    return _Structure(tree, tuple(x.shape for x in leaves))
+
+
+@functools.partial(jax.jit, donate_argnames="state", static_argnames=("shards", "max_rows"))
+def control_density(
+    state: TrainState,
+    step,
+    key,
+    thresholds: Thresholds,
+    dataset: Dataset,
+    *,
+    shards: Shards = WHOLE,
+    max_rows: int | None = None,
+) -> TrainState:
     """One density control step and the new 3D filter, if the state is at this step."""
-    controlled = densify_and_prune(state, key, thresholds, extent=dataset.extent)
-    return _if_at(step, _with_filter(controlled, dataset), state)
+    controlled = densify_and_prune(state, key, thresholds, extent=dataset.extent, shards=shards, max_rows=max_rows)
+    return _if_at(step, _with_filter(controlled, dataset, shards), state)
 
 
-@functools.partial(jax.jit, donate_argnames="state")
-def refresh_filter(state: TrainState, step, dataset: Dataset) -> TrainState:
+@functools.partial(jax.jit, donate_argnames="state", static_argnames="shards")
+def refresh_filter(state: TrainState, step, dataset: Dataset, *, shards: Shards = WHOLE) -> TrainState:
     """Updates the 3D filter for the cameras of the current scale, if the state is at this step."""
-    return _if_at(step, _with_filter(state, dataset), state)
+    return _if_at(step, _with_filter(state, dataset, shards), state)
 
 
-@functools.partial(jax.jit, donate_argnames="state")
-def lower_opacity(state: TrainState, step) -> TrainState:
+@functools.partial(jax.jit, donate_argnames="state", static_argnames="shards")
+def lower_opacity(state: TrainState, step, *, shards: Shards = WHOLE) -> TrainState:
     """Resets the opacities, if the state is at this step."""
     return _if_at(step, reset_opacity(state), state)
 
@@ -137,23 +191,33 @@ def _if_at(step, new: TrainState, state: TrainState) -> TrainState:
     return jax.tree.map(lambda a, b: jnp.where(state.step == step, a, b), new, state)
 
 
-def _with_filter(state: TrainState, dataset: Dataset) -> TrainState:
-    gaussians, cameras = state.gaussians, dataset.cameras
-    filter_3d = smoothing_filter(gaussians.means, state.alive, cameras, dataset.sizes, near=dataset.near_plane)
+def _with_filter(state: TrainState, dataset: Dataset, shards: Shards) -> TrainState:
+    where = state.gaussians.means, state.alive, dataset.cameras, dataset.sizes
+    filter_3d = smoothing_filter(*where, near=dataset.near_plane, largest_of_all=shards.largest)
     return dataclasses.replace(state, filter_3d=filter_3d)
 
 
-@functools.partial(jax.jit, static_argnames="view")
-def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
+@functools.partial(jax.jit, static_argnames=("view", "shards"))
+def _largest_count(state: TrainState, dataset: Dataset, *, view: View, shards: Shards = WHOLE):
     width, height = view.canvas
 
     def count(camera):
         projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
-        return count_intersections(projected, width=width, height=height, backend=view.backend)
+        num = count_intersections(projected, width=width, height=height, backend=view.backend)
+        return jnp.minimum(num, LARGEST_INT // shards.num)
 
-    return jnp.max(jax.lax.map(count, dataset.cameras))
+    return jnp.max(shards.sum(jax.lax.map(count, dataset.cameras)))
 
 
-def largest_count(state: TrainState, dataset: Dataset, view: View) -> int:
+def largest_count(state: TrainState, dataset: Dataset, view: View, shards: Shards = WHOLE) -> int:
     """Number of intersections of tiles and Gaussians in the most demanding view of a dataset."""
-    return int(_largest_count(state, dataset, view=view))
+    if not shards.are_split:
+        return int(_largest_count(state, dataset, view=view))
+    count = _map_count(view, shards, _structure(state))
+    return int(count(parallel.ranks(shards.num), parallel.without_empty(state), dataset))
+
+
+@functools.cache
+def _map_count(view: View, shards: Shards, structure: _Structure) -> Callable:
+    count = functools.partial(_largest_count, view=view, shards=shards)
+    return parallel.measure(count, num_args=1, num_devices=shards.num, shards=shards, axes=structure.row_axes())

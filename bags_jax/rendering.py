@@ -43,6 +43,15 @@ class View:
 
 
 @struct.dataclass
+class Seen:
+    """N Gaussians as one camera sees them."""
+
+    projected: Projected
+    colors: Float[Array, "N 3"]
+    distances: Any  # [N], from the camera, scene units; None: the depth is camera z
+
+
+@struct.dataclass
 class Rendered:
     """One sharp render, with the margin of its view."""
 
@@ -125,7 +134,22 @@ def render(
     sh_degree: Int[Array, ""] | int = MAX_DEGREE,
     probe_px: Float[Array, "N 2"] | None = None,
 ) -> Rendered:
-    """Renders the scene sharp, with its depth.
+    """Renders the scene sharp, with its depth: `draw` of what `see` gives."""
+    seen = see(gaussians, alive, filter_3d, camera, view=view, sh_degree=sh_degree, probe_px=probe_px)
+    return draw(seen, view=view)
+
+
+def see(
+    gaussians: Gaussians,
+    alive: Bool[Array, "N"],
+    filter_3d: Float[Array, "N"],
+    camera: Camera,
+    *,
+    view: View,
+    sh_degree: Int[Array, ""] | int = MAX_DEGREE,
+    probe_px: Float[Array, "N 2"] | None = None,
+) -> Seen:
+    """Projects and colours the Gaussians for one camera; each row for itself.
 
     Args:
       gaussians: world frame, before activation.
@@ -139,8 +163,15 @@ def render(
     projected = project_gaussians(gaussians, alive, filter_3d, camera, view)
     if probe_px is not None:
         projected = dataclasses.replace(projected, means_px=projected.means_px + probe_px)
-    depths = distances_from(gaussians, camera) if view.ray_depth else projected.depths
-    features = jnp.concatenate([colors_towards(gaussians, camera, sh_degree), depths[:, None]], axis=-1)
+    distances = distances_from(gaussians, camera) if view.ray_depth else None
+    return Seen(projected, colors_towards(gaussians, camera, sh_degree), distances)
+
+
+def draw(seen: Seen, *, view: View) -> Rendered:
+    """Rasterizes what one camera sees, over the background of its view."""
+    projected = seen.projected
+    depths = projected.depths if seen.distances is None else seen.distances
+    features = jnp.concatenate([seen.colors, depths[:, None]], axis=-1)
     width, height = view.canvas
     output = rasterize(
         projected,

@@ -323,6 +323,11 @@ class Settings:
     num_steps: int = setting(20_000, "Number of training steps. 0: chosen for `minutes`.", low=0)
     views_per_step: int = setting(0, "Views per step over all devices. 0: one for each device.", low=0)
     num_devices: int = setting(0, "Number of devices. 0: as many as can share the views of a step.", low=0)
+    shard_gaussians: bool = setting(
+        False,
+        "Split the Gaussians over the devices, for a scene larger than one device; False: every device has all.",
+        older=False,
+    )
     backend: str = setting(
         "auto", "Implementation of rasterizer, blur, SSIM and convolution: auto, cpu, cuda, tpu or xla."
     )

@@ -17,17 +17,18 @@ from bags_jax import losses
 from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.blur_model.statistics import shares, view_statistics
 from bags_jax.geometry import LARGEST
-from bags_jax.parallel import pmax, psum
-from bags_jax.rendering import Rendered, View, render, render_blurred
+from bags_jax.numerics import weigh_gradient
+from bags_jax.parallel import WHOLE, Shards, pmax, psum
+from bags_jax.rendering import Rendered, Seen, View, draw, render, render_blurred, see
 from bags_jax.scene.confidence import pose_trust, view_confidence
-from bags_jax.scene.density import add_stats, view_stats
+from bags_jax.scene.density import add_stats, sum_view_stats, view_stats
 from bags_jax.scene.exposure import expose, hold_brightness
 from bags_jax.scene.optimizer import Optimizers
 from bags_jax.scene.pose_refinement import corrected_camera, hold_gauge
 from bags_jax.schedule import Stage
 from bags_jax.settings import Loss
 from bags_jax.spherical_harmonics import MAX_DEGREE
-from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, TrainState, network_name
+from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, Projected, TrainState, network_name
 
 FEW = 1 << 16  # arrays of at most this many numbers are checked together
 LAST_STEP = jnp.iinfo(jnp.int32).max
@@ -49,6 +50,7 @@ class Recipe:
     # Trip count of the fori_loop over the steps of one dispatch. Surplus iterations change nothing. GPUs need it, because each
     # iteration of a while_loop waits for the host there. 0: use a while_loop.
     loop_length: int = 0
+    shards: Shards = WHOLE  # where the rows of the Gaussians are
 
 
 def draw_views(
@@ -65,17 +67,59 @@ def draw_views(
     return jax.vmap(view_at)(places)
 
 
+def draw_views_of_all(
+    recipe: Recipe, num_views: int, seed: Int[Array, ""], step: Int[Array, ""]
+) -> Int[Array, "B D"] | None:
+    """The views of all devices at one step, where each must project its Gaussians for all of them; else None."""
+    if not recipe.shards.are_split:
+        return None
+    return jax.vmap(lambda rank: draw_views(recipe, num_views, seed, step, rank), out_axes=1)(jnp.arange(recipe.num_devices))
+
+
 def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Array, ""]) -> Camera:
     """The camera of one training view, with its pose correction where poses are refined."""
     camera = jax.tree.map(lambda x: x[index], dataset.cameras)
     return camera if dataset.pose_frame is None else corrected_camera(camera, poses[index], dataset.pose_frame)
 
 
-def loss_fn(
-    trained: tuple[Gaussians, dict, Float[Array, "V 6"], Float[Array, "V 3"], Float[Array, "N 2"]],
+def see_scene(
+    trained: tuple[Gaussians, Float[Array, "V 6"], Float[Array, "*D N 2"]],
     state: TrainState,
     dataset: Dataset,
     index: Int[Array, ""],
+    views: Int[Array, "D"] | None,
+    *,
+    recipe: Recipe,
+) -> tuple[Seen, Projected]:
+    """All Gaussians as one training view sees them, and those of this device on the screens that `views` names.
+
+    Where the Gaussians are split over devices, each projects and colours its own for the views of all devices, and sends them.
+    Elsewhere both results are of the same Gaussians.
+    """
+    gaussians, poses, probe = trained
+    sh_degree = state.step // recipe.sh_every if recipe.sh_every else MAX_DEGREE
+    confidence = view_confidence(state.blur_px, recipe.loss.confidence)
+
+    def see_view(view):
+        index, probe = view
+        weighed, camera = weigh_gradient(gaussians, confidence[index]), training_camera(dataset, poses, index)
+        how = {"view": recipe.view, "sh_degree": sh_degree, "probe_px": probe}
+        return see(weighed, state.alive, state.filter_3d, camera, **how)
+
+    if views is None:
+        seen = see_view((index, probe))
+        return seen, seen.projected
+    # Projected again for the gradient: keeping all that it needs would take more memory than the Gaussians.
+    by_view = jax.lax.map(jax.checkpoint(see_view), (views, probe))
+    return recipe.shards.exchange(by_view), by_view.projected
+
+
+def loss_fn(
+    trained: tuple[Gaussians, dict, Float[Array, "V 6"], Float[Array, "V 3"], Float[Array, "*D N 2"]],
+    state: TrainState,
+    dataset: Dataset,
+    index: Int[Array, ""],
+    views: Int[Array, "D"] | None = None,
     *,
     recipe: Recipe,
 ):
@@ -83,19 +127,20 @@ def loss_fn(
 
     Args:
       trained: the differentiated part: Gaussians, parameters of the blur model, pose corrections, exposures, and the probe of the
-        projected means (zeros).
+        projected means (zeros), for each of `views` where there are such.
       state: the rest of the state.
       dataset: training views at the scale of the stage.
       index: the view.
+      views: that of each device, where the Gaussians are split over devices; else None.
       recipe: static part.
     Returns:
-      loss, and (terms, Rendered): all terms by name, unweighted, with the PSNR to the photograph.
+      loss, and (terms, Rendered, Projected): all terms by name, unweighted, with the PSNR to the photograph; the Gaussians of
+      this device on the screen of the view, or of each of `views`.
     """
     gaussians, params, poses, exposures, probe = trained
     stage, view, model = recipe.stage, recipe.view, recipe.model
-    sh_degree = state.step // recipe.sh_every if recipe.sh_every else MAX_DEGREE
-    camera = training_camera(dataset, poses, index)
-    rendered = render(gaussians, state.alive, state.filter_3d, camera, view=view, sh_degree=sh_degree, probe_px=probe)
+    seen, projected = see_scene((gaussians, poses, probe), state, dataset, index, views, recipe=recipe)
+    rendered = draw(seen, view=view)
     photo = dataset.images[index].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
     valid = (jnp.arange(view.height) < height)[:, None] & (jnp.arange(view.width) < width)[None, :]
@@ -120,32 +165,35 @@ def loss_fn(
     total = losses.weighted_sum(terms, recipe.loss)
     terms["blur_px"] = blur_px
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
-    return total, ({"total": total, **terms}, rendered)
+    return total, ({"total": total, **terms}, rendered, projected)
 
 
-def _view_gradients(state: TrainState, dataset: Dataset, index, recipe: Recipe):
-    """Gradients, density statistics and metrics of one view."""
-    probe = jnp.zeros((state.alive.shape[0], 2))
+def _view_gradients(state: TrainState, dataset: Dataset, index, views, recipe: Recipe):
+    """Gradients, density statistics and metrics of one view; those of the own Gaussians are of the views of all devices."""
+    num, margin = state.alive.shape[0], recipe.view.margin
+    probe = jnp.zeros((num, 2) if views is None else (views.shape[0], num, 2))
     gradient_of = jax.grad(loss_fn, has_aux=True)
-    (*grads, d_probe), (terms, rendered) = gradient_of(
-        (state.gaussians, state.network, state.poses, state.exposures, probe), state, dataset, index, recipe=recipe
+    (*grads, d_probe), (terms, rendered, projected) = gradient_of(
+        (state.gaussians, state.network, state.poses, state.exposures, probe), state, dataset, index, views, recipe=recipe
     )
-    height, width = dataset.sizes[index]
-    stats = view_stats(d_probe, rendered.projected, width=width, height=height, margin=recipe.view.margin)
+    if views is None:
+        height, width = dataset.sizes[index]
+        stats = view_stats(d_probe, projected, width=width, height=height, margin=margin)
+    else:
+        stats = sum_view_stats(d_probe, projected, sizes=dataset.sizes[views], margin=margin)
     largest = {
         "num_intersections": rendered.num_intersections,
         "num_dropped": rendered.num_dropped,
         "blur_px": jnp.zeros_like(state.blur_px).at[index].set(terms["blur_px"]),
     }
-    grads[0] = jax.tree.map(lambda g: g * view_confidence(state.blur_px, recipe.loss.confidence)[index], grads[0])
     return tuple(grads), stats, terms, largest
 
 
-def _device_gradients(state: TrainState, dataset: Dataset, indices, recipe: Recipe):
-    """Sums over the views of this device."""
+def _device_gradients(state: TrainState, dataset: Dataset, indices, views, recipe: Recipe):
+    """Sums over the views of this device, `indices`; `views` has those of all devices, or is None."""
 
-    def add(total, index):
-        grads, stats, terms, largest = _view_gradients(state, dataset, index, recipe)
+    def add(total, drawn):
+        grads, stats, terms, largest = _view_gradients(state, dataset, *drawn, recipe)
         old_grads, old_stats, old_terms, old_largest = total
         return (
             jax.tree.map(jnp.add, old_grads, grads),
@@ -154,20 +202,29 @@ def _device_gradients(state: TrainState, dataset: Dataset, indices, recipe: Reci
             jax.tree.map(jnp.maximum, old_largest, largest),
         ), None
 
+    drawn = (indices, views)
+    first = jax.tree.map(lambda x: x[0], drawn)
     if indices.shape[0] == 1:
-        return _view_gradients(state, dataset, indices[0], recipe)
+        return _view_gradients(state, dataset, *first, recipe)
     # Start from zeros: starting from the gradients of the first view would compile them a second time.
-    shapes = jax.eval_shape(lambda: _view_gradients(state, dataset, indices[0], recipe))
-    return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), indices)[0]
+    shapes = jax.eval_shape(lambda: _view_gradients(state, dataset, *first, recipe))
+    return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), drawn)[0]
 
 
-def _sum_over_devices(stats: DensityStats, largest: dict, num_devices: int):
-    """Density statistics and largest values over the views of all devices."""
-    if num_devices == 1:
-        return stats, largest
+def _sum_over_devices(grads, stats: DensityStats, terms: dict, largest: dict, recipe: Recipe):
+    """Gradients, density statistics, terms and largest values over the views of all devices.
+
+    Where the Gaussians are split, gradients and statistics of those of this device are complete already.
+    """
+    if recipe.num_devices == 1:
+        return grads, stats, terms, largest
+    if recipe.shards.are_split:
+        others, terms = psum((grads[1:], terms))
+        return (grads[0], *others), stats, terms, pmax(largest)
+    grads, terms = psum((grads, terms))
     sums = psum((stats.grad_norms, stats.counts))
     max_radii, largest = pmax((stats.max_radii, largest))
-    return DensityStats(sums[0], sums[1], max_radii), largest
+    return grads, DensityStats(sums[0], sums[1], max_radii), terms, largest
 
 
 def train_step(
@@ -182,7 +239,7 @@ def train_step(
 
     Args:
       rank: number of this device, which selects its share of the views of the step.
-      state: equal on all devices.
+      state: equal on all devices, but for the rows of the Gaussians where they are split.
       dataset: equal on all devices.
       stop: the state does not advance beyond this step.
       recipe: static part.
@@ -190,9 +247,9 @@ def train_step(
       state, and metrics: mean loss terms, num_intersections (largest over the views), num_dropped, ok (0 or 1).
     """
     indices = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
-    grads, stats, terms, largest = _device_gradients(state, dataset, indices, recipe)
-    grads, terms = psum((grads, terms)) if recipe.num_devices > 1 else (grads, terms)
-    stats, largest = _sum_over_devices(stats, largest, recipe.num_devices)
+    views = draw_views_of_all(recipe, dataset.sizes.shape[0], state.seed, state.step)
+    found = _device_gradients(state, dataset, indices, views, recipe)
+    grads, stats, terms, largest = _sum_over_devices(*found, recipe)
     new_blur_px = largest.pop("blur_px")
     blur_px = jnp.where(new_blur_px > 0.0, new_blur_px, state.blur_px)
     grads, terms = jax.tree.map(lambda x: x / recipe.views_per_step, (grads, terms))
@@ -227,6 +284,7 @@ def train_step(
     # Check gradients and parameters before the update: checking the updated ones makes XLA read Adam's arrays a second time.
     is_due, is_whole = state.step < stop, largest["num_dropped"] == 0
     ok = _all(is_due, is_whole, jnp.isfinite(terms["total"]), *_finite((grads, _parameters(state))))
+    ok = recipe.shards.all(ok)
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
     return state, {**terms, **largest, "ok": ok.astype(jnp.int32)}
 

@@ -98,8 +98,8 @@ def _train(config: Any, workdir: str | pathlib.Path, make_model: MakeModel | Non
                 checkpoints.save(done.saved)
                 draw_pictures(dispatcher.job, done, writers, progress)
         if dispatcher.step < settings.num_steps:
-            save_and_leave(checkpoints, dispatcher.state)
-    return dispatcher.state
+            save_and_leave(checkpoints, dispatcher.whole_state())
+    return dispatcher.whole_state()
 
 
 def draw_pictures(job: Job, done: Dispatch, writers: Writers, progress: Progress) -> None:

@@ -29,6 +29,7 @@ FREE = (
     "keep_checkpoints",
     "compilation_cache",
     "num_devices",
+    "shard_gaussians",
 )
 
 

@@ -46,8 +46,9 @@ from bags_jax.job import first_state, make_job
 from bags_jax.ops.rasterize.tpu import binding as tpu
 from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.rendering import render
-from bags_jax.scene.density import Thresholds, grow
+from bags_jax.scene.density import Thresholds
 from bags_jax.scene.initialize import with_optimizers
+from bags_jax.scene.rows import grow
 from bags_jax.splatting import rasterization
 from bags_jax.step import train_steps
 from bags_jax.training import make_job_optimizers

@@ -14,14 +14,13 @@ from bags_jax.scene.density import (
     add_stats,
     densify_and_prune,
     empty_stats,
-    grow,
     is_density_step,
     is_reset_step,
     reset_opacity,
     thresholds_at,
-    ungrow,
     view_stats,
 )
+from bags_jax.scene.rows import grow, ungrow
 from bags_jax.settings import Density
 from bags_jax.structs import DensityStats, Gaussians, Projected, TrainState
 

@@ -5,8 +5,6 @@ stored as Gaussians too, so that the same moves apply to them.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.geometry import apply_filter_3d, rotation_from_quat
+from bags_jax.parallel import WHOLE, Shards
 from bags_jax.settings import Density
 from bags_jax.structs import DensityStats, Gaussians, Projected, TrainState
 
@@ -90,6 +89,22 @@ def view_stats(
     )
 
 
+def sum_view_stats(
+    probe_grads: Float[Array, "C N 2"], projected: Projected, *, sizes: Int[Array, "C 2"], margin: int = 0
+) -> DensityStats:
+    """The statistics of several views; see `view_stats`. Every array of `projected` has an axis C in front.
+
+    Args:
+      sizes: height and width of the photographs, px.
+    """
+
+    def stats_of(grads, seen, size):
+        return view_stats(grads, seen, width=size[1], height=size[0], margin=margin)
+
+    each = jax.vmap(stats_of)(probe_grads, projected, sizes)
+    return DensityStats(jnp.sum(each.grad_norms, 0), jnp.sum(each.counts, 0), jnp.max(each.max_radii, 0))
+
+
 def add_stats(a: DensityStats, b: DensityStats) -> DensityStats:
     """The statistics of the views of both."""
     return DensityStats(a.grad_norms + b.grad_norms, a.counts + b.counts, jnp.maximum(a.max_radii, b.max_radii))
@@ -97,11 +112,6 @@ def add_stats(a: DensityStats, b: DensityStats) -> DensityStats:
 
 def _where_rows(mask: Bool[Array, "N"], new: Gaussians, old: Gaussians) -> Gaussians:
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
-
-
-def _move_rows(gaussians: Gaussians, values: Gaussians, rows: Int[Array, "N"]) -> Gaussians:
-    """Writes values[j] to row rows[j]; drops rows beyond the end."""
-    return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), gaussians, values)
 
 
 def _split_child(gaussians: Gaussians, noise: Float[Array, "N 3"]) -> Gaussians:
@@ -124,42 +134,75 @@ def _prune(state: TrainState, thresholds: Thresholds) -> Bool[Array, "N"]:
     return keep & (state.density.max_radii <= limit)
 
 
+class Births(NamedTuple):
+    """Which Gaussians one density control step copies into which rows, over all devices."""
+
+    num: Int[Array, ""]
+    sources: Int[Array, "N"]  # rows to copy; the first `num` of them count
+    targets: Int[Array, "N"]  # dead rows to copy to; N, beyond the end, after the first `num`
+
+
+def _plan_births(wanted: Bool[Array, "N"], mean_grad: Float[Array, "N"], alive: Bool[Array, "N"], max_rows: int):
+    """The births of all devices, for the rows of all of them. Rows from max_rows on stay dead."""
+    total = alive.shape[0]
+    sources = jnp.argsort(jnp.where(wanted, -mean_grad, jnp.inf))
+    free_rows = jnp.argsort(alive, stable=True)
+    num = jnp.minimum(jnp.sum(wanted), jnp.sum(~alive[:max_rows]))
+    return Births(num, sources, jnp.where(jnp.arange(total) < num, free_rows, total))
+
+
 def densify_and_prune(
-    state: TrainState, key: Array, thresholds: Thresholds, *, extent: Float[Array, ""] | float
+    state: TrainState,
+    key: Array,
+    thresholds: Thresholds,
+    *,
+    extent: Float[Array, ""] | float,
+    shards: Shards = WHOLE,
+    max_rows: int | None = None,
 ) -> TrainState:
     """One density control step: prunes, then clones small and splits large Gaussians whose screen gradient is large.
 
     Where dead rows run out, the Gaussians with the largest gradients come first. Gaussians that are too wide even after they
     were split are pruned at the end. The statistics are reset.
+
+    Where the rows are split over devices, all of them agree on one plan: a state changes as it would on one device.
+
+    Args:
+      state: the rows of this device.
+      key: equal on all devices.
+      thresholds: of this step.
+      extent: of the scene, scene units.
+      shards: where the rows are.
+      max_rows: rows from this on stay dead; None: all may be used.
     """
-    num = state.alive.shape[0]
+    total = shards.count_rows(state.alive)
     alive = _prune(state, thresholds)
     mean_grad = state.density.grad_norms / jnp.maximum(state.density.counts, 1.0)
     wanted = alive & (mean_grad >= thresholds.grad)
-    sources = jnp.argsort(jnp.where(wanted, -mean_grad, jnp.inf))
-    free_rows = jnp.argsort(alive, stable=True)
-    granted = jnp.arange(num) < jnp.minimum(jnp.sum(wanted), jnp.sum(~alive))
-    rows = jnp.where(granted, free_rows, num)
-    parents = jnp.zeros(num, bool).at[jnp.where(granted, sources, num)].set(True, mode="drop")
+    births = _plan_births(*shards.gather((wanted, mean_grad, alive)), total if max_rows is None else max_rows)
+    are_granted = jnp.arange(total) < births.num
+    flag = lambda rows: shards.own(jnp.zeros(total, bool).at[rows].set(True, mode="drop"))
+    parents, new = flag(jnp.where(are_granted, births.sources, total)), flag(births.targets)
 
     large = jnp.max(state.gaussians.log_scales, axis=-1) > jnp.log(thresholds.clone_max_scale * extent)
-    noise = jax.random.normal(key, (2, num, 3))
+    noise = jax.random.normal(key, (2, total, 3))
     split = parents & large
-    children = _where_rows(large, _split_child(state.gaussians, noise[0]), state.gaussians)
-    gaussians = _where_rows(split, _split_child(state.gaussians, noise[1]), state.gaussians)
-    gaussians = _move_rows(gaussians, jax.tree.map(lambda x: x[sources], children), rows)
-    born = split.at[rows].set(True, mode="drop")
+    children = _where_rows(large, _split_child(state.gaussians, shards.own(noise[0])), state.gaussians)
+    gaussians = _where_rows(split, _split_child(state.gaussians, shards.own(noise[1])), state.gaussians)
+    gaussians, filter_3d = shards.move(
+        (gaussians, state.filter_3d), (children, state.filter_3d), births.sources, births.targets, births.num
+    )
 
     def forget(moments: Gaussians) -> Gaussians:
-        return _where_rows(born, jax.tree.map(jnp.zeros_like, moments), moments)
+        return _where_rows(split | new, jax.tree.map(jnp.zeros_like, moments), moments)
 
     return dataclasses.replace(
         state,
         gaussians=gaussians,
-        alive=alive.at[rows].set(True, mode="drop") & ~_too_wide(gaussians, thresholds.max_scale, extent),
-        filter_3d=state.filter_3d.at[rows].set(state.filter_3d[sources], mode="drop"),
+        alive=(alive | new) & ~_too_wide(gaussians, thresholds.max_scale, extent),
+        filter_3d=filter_3d,
         gaussians_opt=_map_moments(forget, state.gaussians_opt),
-        density=empty_stats(num),
+        density=empty_stats(state.alive.shape[0]),
     )
 
 
@@ -190,31 +233,4 @@ def reset_opacity(state: TrainState) -> TrainState:
         state,
         gaussians=dataclasses.replace(state.gaussians, logit_opacities=logits),
         gaussians_opt=_map_moments(forget, state.gaussians_opt),
-    )
-
-
-def grow(state: TrainState, capacity: int) -> TrainState:
-    """Returns the state with `capacity` rows; new rows are dead. Only outside jit, because shapes change."""
-    num = state.alive.shape[0]
-    if capacity < num:
-        raise ValueError(f"capacity {capacity} came for {num} rows, expected at least as many: a state never shrinks")
-    return _with_rows(state, lambda x: jnp.pad(x, [(0, capacity - num)] + [(0, 0)] * (x.ndim - 1)))
-
-
-def ungrow(state: TrainState, capacity: int) -> TrainState:
-    """Undoes `grow`, as long as no Gaussian is in the new rows: returns the state with `capacity` rows. Only outside jit."""
-    return _with_rows(state, lambda x: x[:capacity])
-
-
-def _with_rows(state: TrainState, change: Callable[[Array], Array]) -> TrainState:
-    """Applies `change` to every array that has a row for each Gaussian."""
-    num = state.alive.shape[0]
-    each = functools.partial(jax.tree.map, lambda x: change(x) if x.ndim > 0 and x.shape[0] == num else x)
-    return dataclasses.replace(
-        state,
-        gaussians=each(state.gaussians),
-        alive=each(state.alive),
-        filter_3d=each(state.filter_3d),
-        gaussians_opt=each(state.gaussians_opt),
-        density=each(state.density),
     )
