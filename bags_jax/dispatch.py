@@ -26,6 +26,7 @@ from bags_jax.programs import (
     control_density,
     copy_state,
     largest_count,
+    largest_counts,
     lower_opacity,
     refresh_filter,
 )
@@ -80,6 +81,7 @@ class Dispatcher:
         self._growth = growth_on(current_platform())
         self._datasets: dict[float, Dataset] = {}
         self._buffers: dict[tuple[Stage, int], int] = {}  # of intersections, for a stage and a number of rows
+        self._max_sent: dict[int, int] = {}  # Gaussians that a device sends to another, for a number of rows
         self._prepare_stages(self._growth.stages_ahead)
 
     def whole_state(self) -> TrainState:
@@ -120,7 +122,7 @@ class Dispatcher:
             if queued:  # the devices work on `ahead` now
                 done = queued.read()
                 must_stop = must_stop or done.metrics["num_interrupted"] > 0
-                if done.step < done.stop and done.metrics["num_dropped"] > 0:
+                if done.step < done.stop and done.metrics["num_dropped"] + done.metrics["num_unsent"] > 0:
                     self._roll_back(done)
                     queued = None
                     continue
@@ -136,12 +138,14 @@ class Dispatcher:
         if self.step == stage.start:
             stage = self._enlarge_kernels(stage)
             self.state = enter_stage(self.job, stage, self.state, dataset, shards=self._shards)
-            needed = self._count(stage)
+            needed, visible = self._count(stage)
             if needed >= self._buffer(stage, capacity):
                 self._buffers[stage, capacity] = buffer_size(int(self._growth.headroom * needed))
+            if visible > self._sent(capacity):
+                self._max_sent[capacity] = buffer_size(int(self._growth.headroom * visible))
             self._prepare_stages(1)
         stop = next_event(self.job.settings, stage, self.step)
-        recipe = self._recipe(stage, dataset, self._buffer(stage, capacity))
+        recipe = self._recipe(stage, dataset, self._buffer(stage, capacity), capacity)
         self.state, metrics = self._programs.steps(recipe, self.state, dataset, self.step, stop)
         num_interrupted = parallel.count_raised(is_interrupted, self._programs.num_devices)
         return Dispatch(stage, stop, capacity, {**metrics, "num_interrupted": num_interrupted})
@@ -179,9 +183,13 @@ class Dispatcher:
 
     def _roll_back(self, done: Dispatch) -> None:
         """Enlarges the buffer that was too small, and returns to the step that the state has reached."""
-        buffer = self._buffer(done.stage, done.capacity)
-        larger = self._growth.next_buffer(buffer, done.metrics["num_intersections"])
-        self._buffers[done.stage, done.capacity] = larger
+        if done.metrics["num_unsent"] > 0:
+            larger = self._growth.next_buffer(self._sent(done.capacity), done.metrics["num_visible"])
+            self._max_sent[done.capacity] = larger
+        else:
+            buffer = self._buffer(done.stage, done.capacity)
+            larger = self._growth.next_buffer(buffer, done.metrics["num_intersections"])
+            self._buffers[done.stage, done.capacity] = larger
         self.state = self._place(ungrow(self.state, done.capacity))
         self.step = done.step
 
@@ -194,47 +202,64 @@ class Dispatcher:
         rows = self.state.alive.shape[-1]
         for stage in self._stages_after(self.step)[: 1 + ahead]:
             if not self._buffer(stage, rows):
-                if not (needed := self._count(stage)):
+                needed, visible = self._count(stage)
+                if not needed:
                     raise UserError(
                         f"no training view sees any of the {self._num_gaussians} Gaussians: poses and points do not belong "
                         "together, or there are no points and the poses do not say where the scene is; run COLMAP for points"
                     )
                 self._buffers[stage, rows] = buffer_size(int(self._growth.headroom_ahead * needed))
+                if visible > self._sent(rows):
+                    self._max_sent[rows] = buffer_size(int(self._growth.headroom_ahead * visible))
             self._prepare(stage, self.state)
 
     def _prepare_growth(self, done: Dispatch) -> None:
         """Starts to compile what a growing scene needs next: steps with more rows, or with a larger buffer."""
         density, capacity, stage = self.job.settings.density, self.state.alive.shape[-1], done.stage
         wanted, needed = self._next_rows(full=self._growth.compile_at), done.metrics["num_intersections"]
+        visible = done.metrics["num_visible"]
         if wanted > capacity and density.start <= count_steps(self.job.settings, done.step) < density.stop:
             shapes = jax.eval_shape(lambda: grow(self.state, wanted))
             grown = jax.tree.map(lambda x, now: x.update(sharding=now.sharding), shapes, self.state)
+            self._max_sent.setdefault(wanted, buffer_size(int(self._growth.headroom_ahead * visible)))
             for soon in self._stages_after(done.step)[:2]:
                 ahead = int(self._growth.headroom_ahead * needed * soon.scale / stage.scale)
                 self._buffers.setdefault((soon, wanted), buffer_size(ahead))
                 self._prepare(soon, grown)
         buffer = self._buffer(stage, capacity)
         if needed > NEARLY_FULL * buffer:
-            recipe = self._recipe(stage, self._dataset(stage), self._growth.next_buffer(buffer))
+            recipe = self._recipe(stage, self._dataset(stage), self._growth.next_buffer(buffer), capacity)
+            self._programs.prepare(recipe, self.state, self._dataset(stage))
+        if visible > NEARLY_FULL * (sent := self._sent(capacity)) and sent < capacity:
+            recipe = self._recipe(stage, self._dataset(stage), buffer, capacity)
+            recipe = dataclasses.replace(recipe, max_sent=_sent_of(self._growth.next_buffer(sent), capacity))
             self._programs.prepare(recipe, self.state, self._dataset(stage))
 
     def _prepare(self, stage: Stage, state: TrainState) -> None:
         """Starts to compile the steps of a stage for the rows of a state."""
-        dataset = self._dataset(stage)
-        self._programs.prepare(self._recipe(stage, dataset, self._buffer(stage, state.alive.shape[-1])), state, dataset)
+        dataset, rows = self._dataset(stage), state.alive.shape[-1]
+        self._programs.prepare(self._recipe(stage, dataset, self._buffer(stage, rows), rows), state, dataset)
 
     def _stages_after(self, step: int) -> list[Stage]:
         """The stages that have steps from this one on."""
         return [stage for stage in self.job.stages if stage.stop > step]
 
-    def _count(self, stage: Stage) -> int:
-        """Number of intersections of the present scene in the most demanding view of a stage. Waits for the devices."""
+    def _count(self, stage: Stage) -> tuple[int, int]:
+        """Number of intersections of the present scene in the most demanding view of a stage, and of visible Gaussians of one
+        device (0 where all have all). Waits for the devices."""
         dataset = self._dataset(stage)
-        return parallel.largest(largest_count(self.state, dataset, self._recipe(stage, dataset, 0).view, self._shards))
+        view = self._recipe(stage, dataset, 0, 0).view
+        if self._shards.are_split:
+            return largest_counts(self.state, dataset, view, self._shards)
+        return parallel.largest(largest_count(self.state, dataset, view)), 0
 
     def _buffer(self, stage: Stage, rows: int) -> int:
         """Size of the intersection buffer of a stage: the largest that was chosen for up to so many rows."""
         return max((size for key, size in self._buffers.items() if key[0] == stage and key[1] <= rows), default=0)
+
+    def _sent(self, rows: int) -> int:
+        """Largest number of Gaussians to send that was chosen for up to so many rows on each device."""
+        return max((size for key, size in self._max_sent.items() if key <= rows), default=0)
 
     def _next_rows(self, *, full: float) -> int:
         """Number of rows on each device for the steps to come, once a share `full` of those of today is in use."""
@@ -250,10 +275,16 @@ class Dispatcher:
             self._datasets[stage.scale] = parallel.replicate(dataset, self._programs.num_devices)
         return self._datasets[stage.scale]
 
-    def _recipe(self, stage: Stage, dataset: Dataset, buffer: int) -> Recipe:
+    def _recipe(self, stage: Stage, dataset: Dataset, buffer: int, rows: int) -> Recipe:
         num_devices = self._programs.num_devices
         recipe = make_recipe(self.job, self._optimizers, stage, dataset, buffer=buffer, num_devices=num_devices)
-        return dataclasses.replace(recipe, shards=self._shards)
+        max_sent = _sent_of(self._sent(rows), rows) if self._shards.are_split else 0
+        return dataclasses.replace(recipe, shards=self._shards, max_sent=max_sent)
+
+
+def _sent_of(size: int, rows: int) -> int:
+    """Recipe.max_sent for a buffer of this size: 0, all, where it holds all rows of a device."""
+    return size if size < rows else 0
 
 
 def make_shards(settings: Settings, num_devices: int) -> Shards:

@@ -90,17 +90,27 @@ class Shards:
         """True if a condition holds on all devices."""
         return jax.lax.pmin(condition.astype(jnp.int32), AXIS) > 0 if self.are_split else condition
 
-    def exchange(self, tree):
-        """Sends block d of the own rows to device d, for all d: [D n ...] becomes [N ...], in the order of the rows.
+    def exchange(self, tree, rows: Int[Array, "D S"] | None = None):
+        """Sends block d of a tree to device d, for all d, and puts what comes into the order of the rows.
 
         The gradient flows back in the same way.
+
+        Args:
+          tree: arrays [D S ...].
+          rows: which row of this device each of them belongs to, ascending; those beyond the last come last. None: they are
+            all n rows of this device.
+        Returns:
+          arrays [D*S ...].
         """
         leaves, structure = jax.tree.flatten(tree)
         flat = [x.reshape(*x.shape[:2], -1) for x in leaves]
-        received = jax.lax.all_to_all(jnp.concatenate(flat, axis=-1), AXIS, 0, 0, tiled=True)
-        rows = jnp.swapaxes(received, 0, 1).reshape(-1, received.shape[-1])
-        ends = np.cumsum([x.shape[-1] for x in flat])
-        parts = [rows[:, end - x.shape[-1] : end] for x, end in zip(flat, ends, strict=True)]
+        received = _swap(jnp.concatenate(flat, axis=-1))
+        if rows is None:
+            ordered = jnp.swapaxes(received, 0, 1).reshape(-1, received.shape[-1])
+        else:
+            numbers = self.num * _swap(rows) + jnp.arange(self.num, dtype=rows.dtype)[:, None]
+            ordered = received.reshape(-1, received.shape[-1])[jnp.argsort(numbers.ravel())]
+        parts = jnp.split(ordered, np.cumsum([x.shape[-1] for x in flat])[:-1], axis=-1)
         return structure.unflatten([x.reshape(-1, *y.shape[2:]) for x, y in zip(parts, leaves, strict=True)])
 
     def move(self, tree, values, sources: Int[Array, "N"], targets: Int[Array, "N"], num: Int[Array, ""]):
@@ -121,6 +131,11 @@ class Shards:
             return i + 1, jax.tree.map(lambda x, y: x.at[row].set(y, mode="drop"), tree, sent)
 
         return jax.lax.while_loop(lambda carry: carry[0] * size < num, move_some, (jnp.int32(0), tree))[1]
+
+
+def _swap(x):
+    """Block d of each device goes to device d: [D ...] becomes [D ...], by the device that it comes from."""
+    return jax.lax.all_to_all(x, AXIS, 0, 0, tiled=True)
 
 
 WHOLE = Shards()
@@ -192,10 +207,15 @@ def measure(function: Callable, *, num_args: int, num_devices: int, shards: Shar
 
 
 def _full(state, shards: Shards):
-    """The state of one device with arrays of size 0 in place of Empty; all of them have rows of Gaussians."""
-    skip = 1 if shards.num > 1 else 0
-    zeros = lambda x: jnp.zeros(x.shape[skip:], x.dtype) if _is_empty(x) else x
-    return jax.tree.map(zeros, state, is_leaf=_is_empty)
+    """The state of one device with arrays of size 0 in place of Empty."""
+
+    def fill(x):
+        if not _is_empty(x):
+            return x
+        is_split = shards.are_split and x.shape[0] == shards.num
+        return jnp.zeros(x.shape[1:] if is_split else x.shape, x.dtype)
+
+    return jax.tree.map(fill, state, is_leaf=_is_empty)
 
 
 class AcrossProcesses:

@@ -120,7 +120,7 @@ def _shape(x):
 def apply(operation: Callable, state: TrainState, *args: Any, shards: Shards = WHOLE, **static: Any) -> TrainState:
     """Applies control_density, refresh_filter or lower_opacity: to a whole state, or on each device to its rows of a split one."""
     if not shards.are_split:
-        return operation(state, *args)
+        return operation(state, *args, **static)
     mapped = _map_operation(operation, len(args), shards, tuple(sorted(static.items())), _structure(state))
     new, _ = mapped(parallel.ranks(shards.num), parallel.without_empty(state), *args)
     return parallel.with_empty(new, state)
@@ -197,27 +197,41 @@ def _with_filter(state: TrainState, dataset: Dataset, shards: Shards) -> TrainSt
     return dataclasses.replace(state, filter_3d=filter_3d)
 
 
-@functools.partial(jax.jit, static_argnames=("view", "shards"))
-def _largest_count(state: TrainState, dataset: Dataset, *, view: View, shards: Shards = WHOLE):
+@functools.partial(jax.jit, static_argnames="view")
+def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
     width, height = view.canvas
 
     def count(camera):
         projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
-        num = count_intersections(projected, width=width, height=height, backend=view.backend)
-        return jnp.minimum(num, LARGEST_INT // shards.num)
+        return count_intersections(projected, width=width, height=height, backend=view.backend)
 
-    return jnp.max(shards.sum(jax.lax.map(count, dataset.cameras)))
+    return jnp.max(jax.lax.map(count, dataset.cameras))
 
 
-def largest_count(state: TrainState, dataset: Dataset, view: View, shards: Shards = WHOLE) -> int:
+def largest_count(state: TrainState, dataset: Dataset, view: View) -> int:
     """Number of intersections of tiles and Gaussians in the most demanding view of a dataset."""
-    if not shards.are_split:
-        return int(_largest_count(state, dataset, view=view))
-    count = _map_count(view, shards, _structure(state))
-    return int(count(parallel.ranks(shards.num), parallel.without_empty(state), dataset))
+    return int(_largest_count(state, dataset, view=view))
+
+
+def largest_counts(state: TrainState, dataset: Dataset, view: View, shards: Shards) -> tuple[int, int]:
+    """The same for a split state, and the largest number of Gaussians of one device that are visible in one view."""
+    count = _map_counts(view, shards, _structure(state))
+    found = count(parallel.ranks(shards.num), parallel.without_empty(state), dataset)
+    return int(found[0]), int(found[1])
 
 
 @functools.cache
-def _map_count(view: View, shards: Shards, structure: _Structure) -> Callable:
-    count = functools.partial(_largest_count, view=view, shards=shards)
-    return parallel.measure(count, num_args=1, num_devices=shards.num, shards=shards, axes=structure.row_axes())
+def _map_counts(view: View, shards: Shards, structure: _Structure) -> Callable:
+    width, height = view.canvas
+
+    def count_all(state, dataset):
+        def count(camera):
+            projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
+            num = count_intersections(projected, width=width, height=height, backend=view.backend)
+            # No sum over devices exceeds int32.
+            return jnp.minimum(num, LARGEST_INT // shards.num), jnp.sum(projected.radii_px[:, 0] > 0)
+
+        intersections, visible = jax.lax.map(count, dataset.cameras)
+        return jnp.max(shards.sum(intersections)), shards.largest(jnp.max(visible))
+
+    return parallel.measure(count_all, num_args=1, num_devices=shards.num, shards=shards, axes=structure.row_axes())

@@ -17,7 +17,7 @@ from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.rasterize import rasterize
 from bags_jax.schedule import Stage
 from bags_jax.spherical_harmonics import MAX_DEGREE, SH_C0, degree_of, sh_basis
-from bags_jax.structs import BlurField, BlurMoments, Camera, Gaussians, Projected
+from bags_jax.structs import BlurField, BlurMoments, Camera, Gaussians, Projected, Seen
 from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
 
@@ -40,15 +40,6 @@ class View:
     def canvas(self) -> tuple[int, int]:
         """Width and height of what is drawn, px."""
         return self.width + 2 * self.margin, self.height + 2 * self.margin
-
-
-@struct.dataclass
-class Seen:
-    """N Gaussians as one camera sees them."""
-
-    projected: Projected
-    colors: Float[Array, "N 3"]
-    distances: Any  # [N], from the camera, scene units; None: the depth is camera z
 
 
 @struct.dataclass
@@ -165,6 +156,17 @@ def see(
         projected = dataclasses.replace(projected, means_px=projected.means_px + probe_px)
     distances = distances_from(gaussians, camera) if view.ray_depth else None
     return Seen(projected, colors_towards(gaussians, camera, sh_degree), distances)
+
+
+def keep_visible(seen: Seen, size: int) -> tuple[Seen, Int[Array, "S"]]:
+    """Keeps the visible Gaussians, in their order, in arrays of `size` rows; drops those that do not fit.
+
+    Returns:
+      what is kept, and the row of each. Surplus rows of the arrays are culled, with row N.
+    """
+    visible = seen.projected.radii_px[:, 0] > 0
+    (rows,) = jnp.nonzero(visible, size=size, fill_value=visible.shape[0])
+    return jax.tree.map(lambda x: x.at[rows].get(mode="fill", fill_value=0), seen), rows
 
 
 def draw(seen: Seen, *, view: View) -> Rendered:

@@ -19,7 +19,7 @@ from bags_jax.blur_model.statistics import shares, view_statistics
 from bags_jax.geometry import LARGEST
 from bags_jax.numerics import weigh_gradient
 from bags_jax.parallel import WHOLE, Shards, pmax, psum
-from bags_jax.rendering import Rendered, Seen, View, draw, render, render_blurred, see
+from bags_jax.rendering import Rendered, View, draw, keep_visible, render, render_blurred, see
 from bags_jax.scene.confidence import pose_trust, view_confidence
 from bags_jax.scene.density import add_stats, sum_view_stats, view_stats
 from bags_jax.scene.exposure import expose, hold_brightness
@@ -28,10 +28,11 @@ from bags_jax.scene.pose_refinement import corrected_camera, hold_gauge
 from bags_jax.schedule import Stage
 from bags_jax.settings import Loss
 from bags_jax.spherical_harmonics import MAX_DEGREE
-from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, Projected, TrainState, network_name
+from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, Projected, Seen, TrainState, network_name
 
 FEW = 1 << 16  # arrays of at most this many numbers are checked together
 LAST_STEP = jnp.iinfo(jnp.int32).max
+COUNTS = ("num_intersections", "num_dropped", "num_visible", "num_unsent")  # metrics of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Recipe:
     # iteration of a while_loop waits for the host there. 0: use a while_loop.
     loop_length: int = 0
     shards: Shards = WHOLE  # where the rows of the Gaussians are
+    max_sent: int = 0  # Gaussians that a device sends to another for a view; 0: all, the visible and the others
 
 
 def draw_views(
@@ -90,11 +92,14 @@ def see_scene(
     views: Int[Array, "D"] | None,
     *,
     recipe: Recipe,
-) -> tuple[Seen, Projected]:
-    """All Gaussians as one training view sees them, and those of this device on the screens that `views` names.
+) -> tuple[Seen, Projected, Int[Array, ""]]:
+    """All Gaussians as one training view sees them.
 
     Where the Gaussians are split over devices, each projects and colours its own for the views of all devices, and sends them.
-    Elsewhere both results are of the same Gaussians.
+
+    Returns:
+      what the view sees; the Gaussians of this device on its screen, or on those of `views`; and how many of them one of `views`
+      sees at most (0 without `views`): more than recipe.max_sent, unless that is 0, are not all sent.
     """
     gaussians, poses, probe = trained
     sh_degree = state.step // recipe.sh_every if recipe.sh_every else MAX_DEGREE
@@ -108,10 +113,17 @@ def see_scene(
 
     if views is None:
         seen = see_view((index, probe))
-        return seen, seen.projected
+        return seen, seen.projected, jnp.int32(0)
+
+    def send_view(view):
+        seen = see_view(view)
+        sent, rows = keep_visible(seen, recipe.max_sent) if recipe.max_sent else (seen, None)
+        return sent, rows, seen.projected
+
     # Projected again for the gradient: keeping all that it needs would take more memory than the Gaussians.
-    by_view = jax.lax.map(jax.checkpoint(see_view), (views, probe))
-    return recipe.shards.exchange(by_view), by_view.projected
+    sent, rows, projected = jax.lax.map(jax.checkpoint(send_view), (views, probe))
+    num_visible = jnp.max(jnp.sum(projected.radii_px[..., 0] > 0, axis=-1))
+    return recipe.shards.exchange(sent, rows), projected, num_visible
 
 
 def loss_fn(
@@ -134,12 +146,12 @@ def loss_fn(
       views: that of each device, where the Gaussians are split over devices; else None.
       recipe: static part.
     Returns:
-      loss, and (terms, Rendered, Projected): all terms by name, unweighted, with the PSNR to the photograph; the Gaussians of
-      this device on the screen of the view, or of each of `views`.
+      loss, and (terms, Rendered, Projected, num_visible): all terms by name, unweighted, with the PSNR to the photograph; the
+      others as `see_scene` returns them.
     """
     gaussians, params, poses, exposures, probe = trained
     stage, view, model = recipe.stage, recipe.view, recipe.model
-    seen, projected = see_scene((gaussians, poses, probe), state, dataset, index, views, recipe=recipe)
+    seen, projected, num_visible = see_scene((gaussians, poses, probe), state, dataset, index, views, recipe=recipe)
     rendered = draw(seen, view=view)
     photo = dataset.images[index].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
@@ -165,7 +177,7 @@ def loss_fn(
     total = losses.weighted_sum(terms, recipe.loss)
     terms["blur_px"] = blur_px
     terms["psnr"] = losses.psnr_from_mse(losses.mse(image, photo, valid))
-    return total, ({"total": total, **terms}, rendered, projected)
+    return total, ({"total": total, **terms}, rendered, projected, num_visible)
 
 
 def _view_gradients(state: TrainState, dataset: Dataset, index, views, recipe: Recipe):
@@ -173,7 +185,7 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, views, recipe: R
     num, margin = state.alive.shape[0], recipe.view.margin
     probe = jnp.zeros((num, 2) if views is None else (views.shape[0], num, 2))
     gradient_of = jax.grad(loss_fn, has_aux=True)
-    (*grads, d_probe), (terms, rendered, projected) = gradient_of(
+    (*grads, d_probe), (terms, rendered, projected, num_visible) = gradient_of(
         (state.gaussians, state.network, state.poses, state.exposures, probe), state, dataset, index, views, recipe=recipe
     )
     if views is None:
@@ -184,6 +196,8 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, views, recipe: R
     largest = {
         "num_intersections": rendered.num_intersections,
         "num_dropped": rendered.num_dropped,
+        "num_visible": num_visible,
+        "num_unsent": jnp.maximum(num_visible - recipe.max_sent, 0) if recipe.max_sent else jnp.int32(0),
         "blur_px": jnp.zeros_like(state.blur_px).at[index].set(terms["blur_px"]),
     }
     return tuple(grads), stats, terms, largest
@@ -244,7 +258,7 @@ def train_step(
       stop: the state does not advance beyond this step.
       recipe: static part.
     Returns:
-      state, and metrics: mean loss terms, num_intersections (largest over the views), num_dropped, ok (0 or 1).
+      state, and metrics: mean loss terms, COUNTS (largest over views and devices), ok (0 or 1).
     """
     indices = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
     views = draw_views_of_all(recipe, dataset.sizes.shape[0], state.seed, state.step)
@@ -282,7 +296,7 @@ def train_step(
         density=add_stats(state.density, stats),
     )
     # Check gradients and parameters before the update: checking the updated ones makes XLA read Adam's arrays a second time.
-    is_due, is_whole = state.step < stop, largest["num_dropped"] == 0
+    is_due, is_whole = state.step < stop, (largest["num_dropped"] == 0) & (largest["num_unsent"] == 0)
     ok = _all(is_due, is_whole, jnp.isfinite(terms["total"]), *_finite((grads, _parameters(state))))
     ok = recipe.shards.all(ok)
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
@@ -345,7 +359,7 @@ def train_steps(
 
     shapes = jax.eval_shape(lambda: train_step(rank, state, dataset, stop, recipe=recipe)[1])
     metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes) | {"ok": jnp.int32(1)}
-    sums = {name: x for name, x in metrics.items() if name not in ("ok", "num_intersections", "num_dropped")}
+    sums = {name: x for name, x in metrics.items() if name not in ("ok", *COUNTS)}
     carry = state, metrics, sums
     if recipe.loop_length:
         carry = jax.lax.fori_loop(0, recipe.loop_length, lambda _, carry: one_more(carry), carry)

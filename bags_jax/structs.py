@@ -55,6 +55,15 @@ class Projected:
 
 
 @struct.dataclass
+class Seen:
+    """N Gaussians as one camera sees them."""
+
+    projected: Projected
+    colors: Float[Array, "N 3"]
+    distances: Any  # [N], from the camera, scene units; None: the depth is camera z
+
+
+@struct.dataclass
 class RasterOutput:
     """One image, blended front to back; colours are premultiplied by alpha, without a background."""
 
@@ -112,13 +121,16 @@ class DensityStats:
 
 @struct.dataclass
 class TrainState:
-    """Everything that training changes, and nothing else: saved, restored and donated as a whole."""
+    """Everything that training changes, and nothing else: saved, restored and donated as a whole.
+
+    An axis D in front of N is that of the devices, where the rows are split over them (scene/rows.py).
+    """
 
     step: Int[Array, ""]
     seed: Int[Array, ""]  # of the order of the views; in the state, so that one compiled program serves every seed
     gaussians: Gaussians  # N = capacity
-    alive: Bool[Array, "N"]  # the rows of gaussians in use; padding is dead
-    filter_3d: Float[Array, "N"]  # Mip-Splatting's 3D filter, scene units
+    alive: Bool[Array, "*D N"]  # the rows of gaussians in use; padding is dead
+    filter_3d: Float[Array, "*D N"]  # Mip-Splatting's 3D filter, scene units
     network: Any  # parameters of the blur model by network_name; {} for plain splatting
     gaussians_opt: optax.OptState
     network_opt: optax.OptState

@@ -179,13 +179,15 @@ def densify_and_prune(
     alive = _prune(state, thresholds)
     mean_grad = state.density.grad_norms / jnp.maximum(state.density.counts, 1.0)
     wanted = alive & (mean_grad >= thresholds.grad)
-    births = _plan_births(*shards.gather((wanted, mean_grad, alive)), total if max_rows is None else max_rows)
+    limit = total if max_rows is None else min(total, max_rows)
+    births = _plan_births(*shards.gather((wanted, mean_grad, alive)), limit)
     are_granted = jnp.arange(total) < births.num
     flag = lambda rows: shards.own(jnp.zeros(total, bool).at[rows].set(True, mode="drop"))
     parents, new = flag(jnp.where(are_granted, births.sources, total)), flag(births.targets)
 
     large = jnp.max(state.gaussians.log_scales, axis=-1) > jnp.log(thresholds.clone_max_scale * extent)
-    noise = jax.random.normal(key, (2, total, 3))
+    # As many numbers as without the dead rows that make the shards equally large: they depend on how many there are.
+    noise = jnp.pad(jax.random.normal(key, (2, limit, 3)), [(0, 0), (0, total - limit), (0, 0)])
     split = parents & large
     children = _where_rows(large, _split_child(state.gaussians, shards.own(noise[0])), state.gaussians)
     gaussians = _where_rows(split, _split_child(state.gaussians, shards.own(noise[1])), state.gaussians)
