@@ -18,8 +18,8 @@ from bags_jax.errors import UserError
 from bags_jax.growth import NEARLY_FULL, growth_on
 from bags_jax.job import Job
 from bags_jax.ops.rasterize import buffer_size
-from bags_jax.platforms import current_platform
 from bags_jax.parallel import WHOLE, Shards
+from bags_jax.platforms import current_platform
 from bags_jax.programs import (
     Programs,
     apply,
@@ -288,8 +288,28 @@ def _sent_of(size: int, rows: int) -> int:
 
 
 def make_shards(settings: Settings, num_devices: int) -> Shards:
-    """Where the rows of the Gaussians are in a training run."""
-    return Shards(num_devices) if settings.shard_gaussians and num_devices > 1 else WHOLE
+    """Where the rows of the Gaussians are in a training run.
+
+    Raises:
+      UserError: they are to be split over several processes.
+    """
+    if not settings.shard_gaussians or num_devices == 1:
+        return WHOLE
+    if not parallel.is_alone():
+        raise UserError(
+            "config.shard_gaussians=True came for several processes, expected one: start one process for all devices of this "
+            "machine"
+        )
+    return Shards(num_devices)
+
+
+def check_shards(shards: Shards, num_gaussians: int) -> None:
+    """Raises UserError if there are more shards than Gaussians."""
+    if shards.num > num_gaussians:
+        raise UserError(
+            f"config.shard_gaussians=True came for {num_gaussians} Gaussians on {shards.num} devices, expected at least one for each: "
+            "set config.num_devices lower, or config.shard_gaussians=False"
+        )
 
 
 def make_job_optimizers(job: Job) -> Optimizers:
@@ -323,9 +343,7 @@ def make_recipe(
     )
 
 
-def enter_stage(
-    job: Job, stage: Stage, state: TrainState, dataset: Dataset, *, shards: Shards = WHOLE
-) -> TrainState:
+def enter_stage(job: Job, stage: Stage, state: TrainState, dataset: Dataset, *, shards: Shards = WHOLE) -> TrainState:
     """The state at the beginning of a stage: kernels are handed over, and the 3D filter is that of the new scale.
 
     Idempotent: a dispatch that fell short at the first step of a stage enters it again.

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 from bags_jax.data.pyramid import scale_size
 from bags_jax.errors import UserError
 from bags_jax.job import Job
-from bags_jax.scene.rows import grow
+from bags_jax.scene.rows import grow, map_rows
 from bags_jax.structs import TrainState
 
 # Temporaries of a compiled step, for each pixel of the canvas and each Gaussian: a little above what XLA reports for a CPU and an H200.
 BYTES_PER_PIXEL, BYTES_PER_GAUSSIAN = 620, 900
+BYTES_PER_SEEN = (
+    400  # the same for each Gaussian of other devices that a device draws, where they are split; at most all
+)
 COPIES = 2  # of the state: the one in training, and the one that a checkpoint is written from
 GIGABYTE = 1e9
 
@@ -36,11 +39,12 @@ class Forecast:
         return f"{self.total / GIGABYTE:.1f} GB ({', '.join(f'{name} {size / GIGABYTE:.1f}' for name, size in parts)})"
 
 
-def forecast_memory(job: Job, template: TrainState) -> Forecast:
+def forecast_memory(job: Job, template: TrainState, *, num_shards: int = 1) -> Forecast:
     """Forecasts the memory of a job with as many Gaussians as may be.
 
     Args:
       template: shapes of its state, of any number of rows.
+      num_shards: number of devices that the Gaussians are split over.
     """
     rows = job.settings.max_gaussians
     full = jax.eval_shape(lambda state: grow(state, rows), template) if template.alive.shape[0] < rows else template
@@ -53,8 +57,12 @@ def forecast_memory(job: Job, template: TrainState) -> Forecast:
         photographs += bytes_per_pixel * len(sizes) * height * width
         margin = max(stage.margin for stage in job.stages if stage.scale == scale)
         canvas = max(canvas, (height + 2 * margin) * (width + 2 * margin))
+    total = full.alive.shape[0]
+    own = -(-total // num_shards)
+    full = map_rows(full, lambda x: jax.ShapeDtypeStruct((own, *x.shape[1:]), x.dtype))
     state = sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(full))
-    return Forecast(COPIES * state, photographs, BYTES_PER_PIXEL * canvas + BYTES_PER_GAUSSIAN * full.alive.shape[0])
+    temporaries = BYTES_PER_PIXEL * canvas + BYTES_PER_GAUSSIAN * own + BYTES_PER_SEEN * (total - own)
+    return Forecast(COPIES * state, photographs, temporaries)
 
 
 def find_free_memory() -> int | None:
@@ -69,13 +77,13 @@ def find_free_memory() -> int | None:
     return 1024 * int(rows["MemAvailable"].split()[0])
 
 
-def check_memory(job: Job, template: TrainState) -> str:
-    """One line that says what training will need.
+def check_memory(job: Job, template: TrainState, *, num_shards: int = 1) -> str:
+    """One line that says what training will need on each device: see `forecast_memory`.
 
     Raises:
       UserError: it needs more than there is.
     """
-    forecast, free = forecast_memory(job, template), find_free_memory()
+    forecast, free = forecast_memory(job, template, num_shards=num_shards), find_free_memory()
     gaussians = f"{job.settings.max_gaussians} Gaussians"
     if free is not None and forecast.total > free:
         raise UserError(

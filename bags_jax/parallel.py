@@ -181,7 +181,9 @@ def parallelize(
     def mapped(rank, state, *args):
         new, metrics = step(rank, _full(state, shards), *args)
         # An Empty of the state that came, whose shape is that of all shards.
-        return jax.tree.map(lambda x, y: x if _is_empty(x) else y, state, without_empty(new), is_leaf=_is_empty), metrics
+        return jax.tree.map(
+            lambda x, y: x if _is_empty(x) else y, state, without_empty(new), is_leaf=_is_empty
+        ), metrics
 
     if not is_alone():
         return AcrossProcesses(mapped, num_args=num_args, num_devices=num_devices)

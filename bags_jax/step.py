@@ -75,7 +75,9 @@ def draw_views_of_all(
     """The views of all devices at one step, where each must project its Gaussians for all of them; else None."""
     if not recipe.shards.are_split:
         return None
-    return jax.vmap(lambda rank: draw_views(recipe, num_views, seed, step, rank), out_axes=1)(jnp.arange(recipe.num_devices))
+    return jax.vmap(lambda rank: draw_views(recipe, num_views, seed, step, rank), out_axes=1)(
+        jnp.arange(recipe.num_devices)
+    )
 
 
 def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Array, ""]) -> Camera:
@@ -186,7 +188,12 @@ def _view_gradients(state: TrainState, dataset: Dataset, index, views, recipe: R
     probe = jnp.zeros((num, 2) if views is None else (views.shape[0], num, 2))
     gradient_of = jax.grad(loss_fn, has_aux=True)
     (*grads, d_probe), (terms, rendered, projected, num_visible) = gradient_of(
-        (state.gaussians, state.network, state.poses, state.exposures, probe), state, dataset, index, views, recipe=recipe
+        (state.gaussians, state.network, state.poses, state.exposures, probe),
+        state,
+        dataset,
+        index,
+        views,
+        recipe=recipe,
     )
     if views is None:
         height, width = dataset.sizes[index]
@@ -207,7 +214,7 @@ def _device_gradients(state: TrainState, dataset: Dataset, indices, views, recip
     """Sums over the views of this device, `indices`; `views` has those of all devices, or is None."""
 
     def add(total, drawn):
-        grads, stats, terms, largest = _view_gradients(state, dataset, *drawn, recipe)
+        grads, stats, terms, largest = _view_gradients(state, dataset, *drawn, recipe=recipe)
         old_grads, old_stats, old_terms, old_largest = total
         return (
             jax.tree.map(jnp.add, old_grads, grads),
@@ -219,9 +226,9 @@ def _device_gradients(state: TrainState, dataset: Dataset, indices, views, recip
     drawn = (indices, views)
     first = jax.tree.map(lambda x: x[0], drawn)
     if indices.shape[0] == 1:
-        return _view_gradients(state, dataset, *first, recipe)
+        return _view_gradients(state, dataset, *first, recipe=recipe)
     # Start from zeros: starting from the gradients of the first view would compile them a second time.
-    shapes = jax.eval_shape(lambda: _view_gradients(state, dataset, *first, recipe))
+    shapes = jax.eval_shape(lambda: _view_gradients(state, dataset, *first, recipe=recipe))
     return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), drawn)[0]
 
 
@@ -263,7 +270,7 @@ def train_step(
     indices = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
     views = draw_views_of_all(recipe, dataset.sizes.shape[0], state.seed, state.step)
     found = _device_gradients(state, dataset, indices, views, recipe)
-    grads, stats, terms, largest = _sum_over_devices(*found, recipe)
+    grads, stats, terms, largest = _sum_over_devices(*found, recipe=recipe)
     new_blur_px = largest.pop("blur_px")
     blur_px = jnp.where(new_blur_px > 0.0, new_blur_px, state.blur_px)
     grads, terms = jax.tree.map(lambda x: x / recipe.views_per_step, (grads, terms))

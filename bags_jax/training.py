@@ -7,6 +7,7 @@ import pathlib
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -14,7 +15,7 @@ from bags_jax import parallel
 from bags_jax.budget import fill_in
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.config import read_config
-from bags_jax.dispatch import Dispatch, Dispatcher, is_due, make_job_optimizers
+from bags_jax.dispatch import Dispatch, Dispatcher, check_shards, is_due, make_job_optimizers, make_shards
 from bags_jax.enlargement import Enlarger, fit_network, recall_enlargement
 from bags_jax.errors import UserError
 from bags_jax.extension import extend_run
@@ -66,11 +67,14 @@ def _train(config: Any, workdir: str | pathlib.Path, make_model: MakeModel | Non
     job = share_job(make_job(settings, make_model=make_model))
     optimizers = make_job_optimizers(job)
     template = jax.eval_shape(lambda state: with_optimizers(state, optimizers), state_template(job))
-    needed = check_memory(job, template)
+    shards = make_shards(settings, num_devices)
+    needed = check_memory(job, template, num_shards=shards.num)
     writes = parallel.is_first()
     extension = extend_run(workdir, job, settings) if writes else ()
     lines = notes(job, num_devices, (*chosen, needed, *extension))
     fresh = None if not writes or holds_run(workdir, settings) else first_state(job)
+    if fresh is not None:
+        check_shards(shards, int(jnp.sum(fresh.alive)))
     # After all checks: a run that cannot start leaves no trace.
     workdir = claim_workdir(workdir, settings) if writes else pathlib.Path(workdir)
     with (

@@ -3,10 +3,7 @@
 import dataclasses
 import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +14,22 @@ from bags_jax import parallel
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.config import read_config
 from bags_jax.data.pyramid import make_dataset
-from bags_jax.dispatch import make_recipe, make_shards
+from bags_jax.dispatch import check_shards, make_recipe, make_shards
+from bags_jax.errors import UserError
 from bags_jax.job import first_state, make_job
+from bags_jax.memory import forecast_memory
 from bags_jax.parallel import WHOLE, Shards
 from bags_jax.programs import apply, control_density, largest_count, largest_counts, refresh_filter
 from bags_jax.rendering import keep_visible, see
 from bags_jax.run import open_run
 from bags_jax.scene.density import Thresholds
 from bags_jax.scene.initialize import with_optimizers
-from bags_jax.scene.rows import grow, join_rows, map_rows, row_axes, split_rows, ungrow
+from bags_jax.scene.rows import grow, join_rows, row_axes, split_rows, ungrow
 from bags_jax.step import train_step
 from bags_jax.training import make_job_optimizers, train
 from configs import procedural
 from tests.test_density import assert_same, make_state
 
-ROOT = pathlib.Path(__file__).parents[1]
 TWO = Shards(2)
 ROWS, STEPS, DENSITY_STEP = 512, 20, 12
 
@@ -132,26 +130,32 @@ def step_once(state, dataset, recipe):
     return join_rows(after, max_rows=len(state.alive)) if shards.are_split else after, jax.device_get(metrics)
 
 
-def test_one_step_with_all_and_with_visible_gaussians_alone(setting):
+def test_one_step_with_visible_gaussians_alone(setting):
+    """Gradients (the first moments of Adam), statistics and metrics. Where the buffer is too small, nothing changes."""
     _, state, dataset, recipe = setting
     whole, expected = step_once(state, dataset, recipe(WHOLE))
-    split, all_sent = step_once(state, dataset, recipe(TWO))
-    compact, sent = step_once(state, dataset, recipe(TWO, max_sent=80))
-    assert expected["num_visible"] == 0 and 50 < all_sent["num_visible"] == sent["num_visible"] <= 80
-    assert expected["ok"] == all_sent["ok"] == sent["ok"] == 1 and sent["num_unsent"] == 0
-    for metrics in (all_sent, sent):
-        np.testing.assert_allclose(metrics["total"], expected["total"], rtol=1e-6)
-        assert metrics["num_intersections"] == expected["num_intersections"]
-    means = lambda s: s.gaussians_opt[0].mu.means
-    for found in (split, compact):
-        np.testing.assert_allclose(means(found), means(whole), atol=1e-6 * float(jnp.abs(means(whole)).max()))
-        np.testing.assert_allclose(found.poses_opt[0].mu, whole.poses_opt[0].mu, rtol=1e-4, atol=1e-12)
-        np.testing.assert_allclose(found.density.grad_norms, whole.density.grad_norms, rtol=1e-4, atol=1e-8)
-        np.testing.assert_array_equal(found.density.counts, whole.density.counts)
-        np.testing.assert_allclose(found.density.max_radii, whole.density.max_radii, rtol=1e-5)
+    split, sent = step_once(state, dataset, recipe(TWO, max_sent=80))
+    assert expected["num_visible"] == 0 and 50 < sent["num_visible"] <= 80
+    assert expected["ok"] == sent["ok"] == 1 and sent["num_unsent"] == 0
+    np.testing.assert_allclose(sent["total"], expected["total"], rtol=1e-6)
+    assert sent["num_intersections"] == expected["num_intersections"]
+    found, gradients = moments_of(split.gaussians_opt), moments_of(whole.gaussians_opt)
+    for name in ("means", "log_scales", "logit_opacities", "sh_dc"):
+        expected = getattr(gradients, name)
+        np.testing.assert_allclose(getattr(found, name), expected, atol=1e-6 * float(jnp.abs(expected).max()))
+    poses = [np.asarray(moments_of(s.poses_opt)) for s in (split, whole)]
+    np.testing.assert_allclose(*poses, rtol=1e-4, atol=1e-12)
+    np.testing.assert_allclose(split.density.grad_norms, whole.density.grad_norms, rtol=1e-4, atol=1e-8)
+    np.testing.assert_array_equal(split.density.counts, whole.density.counts)
+    np.testing.assert_allclose(split.density.max_radii, whole.density.max_radii, rtol=1e-5)
     unchanged, short = step_once(state, dataset, recipe(TWO, max_sent=48))
     assert short["ok"] == 0 and short["num_unsent"] == short["num_visible"] - 48 > 0
     assert_same(unchanged, state)
+
+
+def moments_of(opt_state: Any) -> Any:
+    """The first moments of Adam."""
+    return opt_state[0].mu
 
 
 def test_counts_of_split_gaussians(setting):
@@ -193,7 +197,10 @@ def test_rows_are_split_and_joined():
 @pytest.mark.parametrize("rows, max_rows", [(12, 12), (12, 8), (11, 11)])
 def test_density_control_of_split_gaussians_is_that_of_whole_ones(setting, rows, max_rows):
     """Clones, splits with the same noise, prunes; the limit holds although dead rows fill up the last shard."""
-    state, (_, _, dataset, _) = make_state([0.9, 0.7, 0, 0.8, 0.95, 0.85], large=[1, 4], opacities=[0.5] * 5 + [0.05]), setting
+    state, (_, _, dataset, _) = (
+        make_state([0.9, 0.7, 0, 0.8, 0.95, 0.85], large=[1, 4], opacities=[0.5] * 5 + [0.05]),
+        setting,
+    )
     state = ungrow(state, rows)
     how = jnp.int32(7), jax.random.key(3), Thresholds(grad=0.5, min_opacity=0.1, clone_max_scale=0.1), dataset
     whole = apply(control_density, jax.tree.map(jnp.copy, state), *how, max_rows=max_rows)
@@ -212,7 +219,11 @@ def test_rows_move_in_several_exchanges(monkeypatch):
     sources, targets = jnp.array([7, 0, 2, 9, 4, 5, 1, 3, 6, 8]), jnp.array([1, 9, 8, 3, 10, 10, 10, 10, 10, 10])
 
     def move(own):
-        return TWO.move(jnp.zeros_like(own), own, sources, targets, jnp.int32(4)), TWO.gather(own), TWO.own(TWO.gather(own))
+        return (
+            TWO.move(jnp.zeros_like(own), own, sources, targets, jnp.int32(4)),
+            TWO.gather(own),
+            TWO.own(TWO.gather(own)),
+        )
 
     moved, everywhere, own = jax.pmap(move, axis_name=parallel.AXIS)(values)
     np.testing.assert_array_equal(own, values)
@@ -221,3 +232,44 @@ def test_rows_move_in_several_exchanges(monkeypatch):
     expected = np.zeros((10, 2))
     expected[[1, 9, 8, 3]] = order[[7, 0, 2, 9]]
     np.testing.assert_array_equal(np.swapaxes(moved, 0, 1).reshape(10, 2), expected)
+
+
+# Memory, and what cannot be split.
+
+
+def test_state_of_a_device_is_its_share(setting):
+    """Bytes of the state among the arguments of a compiled program."""
+    _, state, _, _ = setting
+
+    def measure(shards):
+        own = parallel.without_empty(split_rows(state, shards) if shards.are_split else state)
+        axes = row_axes(own) if shards.are_split else None
+        step = lambda rank, state: (state, {})
+        mapped: Any = parallel.parallelize(step, num_args=0, num_devices=shards.num, shards=shards, axes=axes)
+        return mapped.lower(parallel.ranks(shards.num), own).compile().memory_analysis().argument_size_in_bytes
+
+    rows = state.gaussians, state.gaussians_opt, state.density, state.filter_3d, state.alive
+    rows = sum(x.nbytes for x in jax.tree.leaves(rows))
+    whole, half = measure(WHOLE), measure(TWO)
+    assert rows < whole and whole - half == pytest.approx(rows / 2, rel=0.02)
+
+
+def test_forecast_is_of_one_device(setting):
+    job, state, _, _ = setting
+    whole, split = (forecast_memory(job, state, num_shards=num) for num in (1, 3))
+    assert whole.photographs == split.photographs and whole.temporaries > split.temporaries
+    assert split.state == pytest.approx(whole.state / 3, rel=0.05)
+
+
+def test_what_cannot_be_split_is_one_line(monkeypatch):
+    settings = read_config(make_config(True))
+    assert make_shards(settings, 2) == TWO and make_shards(settings, 1) == WHOLE
+    assert make_shards(read_config(make_config(False)), 2) == WHOLE
+    check_shards(TWO, 2)
+    with pytest.raises(
+        UserError, match="came for 1 Gaussians on 2 devices, expected at least one for each: set config"
+    ):
+        check_shards(TWO, 1)
+    monkeypatch.setattr(parallel, "is_alone", lambda: False)
+    with pytest.raises(UserError, match="came for several processes, expected one: start one process for all devices"):
+        make_shards(settings, 2)

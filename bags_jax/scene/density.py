@@ -180,7 +180,7 @@ def densify_and_prune(
     mean_grad = state.density.grad_norms / jnp.maximum(state.density.counts, 1.0)
     wanted = alive & (mean_grad >= thresholds.grad)
     limit = total if max_rows is None else min(total, max_rows)
-    births = _plan_births(*shards.gather((wanted, mean_grad, alive)), limit)
+    births = _plan_births(*shards.gather((wanted, mean_grad, alive)), max_rows=limit)
     are_granted = jnp.arange(total) < births.num
     flag = lambda rows: shards.own(jnp.zeros(total, bool).at[rows].set(True, mode="drop"))
     parents, new = flag(jnp.where(are_granted, births.sources, total)), flag(births.targets)

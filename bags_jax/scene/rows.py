@@ -7,11 +7,11 @@ moving rows between them.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from bags_jax.parallel import Shards
 from bags_jax.structs import TrainState
@@ -19,7 +19,7 @@ from bags_jax.structs import TrainState
 FIELDS = ("gaussians", "alive", "filter_3d", "gaussians_opt", "density")  # of a state, that have such arrays
 
 
-def map_rows(state: TrainState, change: Callable[[Array], Array]) -> TrainState:
+def map_rows(state: TrainState, change: Callable[[Any], Any]) -> TrainState:
     """Applies `change` to every array of rows."""
     axes = state.alive.shape
     each = lambda x: change(x) if x.shape[: len(axes)] == axes else x
@@ -29,7 +29,7 @@ def map_rows(state: TrainState, change: Callable[[Array], Array]) -> TrainState:
 def row_axes(state: TrainState):
     """A tree as the state: 0 for the arrays of rows, None for others."""
     nothing = jax.tree.map(lambda _: None, state)
-    axes, none = state.alive.shape, lambda tree: jax.tree.map(lambda _: None, tree)
+    axes = state.alive.shape
     each = lambda x: 0 if x.shape[: len(axes)] == axes else None
     return dataclasses.replace(nothing, **{name: jax.tree.map(each, getattr(state, name)) for name in FIELDS})
 
