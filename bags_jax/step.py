@@ -32,7 +32,7 @@ from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, Projected
 
 FEW = 1 << 16  # arrays of at most this many numbers are checked together
 LAST_STEP = jnp.iinfo(jnp.int32).max
-COUNTS = ("num_intersections", "num_dropped", "num_visible", "num_unsent")  # metrics of a step
+COUNTS = ("num_intersections", "num_dropped", "num_visible", "num_unsent")  # metrics of a step, largest over its views
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
   python tests/compile_ahead.py MACHINE rasterization CAMERAS DETERMINISTIC
   python tests/compile_ahead.py MACHINE step WIDTH HEIGHT STRIDE DETERMINISTIC DEVICES
+  python tests/compile_ahead.py MACHINE split GAUSSIANS SENT WIDTH HEIGHT DEVICES
   python tests/compile_ahead.py MACHINE between
 
 MACHINE is h200 or v5e. Prints a JSON row: compile time, custom calls, launches, waits for the host, exchanges between
-devices, and memory of each device. "between" compiles the operations of training between steps.
+devices, and memory of each device. "split" compiles a step with Gaussians that are split over the devices, each of which
+sends up to SENT visible ones to each other (0: all). "between" compiles the operations of training between steps.
 
 Needs the compilers that `make gpu-check` or `make tpu-check` install, but no accelerator and no driver: XLA reads the
 GPU from golden/h200.txtpb, and knows TPU v5e chips.
@@ -48,14 +50,14 @@ from bags_jax.ops.toolchain import cuda_launch
 from bags_jax.rendering import render
 from bags_jax.scene.density import Thresholds
 from bags_jax.scene.initialize import with_optimizers
-from bags_jax.scene.rows import grow
+from bags_jax.scene.rows import grow, map_rows, row_axes
 from bags_jax.splatting import rasterization
 from bags_jax.step import train_steps
 from bags_jax.training import make_job_optimizers
 from configs import procedural
 
 H200 = pathlib.Path(__file__).parent / "golden" / "h200.txtpb"
-MAX_DEVICES = 4
+MAX_DEVICES = 8
 NUM, WIDTH, HEIGHT, BUFFER = 1_000_000, 1296, 840, 4_000_000
 TRIPS = "known_trip_count"
 NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
@@ -201,6 +203,29 @@ def step_row(machine: Machine, width: int, height: int, stride: int, determinist
     return {**row, "launches": row["launches"] // max(recipe.loop_length, 1)}
 
 
+def split_row(machine: Machine, gaussians: int, sent: int, width: int, height: int, devices: int) -> dict:
+    """Compiles a dispatch of the last stage, one view per device, with Gaussians that are split over the devices."""
+    make, state, dataset = last_stage(width, height, 2, False)
+    shards = parallel.Shards(devices)
+    rows = devices, -(-gaussians // devices)
+    state = map_rows(state, lambda x: jax.ShapeDtypeStruct((*rows, *x.shape[1:]), x.dtype))
+    axes = row_axes(state)
+    with machine.here(devices):
+        recipe = dataclasses.replace(make(num_devices=devices), views_per_step=devices, shards=shards, max_sent=sent)
+        step = functools.partial(train_steps, recipe=recipe)
+        mapped: Any = parallel.parallelize(step, num_args=3, num_devices=devices, shards=shards, axes=axes)
+        ranks = machine.place(jax.ShapeDtypeStruct((devices,), jnp.int32), devices, axes=(parallel.AXIS,))
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        is_whole = lambda axis: axis is None
+        place = lambda axis, x: machine.place(x, devices, axes=() if is_whole(axis) else (parallel.AXIS,))
+        state = jax.tree.map(place, axes, state, is_leaf=is_whole)
+        row = compile_ahead(
+            mapped.lower(ranks, state, *machine.place((dataset, number, number), devices)),
+            programs.compiler_options(recipe),
+        )
+    return {**row, "launches": row["launches"] // max(recipe.loop_length, 1)}
+
+
 def between_row(machine: Machine) -> dict:
     """Compiles the operations between steps, one program each. Memory is the largest, other numbers are sums."""
     make, state, dataset = last_stage(600, 400, 2, False)
@@ -229,6 +254,6 @@ def between_row(machine: Machine) -> dict:
 
 
 if __name__ == "__main__":
-    rows = {"rasterization": rasterization_row, "step": step_row, "between": between_row}
+    rows = {"rasterization": rasterization_row, "step": step_row, "split": split_row, "between": between_row}
     name, what, *sizes = sys.argv[1:]
     print(json.dumps(rows[what](MACHINES[name], *map(int, sizes))))
