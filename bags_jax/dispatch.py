@@ -29,13 +29,14 @@ from bags_jax.programs import (
     largest_counts,
     lower_opacity,
     refresh_filter,
+    survey,
 )
 from bags_jax.scene.density import is_density_step, is_reset_step, thresholds_at
 from bags_jax.scene.optimizer import Optimizers, make_optimizers, scale_rates
 from bags_jax.scene.rows import grow, join_rows, row_axes, split_rows, ungrow
 from bags_jax.schedule import Stage, count_steps, late_from, stage_at
 from bags_jax.settings import Settings
-from bags_jax.step import Recipe, is_finite
+from bags_jax.step import Recipe
 from bags_jax.structs import Dataset, TrainState, network_name
 
 # Larger kernels where a stage begins: the job and the state that go on; None: they are large enough.
@@ -77,7 +78,7 @@ class Dispatcher:
         self._shards = make_shards(job.settings, programs.num_devices)
         self.state = self._split(state)
         self.step = int(state.step)
-        self._num_gaussians = int(jnp.sum(self.state.alive))
+        self._num_gaussians = int(jnp.sum(state.alive))
         self._growth = growth_on(current_platform())
         self._datasets: dict[float, Dataset] = {}
         self._buffers: dict[tuple[Stage, int], int] = {}  # of intersections, for a stage and a number of rows
@@ -176,7 +177,7 @@ class Dispatcher:
             if wanted > capacity:
                 self.state = self._place(grow(self.state, wanted))
         self.state = after_steps(self.job, self.state, steps.stop, self._dataset(steps.stage), shards=self._shards)
-        state = {"num_gaussians": jnp.sum(self.state.alive), "is_finite": is_finite(self.state)}
+        state = survey(self.state, self._shards)
         saved = copy_state(self.state) if is_due(settings.checkpoint_every, steps.stop, settings) else None
         self.step = steps.stop
         return dataclasses.replace(steps, metrics={**steps.metrics, **state}, saved=saved)
@@ -288,19 +289,8 @@ def _sent_of(size: int, rows: int) -> int:
 
 
 def make_shards(settings: Settings, num_devices: int) -> Shards:
-    """Where the rows of the Gaussians are in a training run.
-
-    Raises:
-      UserError: they are to be split over several processes.
-    """
-    if not settings.shard_gaussians or num_devices == 1:
-        return WHOLE
-    if not parallel.is_alone():
-        raise UserError(
-            "config.shard_gaussians=True came for several processes, expected one: start one process for all devices of this "
-            "machine"
-        )
-    return Shards(num_devices)
+    """Where the rows of the Gaussians are in a training run."""
+    return Shards(num_devices) if settings.shard_gaussians and num_devices > 1 else WHOLE
 
 
 def check_shards(shards: Shards, num_gaussians: int) -> None:

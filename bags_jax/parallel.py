@@ -186,7 +186,7 @@ def parallelize(
         ), metrics
 
     if not is_alone():
-        return AcrossProcesses(mapped, num_args=num_args, num_devices=num_devices)
+        return AcrossProcesses(mapped, num_args=num_args, num_devices=num_devices, axes=axes)
     return jax.pmap(
         mapped,
         axis_name=AXIS,
@@ -199,13 +199,13 @@ def parallelize(
 
 def measure(function: Callable, *, num_args: int, num_devices: int, shards: Shards, axes: Any) -> Callable:
     """Maps `function(state, *args)` over devices, as `parallelize` does; its results are equal on all. The state is kept."""
-    return jax.pmap(
-        lambda rank, state, *args: function(_full(state, shards), *args),
-        axis_name=AXIS,
-        in_axes=(0, axes) + (None,) * num_args,
-        out_axes=None,
-        devices=jax.local_devices()[:num_devices],
-    )
+    mapped = lambda rank, state, *args: ({}, function(_full(state, shards), *args))
+    if not is_alone():
+        run: Any = AcrossProcesses(mapped, num_args=num_args, num_devices=num_devices, axes=axes, keeps_state=True)
+    else:
+        in_axes, devices = (0, axes) + (None,) * num_args, jax.local_devices()[:num_devices]
+        run = jax.pmap(mapped, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices)
+    return lambda *args: run(ranks(num_devices), *args)[1]
 
 
 def _full(state, shards: Shards):
@@ -214,7 +214,7 @@ def _full(state, shards: Shards):
     def fill(x):
         if not _is_empty(x):
             return x
-        is_split = shards.are_split and x.shape[0] == shards.num
+        is_split = shards.are_split and x.shape[0] == _count_own(shards.num)
         return jnp.zeros(x.shape[1:] if is_split else x.shape, x.dtype)
 
     return jax.tree.map(fill, state, is_leaf=_is_empty)
@@ -225,30 +225,50 @@ class AcrossProcesses:
 
     pmap itself cannot be compiled ahead there: its program takes arrays that span the processes. Here arrays of this process go
     in and come out, without copies.
+
+    Args:
+      mapped, num_args, num_devices, axes: as in `parallelize`.
+      keeps_state: the state is not donated, and does not come out.
     """
 
-    def __init__(self, mapped: Callable, *, num_args: int, num_devices: int):
-        mesh = _mesh(num_devices)
-        specs = (PartitionSpec(AXIS), *[EVERYWHERE] * (1 + num_args))
-        self._num_devices = num_devices
-        self._shardings = [NamedSharding(mesh, spec) for spec in specs]
-        body = lambda ranks, *args: mapped(ranks[0], *args)
-        sharded = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=EVERYWHERE, check_vma=False)
-        self._run: Any = jax.jit(sharded, donate_argnums=1)
+    def __init__(
+        self, mapped: Callable, *, num_args: int, num_devices: int, axes: Any = None, keeps_state: bool = False
+    ):
+        self._num_devices, self._mesh = num_devices, _mesh(num_devices)
+        self._axes, self._axes_out = axes, None if keeps_state else axes
 
-    def __call__(self, ranks, *args):
-        spread = [jax.tree.map(self._to_all, arg) for arg in args]
-        ranks = jax.make_array_from_callback(ranks.shape, self._shardings[0], np.asarray(ranks).__getitem__)
-        return jax.tree.map(self._to_own, self._run(ranks, *spread))
+        def body(ranks, state, *args):
+            state, metrics = mapped(
+                ranks[0], _map_axes(lambda axis, x: x if axis is None else x[0], axes, state), *args
+            )
+            return _map_axes(lambda axis, x: x if axis is None else x[None], self._axes_out, state), metrics
 
-    def lower(self, *args) -> "AcrossProcesses":
+        of_state, of_result = (jax.tree.map(_spec, tree, is_leaf=_is_none) for tree in (axes, self._axes_out))
+        sharded = jax.shard_map(
+            body,
+            mesh=self._mesh,
+            in_specs=(PartitionSpec(AXIS), of_state, *[EVERYWHERE] * num_args),
+            out_specs=(of_result, EVERYWHERE),
+            check_vma=False,
+        )
+        self._run: Any = jax.jit(sharded, donate_argnums=() if keeps_state else 1)
+
+    def __call__(self, ranks, state, *args):
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+        ranks = jax.make_array_from_callback(ranks.shape, sharding, np.asarray(ranks).__getitem__)
+        state = _map_axes(self._to_all, self._axes, state)
+        state, metrics = self._run(ranks, state, *_map_axes(self._to_all, None, args))
+        return _map_axes(self._to_own, self._axes_out, state), _map_axes(self._to_own, None, metrics)
+
+    def lower(self, ranks, state, *args) -> "AcrossProcesses":
         """Traces the program for arguments of these shapes."""
-        shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        shapes = [
-            jax.tree.map(functools.partial(shape, sharding=sharding), arg)
-            for arg, sharding in zip(args, self._shardings, strict=True)
-        ]
-        return self._with(self._run.lower(*shapes))
+
+        def shape(axis, x):
+            full = x.shape if axis is None else (self._num_devices, *x.shape[1:])
+            return jax.ShapeDtypeStruct(full, x.dtype, sharding=NamedSharding(self._mesh, _spec(axis)))
+
+        ranks = jax.ShapeDtypeStruct(ranks.shape, ranks.dtype, sharding=NamedSharding(self._mesh, PartitionSpec(AXIS)))
+        return self._with(self._run.lower(ranks, _map_axes(shape, self._axes, state), *_map_axes(shape, None, args)))
 
     def compile(self, **options) -> "AcrossProcesses":
         """Compiles what `lower` has traced."""
@@ -259,21 +279,43 @@ class AcrossProcesses:
         other._run = run
         return other
 
-    def _to_all(self, x):
+    def _to_all(self, axis, x):
         """An array of this process as one over the devices of all processes. It shares memory with the one that came."""
-        own = replicate(x, self._num_devices)
+        own = replicate(x, self._num_devices) if axis is None else x
         parts = [part.data for part in own.addressable_shards]
-        return jax.make_array_from_single_device_arrays(own.shape, self._shardings[1], parts)
+        shape = own.shape if axis is None else (self._num_devices, *own.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, NamedSharding(self._mesh, _spec(axis)), parts)
 
-    def _to_own(self, x):
+    def _to_own(self, axis, x):
         """The part of this process of an array over the devices of all."""
-        sharding = NamedSharding(_local_mesh(self._num_devices), EVERYWHERE)
-        return jax.make_array_from_single_device_arrays(x.shape, sharding, [part.data for part in x.addressable_shards])
+        sharding = NamedSharding(_local_mesh(self._num_devices), _spec(axis))
+        shape = x.shape if axis is None else (_count_own(self._num_devices), *x.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, [part.data for part in x.addressable_shards])
+
+
+def _is_none(axis) -> bool:
+    return axis is None
+
+
+def _spec(axis) -> PartitionSpec:
+    return EVERYWHERE if axis is None else PartitionSpec(AXIS)
+
+
+def _map_axes(change: Callable, axes, tree):
+    """Applies `change(axis, array)` to the arrays of a tree; `axes` is a tree as this one, or None for all."""
+    return jax.tree.map(
+        lambda axis, part: jax.tree.map(functools.partial(change, axis), part), axes, tree, is_leaf=_is_none
+    )
+
+
+def _count_own(num_devices: int) -> int:
+    """Devices of this process among those of all."""
+    return num_devices // jax.process_count()
 
 
 def _mesh(num_devices: int) -> Mesh:
     """The first devices of each process, as many of each."""
-    per_process = num_devices // jax.process_count()
+    per_process = _count_own(num_devices)
     own: dict[int, list] = {}
     for device in jax.devices():
         own.setdefault(device.process_index, []).append(device)
@@ -281,7 +323,7 @@ def _mesh(num_devices: int) -> Mesh:
 
 
 def _local_mesh(num_devices: int) -> Mesh:
-    return Mesh(np.array(jax.local_devices()[: num_devices // jax.process_count()]), (AXIS,))
+    return Mesh(np.array(jax.local_devices()[: _count_own(num_devices)]), (AXIS,))
 
 
 def count_raised(is_raised: bool, num_devices: int) -> Int[np.ndarray | Array, ""]:
@@ -354,11 +396,29 @@ def with_empty(state, like):
 
 
 def spread(tree, axes, num_devices: int):
-    """Copies arrays to the devices of this process, as `parallelize` takes them: see there for `axes`."""
-    own, mesh = replicate, _local_mesh(num_devices)
-    split = NamedSharding(mesh, PartitionSpec(AXIS))
-    place = lambda axis, x: own(x, num_devices) if axis is None else jax.device_put(x, split)
-    return jax.tree.map(place, axes, tree, is_leaf=lambda axis: axis is None)
+    """Copies arrays to the devices of this process, as `parallelize` takes them: see there for `axes`.
+
+    Arrays with the axis of the devices have only those of this process: see `own_shards`.
+    """
+    mesh = _local_mesh(num_devices)
+    return _map_axes(lambda axis, x: jax.device_put(x, NamedSharding(mesh, _spec(axis))), axes, tree)
+
+
+def own_shards(num_devices: int) -> slice:
+    """The devices of this process among those of all."""
+    if is_alone():
+        return slice(0, num_devices)
+    first = jax.process_index() * _count_own(num_devices)
+    return slice(first, first + _count_own(num_devices))
+
+
+def gather_shards(x) -> np.ndarray:
+    """An array with the axis of the devices, of this process, as one of all processes, in host memory. Waits for all."""
+    if is_alone() or not x.size:
+        return np.zeros((x.shape[0] * jax.process_count(), *x.shape[1:]), x.dtype) if not x.size else np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.reshape(multihost_utils.process_allgather(np.asarray(x)), (-1, *x.shape[1:]))
 
 
 def _is_empty(node) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from bags_jax import parallel
 from bags_jax.geometry import smoothing_filter
@@ -17,7 +18,7 @@ from bags_jax.platforms import count_cores, current_platform
 from bags_jax.rendering import View, project_gaussians
 from bags_jax.scene.density import Thresholds, densify_and_prune, reset_opacity
 from bags_jax.scene.rows import row_axes
-from bags_jax.step import Recipe, train_steps
+from bags_jax.step import Recipe, is_finite, train_steps
 from bags_jax.structs import Dataset, TrainState
 
 LARGEST_INT = jnp.iinfo(jnp.int32).max
@@ -121,18 +122,23 @@ def apply(operation: Callable, state: TrainState, *args: Any, shards: Shards = W
     """Applies control_density, refresh_filter or lower_opacity: to a whole state, or on each device to its rows of a split one."""
     if not shards.are_split:
         return operation(state, *args, **static)
-    mapped = _map_operation(operation, len(args), shards, tuple(sorted(static.items())), _structure(state))
-    new, _ = mapped(parallel.ranks(shards.num), parallel.without_empty(state), *args)
+    keys = tuple(isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in args)
+    mapped = _map_operation(operation, keys, shards, tuple(sorted(static.items())), _structure(state))
+    plain = [jax.random.key_data(x) if is_key else x for x, is_key in zip(args, keys, strict=True)]
+    new, _ = mapped(parallel.ranks(shards.num), parallel.without_empty(state), *plain)
     return parallel.with_empty(new, state)
 
 
 @functools.cache
-def _map_operation(operation: Any, num_args: int, shards: Shards, static: tuple, structure: "_Structure") -> Callable:
+def _map_operation(operation: Any, keys: tuple[bool, ...], shards: Shards, static: tuple, structure: "_Structure"):
+    """An operation on split states of a structure; `keys` says which of its arguments are random keys, that come as numbers."""
+
     def step(_, state, *args):
+        args = [jax.random.wrap_key_data(x) if is_key else x for x, is_key in zip(args, keys, strict=True)]
         return operation.__wrapped__(state, *args, shards=shards, **dict(static)), {}
 
     return parallel.parallelize(
-        step, num_args=num_args, num_devices=shards.num, shards=shards, axes=structure.row_axes()
+        step, num_args=len(keys), num_devices=shards.num, shards=shards, axes=structure.row_axes()
     )
 
 
@@ -208,6 +214,21 @@ def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
     return jnp.max(jax.lax.map(count, dataset.cameras))
 
 
+def survey(state: TrainState, shards: Shards = WHOLE) -> dict[str, Array]:
+    """What the host wants to know of a state: num_gaussians and is_finite."""
+    if not shards.are_split:
+        return {"num_gaussians": jnp.sum(state.alive), "is_finite": is_finite(state)}
+    return _map_survey(shards, _structure(state))(parallel.without_empty(state))
+
+
+@functools.cache
+def _map_survey(shards: Shards, structure: _Structure) -> Callable:
+    def look(state):
+        return {"num_gaussians": shards.sum(jnp.sum(state.alive)), "is_finite": shards.all(is_finite(state))}
+
+    return parallel.measure(look, num_args=0, num_devices=shards.num, shards=shards, axes=structure.row_axes())
+
+
 def largest_count(state: TrainState, dataset: Dataset, view: View) -> int:
     """Number of intersections of tiles and Gaussians in the most demanding view of a dataset."""
     return int(_largest_count(state, dataset, view=view))
@@ -216,7 +237,7 @@ def largest_count(state: TrainState, dataset: Dataset, view: View) -> int:
 def largest_counts(state: TrainState, dataset: Dataset, view: View, shards: Shards) -> tuple[int, int]:
     """The same for a split state, and the largest number of Gaussians of one device that are visible in one view."""
     count = _map_counts(view, shards, _structure(state))
-    found = count(parallel.ranks(shards.num), parallel.without_empty(state), dataset)
+    found = count(parallel.without_empty(state), dataset)
     return int(found[0]), int(found[1])
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax import parallel
+from bags_jax import parallel, programs
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.config import read_config
 from bags_jax.data.pyramid import make_dataset
@@ -213,6 +213,29 @@ def test_density_control_of_split_gaussians_is_that_of_whole_ones(setting, rows,
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_several_processes_do_the_same(setting, monkeypatch):
+    """The twin of pmap, for density control and what the host asks of a state. Both devices are of this process here."""
+    _, whole, dataset, recipe = setting
+    how = whole.step, jax.random.key(3), Thresholds(grad=0.0, min_opacity=0.01, clone_max_scale=0.01), dataset
+
+    def run():
+        for cached in (programs._map_operation, programs._map_survey, programs._map_counts):
+            cached.cache_clear()
+        split = jax.tree.map(jnp.array, split_rows(whole, TWO))
+        split = parallel.spread(split, row_axes(split), 2)
+        counts = programs.largest_counts(split, dataset, recipe(TWO).view, TWO)
+        split = apply(control_density, split, *how, shards=TWO, max_rows=201)
+        return counts, jax.device_get(programs.survey(split, TWO)), join_rows(split, max_rows=201)
+
+    expected = run()
+    assert int(whole.alive.sum()) < expected[1]["num_gaussians"] <= 201 and expected[1]["is_finite"]
+    monkeypatch.setattr(parallel, "is_alone", lambda: False)
+    found = run()
+    monkeypatch.undo()
+    assert_same(found, expected)
+    programs._map_operation.cache_clear()
+
+
 def test_rows_move_in_several_exchanges(monkeypatch):
     monkeypatch.setattr(parallel, "MOVED_AT_ONCE", 3)
     values = np.arange(20.0).reshape(2, 5, 2)  # row i at [i % 2, i // 2]
@@ -261,7 +284,7 @@ def test_forecast_is_of_one_device(setting):
     assert split.state == pytest.approx(whole.state / 3, rel=0.05)
 
 
-def test_what_cannot_be_split_is_one_line(monkeypatch):
+def test_what_cannot_be_split_is_one_line():
     settings = read_config(make_config(True))
     assert make_shards(settings, 2) == TWO and make_shards(settings, 1) == WHOLE
     assert make_shards(read_config(make_config(False)), 2) == WHOLE
@@ -270,6 +293,3 @@ def test_what_cannot_be_split_is_one_line(monkeypatch):
         UserError, match="came for 1 Gaussians on 2 devices, expected at least one for each: set config"
     ):
         check_shards(TWO, 1)
-    monkeypatch.setattr(parallel, "is_alone", lambda: False)
-    with pytest.raises(UserError, match="came for several processes, expected one: start one process for all devices"):
-        make_shards(settings, 2)

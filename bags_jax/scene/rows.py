@@ -6,6 +6,7 @@ moving rows between them.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bags_jax.parallel import Shards
+from bags_jax.parallel import Shards, gather_shards, own_shards
 from bags_jax.structs import TrainState
 
 FIELDS = ("gaussians", "alive", "filter_3d", "gaussians_opt", "density")  # of a state, that have such arrays
@@ -35,20 +36,27 @@ def row_axes(state: TrainState):
 
 
 def split_rows(state: TrainState, shards: Shards) -> TrainState:
-    """Splits the rows of a whole state, as NumPy arrays, with dead rows at the end where they cannot be shared out evenly."""
+    """Splits the rows of a whole state, as NumPy arrays, with dead rows at the end where they cannot be shared out evenly.
+
+    With several processes: those of the devices of this one.
+    """
     num = -(-state.alive.shape[0] // shards.num)
 
     def split(x):
         padded = np.pad(np.asarray(x), [(0, num * shards.num - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
-        return np.swapaxes(padded.reshape(num, shards.num, *x.shape[1:]), 0, 1)
+        return np.swapaxes(padded.reshape(num, shards.num, *x.shape[1:]), 0, 1)[own_shards(shards.num)]
 
     return map_rows(state, split)
 
 
 def join_rows(state: TrainState, *, max_rows: int) -> TrainState:
-    """Undoes `split_rows`: rows after max_rows, which are dead, are dropped."""
-    num = state.alive.size
-    return map_rows(state, lambda x: np.swapaxes(np.asarray(x), 0, 1).reshape(num, *x.shape[2:])[:max_rows])
+    """Undoes `split_rows`: rows after max_rows, which are dead, are dropped. Waits for all processes."""
+
+    def join(x):
+        everywhere = np.swapaxes(gather_shards(x), 0, 1)
+        return everywhere.reshape(math.prod(everywhere.shape[:2]), *x.shape[2:])[:max_rows]
+
+    return map_rows(state, join)
 
 
 def grow(state: TrainState, capacity: int) -> TrainState:
