@@ -46,6 +46,7 @@ def compile_step(num_devices: int, shards: Shards, max_sent: int) -> Any:
     """Compiles a training step, one view for each device, with poses that are refined."""
     config = procedural.get_config("motion,smoke")
     config.sh_degree, config.num_devices, config.views_per_step = 3, num_devices, num_devices
+    config.blur.enabled = False  # compiles faster; it has no part in the exchange of Gaussians
     job = make_job(read_config(config))
     optimizers = make_job_optimizers(job)
     rows = (num_devices, _GAUSSIANS.value // num_devices) if shards.are_split else (_GAUSSIANS.value,)
