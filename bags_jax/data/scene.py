@@ -21,6 +21,9 @@ class Scene:
     points: Float[np.ndarray, "P 3"]  # world frame; P = 0: the capture has no points
     point_colors: Float[np.ndarray, "P 3"]  # sRGB in [0, 1]
     sharp_images: tuple[UInt8[np.ndarray, "_H _W 3"], ...] | None = None  # sharp truth of every view, if known
+    blur_px: tuple[Float[np.ndarray, "_H _W"], ...] | None = (
+        None  # true RMS blur of every pixel, px, if known; 0: sharp
+    )
     valid: tuple[Bool[np.ndarray, "_H _W"], ...] | None = None  # pixels of `images` to use; None: all
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)  # colour behind the scene, sRGB in [0, 1]
     notes: tuple[str, ...] = ()  # messages of the loader to the user, one line each
@@ -38,7 +41,9 @@ def train_on_sharp(scene: Scene) -> Scene:
             "config.data.use_sharp is set, but no sharp truth came with the capture: expected an embedded scene "
             "(configs/procedural.py) or data.mixed_factors; set use_sharp to False"
         )
-    images = list(scene.images)
+    images, blur_px = list(scene.images), list(scene.blur_px or ())
     for view in scene.train_ids:
         images[view] = scene.sharp_images[view]
-    return dataclasses.replace(scene, images=tuple(images))
+        if blur_px:
+            blur_px[view] = np.zeros_like(blur_px[view])
+    return dataclasses.replace(scene, images=tuple(images), blur_px=tuple(blur_px) or None)

@@ -103,7 +103,7 @@ def measure_path(points: np.ndarray, viewmat: np.ndarray, K: np.ndarray, shake: 
     return float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum(0).mean())
 
 
-def render_shaken(
+def scale_shake(
     world: raycast.World,
     viewmat: np.ndarray,
     K: np.ndarray,
@@ -112,12 +112,26 @@ def render_shaken(
     *,
     height: int,
     width: int,
-) -> Float[np.ndarray, "height width 3"]:
-    """Renders the average, in linear light, along a random camera path whose mean screen length is `length` px."""
+) -> Float[np.ndarray, "3 6"]:
+    """Draws a random camera path whose mean length on the screen is `length` px."""
     points = find_visible_points(world, viewmat, K, height=height, width=width)
     shake = 0.02 * draw_shake(key)
     for _ in range(2):  # the length is nearly linear in the coefficients
         shake = shake * length / measure_path(points, viewmat, K, shake)
+    return shake
+
+
+def render_shaken(
+    world: raycast.World,
+    viewmat: np.ndarray,
+    K: np.ndarray,
+    shake: np.ndarray,
+    length: float,
+    *,
+    height: int,
+    width: int,
+) -> Float[np.ndarray, "height width 3"]:
+    """Renders the average, in linear light, along a camera path of a screen length of about `length` px."""
     num = max(16, math.ceil(1.25 * length))
     total = np.zeros((height, width, 3), np.float32)
     for i, (x, y) in enumerate(_spread_samples(num)):

@@ -15,11 +15,11 @@ from bags_jax.cache_home import find_cache_home
 from bags_jax.data import poses
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
-from bags_jax.synthetic import corner, exposures, mixed, raycast, relief, scene_cache, still_life
+from bags_jax.synthetic import corner, exposures, mixed, raycast, relief, scene_cache, still_life, true_blur
 from bags_jax.synthetic.layout import Layout
 
 # Part of the key of each cached scene. Increase it with every change of the pixels, poses or points of a scene.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 BLURS = ("motion", "defocus", "mixed", "reduced", "none")
 LAYOUTS = {"still_life": still_life.LAYOUT, "corner": corner.LAYOUT, "relief": relief.LAYOUT}
@@ -137,7 +137,8 @@ def _generate(options: _Options) -> Scene:
     size = {"height": options.height, "width": options.width}
     truth = [exposures.encode_srgb(exposures.render_sharp(world, viewmat, K, **size)) for viewmat in viewmats]
     train_ids = np.arange(options.num_test, options.num_test + options.num_train)
-    images = truth[: options.num_test] + _expose(options, world, viewmats[train_ids], K, truth[options.num_test :])
+    photos, blur_px = _expose(options, world, viewmats[train_ids], K, truth[options.num_test :])
+    images = truth[: options.num_test] + photos
     points, colors = _sample_points(world, viewmats[train_ids], K, options, noise=layout.point_noise)
     if options.pose_noise_px:
         viewmats[train_ids] = _perturb_poses(world, viewmats[train_ids], K, options)
@@ -153,6 +154,7 @@ def _generate(options: _Options) -> Scene:
         points=points,
         point_colors=colors,
         sharp_images=tuple(truth),
+        blur_px=(*[true_blur.still(**size)] * options.num_test, *blur_px),
     )
 
 
@@ -173,28 +175,47 @@ def _make_viewmat(center: np.ndarray, target: np.ndarray, roll: float) -> Float[
 
 def _expose(
     options: _Options, world: raycast.World, viewmats: np.ndarray, K: np.ndarray, truth: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Renders the training photographs."""
-    layout, key, num = LAYOUTS[options.layout], options.make_key("blur"), options.num_train
-    size = {"height": options.height, "width": options.width}
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Renders the training photographs, and the true blur of each of their pixels, px."""
+    key, num, size = options.make_key("blur"), options.num_train, {"height": options.height, "width": options.width}
     if options.blur == "motion":
         lengths = key.permutation(exposures.make_path_lengths(num)) * options.width / 128 * options.blur_scale
-        views = zip(viewmats, lengths, strict=True)
-        frames = [exposures.render_shaken(world, pose, K, float(length), key, **size) for pose, length in views]
-        return [exposures.encode_srgb(frame) for frame in frames]
+        return _expose_shaken(world, viewmats, K, lengths, key, size)
     if options.blur == "defocus":
-        depths = np.resize(layout.focus_depths, num) * key.uniform(0.92, 1.08, num)  # never exactly the same twice
-        views, aperture = zip(viewmats, depths, strict=True), layout.aperture * options.blur_scale
-        frames = [exposures.render_defocused(world, pose, K, float(depth), aperture, **size) for pose, depth in views]
-        return [exposures.encode_srgb(frame) for frame in frames]
+        return _expose_defocused(options, world, viewmats, K, key, size)
     is_hard = options.blur_scale > 0.5
     if options.blur == "mixed":
-        factors = key.permutation(np.resize(_MIXED_FACTORS if is_hard else _MIXED_FACTORS_EASY, num))
-        return [mixed.coarsen(image, int(factor)) for image, factor in zip(truth, factors, strict=True)]
-    if options.blur == "reduced":
-        factors = key.permutation(np.resize(_REDUCED_FACTORS if is_hard else _REDUCED_FACTORS_EASY, num))
-        return [mixed.reduce_and_enlarge(image, int(factor)) for image, factor in zip(truth, factors, strict=True)]
-    return list(truth)
+        coarsen, all_factors = mixed.coarsen, _MIXED_FACTORS if is_hard else _MIXED_FACTORS_EASY
+    elif options.blur == "reduced":
+        coarsen, all_factors = mixed.reduce_and_enlarge, _REDUCED_FACTORS if is_hard else _REDUCED_FACTORS_EASY
+    else:
+        return list(truth), [true_blur.still(**size)] * num
+    factors = [int(factor) for factor in key.permutation(np.resize(all_factors, num))]
+    photos = [coarsen(image, factor) for image, factor in zip(truth, factors, strict=True)]
+    return photos, [true_blur.of_resolution(factor, **size) for factor in factors]
+
+
+def _expose_shaken(world, viewmats, K, lengths, key, size):
+    frames, blur_px = [], []
+    for viewmat, length in zip(viewmats, lengths, strict=True):
+        shake = exposures.scale_shake(world, viewmat, K, float(length), key, **size)
+        frames.append(exposures.encode_srgb(exposures.render_shaken(world, viewmat, K, shake, float(length), **size)))
+        depths = raycast.render_frame(world, viewmat, K, **size)[1]
+        blur_px.append(true_blur.of_shake(depths, viewmat, K, shake))
+    return frames, blur_px
+
+
+def _expose_defocused(options, world, viewmats, K, key, size):
+    layout = LAYOUTS[options.layout]
+    aperture, num = layout.aperture * options.blur_scale, options.num_train
+    frames, blur_px = [], []
+    focus_depths = np.resize(layout.focus_depths, num) * key.uniform(0.92, 1.08, num)  # never exactly the same twice
+    for viewmat, focus in zip(viewmats, focus_depths.tolist(), strict=True):
+        frame = exposures.render_defocused(world, viewmat, K, focus, aperture, **size)
+        frames.append(exposures.encode_srgb(frame))
+        depths = raycast.render_frame(world, viewmat, K, **size)[1]
+        blur_px.append(true_blur.of_lens(depths, focus, aperture, float(K[0, 0])))
+    return frames, blur_px
 
 
 def _perturb_poses(
