@@ -130,6 +130,7 @@ def load_photographs(settings: Settings) -> Scene:
 def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
     """The Blur Proposal Network of the settings. docs/extending_blur_model.md puts another model in its place."""
     blur = settings.blur
+    _check_inputs(blur)
     shared: dict[str, Any] = {
         "num_views": num_views,
         "kernel_sizes": blur.kernel_sizes,
@@ -143,6 +144,10 @@ def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
     if blur.published_network:
         return PublishedNetwork(layers=layers_of_heads(head_networks(settings)), **shared)
     return BlurProposalNetwork(
+        use_position=blur.use_position,
+        use_embedding=blur.use_embedding,
+        use_mask=blur.use_mask,
+        growing_trunk=blur.growing_trunk,
         use_table=blur.use_table,
         identity_layers=blur.hand_over,
         centre_logit=blur.centre_logit,
@@ -150,6 +155,20 @@ def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
         logit_bound=blur.logit_bound,
         **shared,
     )
+
+
+def _check_inputs(blur: Blur) -> None:
+    """Raises UserError for a network that sees nothing, and for parts that the published network always has."""
+    if not (blur.use_rgbd or blur.use_position or blur.use_embedding):
+        raise UserError(
+            "config.blur.use_rgbd, use_position and use_embedding are all False, expected one of them: the network sees nothing"
+        )
+    parts = ("use_position", "use_embedding", "use_mask", "growing_trunk")
+    if blur.published_network and (off := [name for name in parts if not getattr(blur, name)]):
+        raise UserError(
+            f"config.blur.{off[0]} is False, which the published network cannot follow: set it to True, or "
+            "config.blur.published_network to False"
+        )
 
 
 def with_blur(job: Job, blur: Blur, *, make_model: MakeModel | None = None) -> Job:

@@ -174,6 +174,12 @@ class Blur:
     feature_width: int = setting(16, "Width of the features that the convolutions give.", low=1)
     embedding_width: int = setting(32, "Width of the embedding of a view.", low=1)
     use_rgbd: bool = setting(True, "Let the network see the render and its depth.")
+    use_position: bool = setting(True, "Let the network see the position of a pixel.", older=True)
+    use_embedding: bool = setting(True, "Let the network see which view it is, by a learned embedding.", older=True)
+    use_mask: bool = setting(True, "Predict a mask. False: a mask of 1 everywhere.", older=True)
+    growing_trunk: bool = setting(
+        True, "One more layer of the trunk with each stage. False: all stages have the layers of the last.", older=True
+    )
     use_table: bool = setting(True, "Add kernel logits of each view, learned beside the network.")
     margin: bool = setting(
         True, "Render the scene beyond the border as far as kernels reach. False: repeat the last pixel."
