@@ -140,6 +140,7 @@ def compare(results: Results, case: str, method: str, seed: int) -> dict[str, fl
     return {
         "over plain": subtract(psnr, plain),
         "over published": subtract(psnr, results.psnr(case, "published", seed)),
+        "over default": subtract(psnr, results.psnr(case, "default", seed)),
         "share closed": share_closed(psnr, plain, oracle),
         "gap": subtract(oracle, plain) if psnr is not None else None,
     }
@@ -213,9 +214,29 @@ def _mean_of(cases: Sequence[Mapping[str, float | None]]) -> dict[str, float | N
     }
 
 
+def ablation_table(results: Results) -> Table:
+    """One line for each method: PSNR, difference to the default on the same seeds, and share closed, for each case."""
+    header, lines = ["method", "what it is"], []
+    for case in results.cases:
+        header += [f"{case.name}: PSNR, dB", "over default, dB", "share closed, %"]
+    for method in results.methods:
+        cells = []
+        for case in results.cases:
+            found = [compare(results, case.name, method, seed) for seed in results.seeds]
+            share = format_spread(spread([d["share closed"] for d in found]), 0, factor=100.0)
+            difference = format_spread(spread([d["over default"] for d in found]), 2, sign=True)
+            cells.append(format_spread(results.over_seeds(case.name, method, "deblur_nerf", "PSNR"), 2))
+            cells.append("-" if method == "default" else difference)
+            cells.append("-" if method in ("plain", "oracle") else share)
+        lines.append([label(method), METHODS[method], *cells])
+    return Table("Ablations: the default with one thing changed", tuple(header), lines)
+
+
 def all_tables(results: Results) -> list[Table]:
     """The summary (if there is more than plain splatting), one table per protocol, and the details."""
-    tables = [summary_table(results), *(protocol_table(results, p) for p in PROTOCOLS), detail_table(results)]
+    is_ablation = any(case.suite == "ablations" for case in results.cases)
+    summary = ablation_table(results) if is_ablation else summary_table(results)
+    tables = [summary, *(protocol_table(results, p) for p in PROTOCOLS), detail_table(results)]
     return [table for table in tables if table.rows]
 
 
