@@ -6,7 +6,7 @@ import os
 import pathlib
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from bags_jax.data.capture import Capture
 from bags_jax.data.formats import find_format
@@ -91,6 +91,8 @@ def _load(
     capture = chosen.read(folder, factor=factor)
     _check_views(capture, chosen.name)
     capture = _sort_views(capture)
+    train_ids, test_ids, split_notes = _split(folder, capture, holdout)
+    capture = _centre_exposures(capture, train_ids)
     _check_poses(capture)
     capture = _move_to_origin(capture)
     _check_sizes(capture)
@@ -103,12 +105,6 @@ def _load(
     )
     valid, mask_notes = _read_masks(folder, capture, images)
     images, valid, Ks, lens_notes = _apply_lenses(capture, images, valid)
-    if capture.test_names is not None:
-        train_ids, test_ids = split_by_names(capture.names, capture.test_names)
-        split_notes = ("holdout is ignored: the scene's files list the held-out views",) if holdout else ()
-    else:
-        train_ids, test_ids = split_every(len(capture.names), every=find_holdout_every(folder, holdout))
-        split_notes = ()
     finite = (np.abs(capture.points) <= _MAX_COORDINATE).all(axis=-1)  # False where it is not a number
     finite &= np.isfinite(capture.point_colors).all(axis=-1)
     num_points = len(capture.points)
@@ -128,6 +124,28 @@ def _load(
         background=(float(background[0]), float(background[1]), float(background[2])),
         notes=capture.notes + notes + mask_notes + lens_notes + split_notes + point_notes,
     )
+
+
+def _split(
+    folder: pathlib.Path, capture: Capture, holdout: int
+) -> tuple[Int[np.ndarray, "_A"], Int[np.ndarray, "_B"], tuple[str, ...]]:
+    """Returns the indices of training and held-out views, and notes."""
+    if capture.test_names is None:
+        return *split_every(len(capture.names), every=find_holdout_every(folder, holdout)), ()
+    notes = ("holdout is ignored: the scene's files list the held-out views",) if holdout else ()
+    return *split_by_names(capture.names, capture.test_names), notes
+
+
+def _centre_exposures(capture: Capture, train_ids: Int[np.ndarray, "_A"]) -> Capture:
+    """Gives training views the poses in the middle of their exposures, where the capture has them.
+
+    Held-out views are sharp: they keep their own.
+    """
+    if capture.middle_viewmats is None:
+        return capture
+    viewmats = capture.viewmats.copy()
+    viewmats[train_ids] = capture.middle_viewmats[train_ids]
+    return dataclasses.replace(capture, viewmats=viewmats, middle_viewmats=None)
 
 
 def _check_options(factor: int, holdout: int, background: tuple[float, float, float]) -> None:
@@ -159,6 +177,10 @@ def _check_views(capture: Capture, format: str) -> None:
             f"the reader of format {format} returned {', '.join(f'{num} {name}' for name, num in counts.items())}, "
             f"viewmats of shape {np.shape(capture.viewmats)}: expected the same number of all, and viewmats (V, 4, 4)"
         )
+    if capture.middle_viewmats is not None and np.shape(capture.middle_viewmats) != np.shape(capture.viewmats):
+        raise UserError(
+            f"the reader of format {format} returned middle_viewmats of shape {np.shape(capture.middle_viewmats)}, expected that of viewmats, {np.shape(capture.viewmats)}"
+        )
     shapes = np.shape(capture.points), np.shape(capture.point_colors)
     if shapes[0] != shapes[1] or shapes[0][1:] != (3,):
         raise UserError(
@@ -177,6 +199,7 @@ def _sort_views(capture: Capture) -> Capture:
         files=tuple(capture.files[i] for i in order),
         viewmats=capture.viewmats[order],
         lenses=tuple(capture.lenses[i] for i in order),
+        middle_viewmats=None if capture.middle_viewmats is None else capture.middle_viewmats[order],
         depths=None if capture.depths is None else capture.depths[order],
         mask_files=tuple(capture.mask_files[i] for i in order) if capture.mask_files else (),
     )
