@@ -23,7 +23,7 @@ from bags_jax.errors import UserError
 from bags_jax.first_scene import read_gaussians
 from bags_jax.growth import growth_on
 from bags_jax.ops.backends import choose
-from bags_jax.platforms import current_platform
+from bags_jax.platforms import current_platform, find_host_memory
 from bags_jax.rendering import View
 from bags_jax.scene.initialize import init_gaussians, init_state, near_plane, random_points, scene_extent
 from bags_jax.scene.pose_refinement import make_pose_frame
@@ -36,6 +36,9 @@ from bags_jax.synthetic.procedural import make_scene
 
 # Makes the blur model from the settings (with numbers of steps) and the number of training views.
 MakeModel = Callable[[Settings, int], BlurModel]
+
+
+SHARE_OF_HOST = 0.5  # of the available memory that photographs may take; larger captures are kept in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +125,10 @@ def load_photographs(settings: Settings) -> Scene:
     else:
         root = str(pathlib.Path(data.root).expanduser())
         background: Any = data.background  # load_scene checks that they are three
-        scene = load_scene(root, format=data.format, factor=data.factor, holdout=data.holdout, background=background)
+        options = {"factor": data.factor, "holdout": data.holdout, "background": background}
+        host = find_host_memory()
+        most_bytes = None if host is None else int(SHARE_OF_HOST * host)
+        scene = load_scene(root, format=data.format, most_bytes=most_bytes, **options)
         scene = mix_resolutions(scene, data.mixed_factors, seed=settings.seed)
     return train_on_sharp(scene) if data.use_sharp else scene
 

@@ -57,12 +57,13 @@ def draw_views(
     """The views of one device at one step. All views are seen once, in random order, before the next permutation starts."""
     per_device = recipe.views_per_step // recipe.num_devices
     places = step * recipe.views_per_step + rank * per_device + jnp.arange(per_device)
+    return jax.vmap(lambda place: view_at(seed, place, num_views))(places)
 
-    def view_at(place):
-        order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), place // num_views), num_views)
-        return order[place % num_views]
 
-    return jax.vmap(view_at)(places)
+def view_at(seed: Int[Array, ""], place: Int[Array, ""], num_views: int) -> Int[Array, ""]:
+    """The view at one place of the order of a training."""
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), place // num_views), num_views)
+    return order[place % num_views]
 
 
 def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Array, ""]) -> Camera:
@@ -96,16 +97,18 @@ def loss_fn(
     sh_degree = state.step // recipe.sh_every if recipe.sh_every else MAX_DEGREE
     camera = training_camera(dataset, poses, index)
     rendered = render(gaussians, state.alive, state.filter_3d, camera, view=view, sh_degree=sh_degree, probe_px=probe)
-    photo = dataset.images[index].astype(jnp.float32) / 255.0
+    row = index if dataset.slots is None else dataset.slots[index]
+    photo = dataset.images[row].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
     valid = (jnp.arange(view.height) < height)[:, None] & (jnp.arange(view.width) < width)[None, :]
     if dataset.valid is not None:
-        valid &= dataset.valid[index]
+        valid &= dataset.valid[row]
     sharp = rendered.crop_margin()
     image, blur_terms, blur_px = sharp.image, {}, jnp.zeros(())
     if model is not None and stage.kernel_size:
         own = params[network_name(stage.network)]
         image, moments = render_blurred(model, own, index, rendered, stage=stage, backend=view.backend)
+        image = losses.clip_white(image, photo) if stage.clips_white else image
         share = shares(valid, stage.stride)
         where = moments, share, state.blur_px, index, state.step
         blur_terms = losses.blur_terms(*where, stage=stage, loss=recipe.loss)

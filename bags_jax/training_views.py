@@ -21,7 +21,7 @@ from bags_jax.blur_model.statistics import (
     view_statistics,
     whole_kernels,
 )
-from bags_jax.data.pyramid import make_dataset
+from bags_jax.data.pyramid import photograph_at, training_intrinsics, training_sizes
 from bags_jax.ops.blur.kernels import kernel_side, kernels_at
 from bags_jax.rendering import Rendered, apply_blur, propose_blur
 from bags_jax.run import Run, refined_viewmats, render_views
@@ -73,17 +73,16 @@ def render_training_views(run: Run, indices: Sequence[int] | None = None) -> Ite
     was trained at that scale and size.
     """
     scene, model, stage = run.scene, run.model, run.stage
-    photos = make_dataset(scene, stage.scale)
-    _, height, width, _ = photos.images.shape
+    sizes = training_sizes(scene, stage.scale)
+    height, width = sizes.max(axis=0).tolist()
     indices = range(len(scene.train_ids)) if indices is None else indices
     chosen = np.asarray(indices, int)
-    viewmats, Ks = refined_viewmats(run)[scene.train_ids[chosen]], np.asarray(photos.cameras.K)[chosen]
+    viewmats, Ks = refined_viewmats(run)[scene.train_ids[chosen]], training_intrinsics(scene, stage.scale)[chosen]
     canvases = render_views(run, viewmats, Ks, width=width, height=height, margin=stage.margin)
     for index, canvas in zip(indices, canvases, strict=True):
-        size = np.asarray(photos.sizes)[index]
+        size = sizes[index]
         rows, columns = map(slice, size)
-        photo = np.asarray(photos.images[index, rows, columns])
-        valid = None if photos.valid is None else photos.valid[index, rows, columns]
+        photo, valid = photograph_at(scene, scene.train_ids[index], stage.scale)
         if model is None:
             picture = expose(canvas.crop_margin().image[rows, columns], run.state.exposures[index])
             yield TrainingView(photo, picture, picture, None, valid)

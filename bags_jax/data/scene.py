@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from bags_jax.data.spool import Spool
 from bags_jax.errors import UserError
 
 
@@ -27,6 +28,7 @@ class Scene:
     valid: tuple[Bool[np.ndarray, "_H _W"], ...] | None = None  # pixels of `images` to use; None: all
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)  # colour behind the scene, sRGB in [0, 1]
     notes: tuple[str, ...] = ()  # messages of the loader to the user, one line each
+    spool: Spool | None = None  # the file that holds the pictures of a capture larger than the memory
     depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest depth of each view, if the capture has them
 
 
