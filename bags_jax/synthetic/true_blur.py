@@ -57,3 +57,15 @@ def of_lens(
 def of_resolution(factor: int, height: int, width: int) -> Float[np.ndarray, "height width"]:
     """Blur of 1 / factor of the resolution: the mean over squares of factor x factor px, beyond that of the pixel itself."""
     return np.full((height, width), math.sqrt((factor**2 - 1) / 6.0), np.float32)
+
+
+def of_exposure(
+    world: raycast.World, viewmat: np.ndarray, K: np.ndarray, exposure: exposures.Exposure, *, height: int, width: int
+) -> Float[np.ndarray, "height width"]:
+    """Blur of a camera path and a lens together. The two are independent of each other, so that their squares add."""
+    depths = raycast.render_frame(world, viewmat, K, height=height, width=width)[1]
+    by_motion = of_shake(depths, viewmat, K, exposure.shake) if exposure.length else still(height, width)
+    if not exposure.aperture:
+        return by_motion
+    by_lens = of_lens(depths, exposure.focus, exposure.aperture, float(K[0, 0]))
+    return np.hypot(by_motion, by_lens) if exposure.length else by_lens

@@ -24,7 +24,9 @@ from experiments.benchmarks.rows import find_commit
 
 _SUITE = flags.DEFINE_enum("suite", "procedural", suites.SUITES, "Suite of cases.")
 _CASES = flags.DEFINE_list(
-    "cases", "all", "Names or patterns; all: those of the suite (procedural: every case that does not end in -large)."
+    "cases",
+    "all",
+    "Names or patterns; all: those of the suite (procedural: every case without large, flight, both or varied in its name).",
 )
 _METHODS = flags.DEFINE_list("methods", "all", f"Some of {', '.join(suites.METHODS)}; all: those of the suite.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=1)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bags_jax.atomic import write_atomic
+from bags_jax.report.psnr_by_blur import name_bins
 from bags_jax.report.tables import latex_cell, latex_table, markdown_table
 from experiments.benchmarks.quality.suites import FOOTNOTES, METHODS, Case, label
 
@@ -183,6 +184,22 @@ def detail_table(results: Results) -> Table:
     return Table("Differences, size and time", header, lines)
 
 
+def blur_table(results: Results) -> Table:
+    """PSNR of the training views without blur against their sharp truth, by the true blur of the photographs.
+
+    Only cases and methods that have a figure: rows of earlier versions and captures without truth have none.
+    """
+    lines = []
+    for case in results.cases:
+        for method in results.methods:
+            bins = [results.over_seeds(case.name, method, "PSNR_by_blur", name, "PSNR") for name in name_bins()]
+            if any(bins):
+                cells = ["-" if psnr is None else format_spread(psnr, 2) for psnr in bins]
+                lines.append([case.name, label(method), results.num_done([case.name], method), *cells])
+    title = "Training views without blur against sharp truth, PSNR in dB, by the true RMS blur of the photograph"
+    return Table(title, ("case", "method", "seeds", *name_bins()), lines)
+
+
 def _minutes(results: Results, case: str, method: str, seed: int) -> float | None:
     seconds = results.value(case, method, seed, "train_seconds")
     return None if seconds is None else seconds / 60
@@ -233,10 +250,10 @@ def ablation_table(results: Results) -> Table:
 
 
 def all_tables(results: Results) -> list[Table]:
-    """The summary (if there is more than plain splatting), one table per protocol, and the details."""
+    """The summary (if there is more than plain splatting), one table per protocol, PSNR by blur, and the details."""
     is_ablation = any(case.suite == "ablations" for case in results.cases)
     summary = ablation_table(results) if is_ablation else summary_table(results)
-    tables = [summary, *(protocol_table(results, p) for p in PROTOCOLS), detail_table(results)]
+    tables = [summary, *(protocol_table(results, p) for p in PROTOCOLS), blur_table(results), detail_table(results)]
     return [table for table in tables if table.rows]
 
 
@@ -244,6 +261,7 @@ CSV_FIELDS: tuple[tuple[str, ...], ...] = (
     *((protocol, score) for protocol in PROTOCOLS for score in ("PSNR", "SSIM", "LPIPS")),
     ("shift_aligned", "PSNR"),
     ("shift_aligned", "unshifted_PSNR"),
+    *(("PSNR_by_blur", name, "PSNR") for name in name_bins()),
     *(("no_truth", name) for name in ("reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR")),
     *((name,) for name in ("num_gaussians", "step", "train_seconds", "evaluate_seconds", "cpu_seconds", "sessions")),
     *((name,) for name in ("commit", "cpu", "cores", "device", "jax", "date")),
