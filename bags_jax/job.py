@@ -26,7 +26,7 @@ from bags_jax.ops.backends import choose
 from bags_jax.platforms import current_platform, find_host_memory
 from bags_jax.rendering import View
 from bags_jax.scene.initialize import init_gaussians, init_state, near_plane, random_points, scene_extent
-from bags_jax.scene.pose_refinement import make_pose_frame
+from bags_jax.scene.pose_refinement import follow_shutter_anchor, make_pose_frame
 from bags_jax.schedule import Stage, check_image_size, head_networks, make_stages
 from bags_jax.settings import Blur, Settings, in_steps
 from bags_jax.structs import Gaussians, PoseFrame, TrainState
@@ -81,12 +81,15 @@ def make_job(settings: Settings, *, make_model: MakeModel | None = None) -> Job:
     Raises:
       UserError: settings that do not fit each other or the scene, a scene that cannot be loaded, or no blur model.
     """
-    settings = in_steps(settings, settings.num_steps)
+    settings = follow_shutter_anchor(in_steps(settings, settings.num_steps))
     _check_settings(settings)
     stages = make_stages(settings)
     scene = load_photographs(settings)
     if len(scene.points) == 0:
         note = f"the capture has no points: {num_random_points(settings)} random ones are used"
+        scene = dataclasses.replace(scene, notes=(*scene.notes, note))
+    if (anchor := settings.data.shutter_anchor) != "mid":
+        note = f"poses are those of the {anchor} of the exposures: they are kept, and kernels are not centred"
         scene = dataclasses.replace(scene, notes=(*scene.notes, note))
     if len(scene.points) > settings.max_gaussians:
         raise UserError(

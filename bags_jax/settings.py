@@ -71,7 +71,8 @@ class Data:
     factor: int = setting(1, "Downscale factor of the photographs. 0: chosen for `minutes`.", low=0)
     shutter_anchor: str = setting(
         "mid",
-        "The moment of an exposure at which the capture knows the pose of a training view: start, mid or end.",
+        "The moment of an exposure at which the capture knows the pose of a training view: start, mid or end. At start or end poses "
+        "are kept and kernels are not centred.",
         older="mid",
     )
     holdout: int = setting(0, "Hold out every n-th view. 0: the capture's file hold=n decides, else 8.", low=0)

@@ -261,7 +261,10 @@ def test_damaged_checkpoint_in_a_process_of_its_own(trained, tmp_path):
 MISTAKES = {
     "no config": ((), ("--config",)),
     "file missing": (("--config=configs/nothing.py",), ("configs/nothing.py",)),
-    "unknown name": (("--config=costom",), ("costom", "base, custom, deblur_nerf, mip360_mixed, procedural")),
+    "unknown name": (
+        ("--config=costom",),
+        ("costom", "base, custom, deblur_nerf, exblurf, mip360_mixed, procedural, realx3d"),
+    ),
     "unknown name with words": (("--config", "costom:smoke"), ("costom", "base, custom, deblur_nerf")),
     "folder": (("--config=configs",), ("--config=configs", "a Python file")),
     "unknown key": ((SMOKE, "--config.nokey=1"), ("nokey", "see --help")),
