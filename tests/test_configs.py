@@ -13,6 +13,7 @@ from bags_jax.scene.density import is_reset_step, thresholds_at
 from bags_jax.scene.optimizer import scale_rates
 from bags_jax.schedule import check_image_size, count_steps, late_from, make_stages
 from bags_jax.settings import in_steps
+from bags_jax.synthetic.procedural import BLURS, LAYOUTS
 from configs import base, custom, deblur_nerf, exblurf, mip360_mixed, procedural, realx3d
 
 PUBLISHED = [(deblur_nerf, "deblur", name) for name in published.scenes("deblur")]
@@ -136,6 +137,8 @@ def test_words_of_the_embedded_scenes():
     assert (world.width, world.height) == (192, 128)
     check_image_size(make_stages(read_in_steps(config)), 192, 128)
     assert procedural.get_config("corner,smoke").synthetic.blur == "motion"
+    assert procedural.get_config("varied,flight").synthetic.layout == "flight"
+    assert set(procedural.KINDS) == set(BLURS) and set(procedural.LAYOUTS) == set(LAYOUTS)
     for words in ("motion,defocus", "easy,hard", "small,large", "corner,relief,smoke"):
         with pytest.raises(ValueError, match="expected one of them"):
             procedural.get_config(words)
