@@ -65,11 +65,12 @@ def test_motion_is_the_flight_and_its_vibration(scene):
     x, y = -scene.viewmats[3][:3, :3].T @ scene.viewmats[3][:3, 3] @ np.eye(3)[:, :2] - [22, 0]
     assert abs(velocity[:2] @ [x, y]) / math.hypot(x, y) < 0.1  # along the circle of the street
     assert np.abs(motion[1:]).max() < 0.02  # vibration has no mean
-    world, size = flight.LAYOUT.make_world(), SIZE
+    world, ratios = flight.LAYOUT.make_world(), []
     for view in scene.train_ids:
-        depths = raycast.render_frame(world, scene.viewmats[view], scene.Ks[view], **size)[1]
-        blur = scene.blur_px[view]
-        assert blur[depths < np.percentile(depths, 20)].mean() > blur[depths > np.percentile(depths, 80)].mean()
+        depths = raycast.render_frame(world, scene.viewmats[view], scene.Ks[view], **SIZE)[1]
+        near, far = (depths < np.percentile(depths, 20)), (depths > np.percentile(depths, 80))
+        ratios.append(scene.blur_px[view][near].mean() / scene.blur_px[view][far].mean())
+    assert np.median(ratios) > 1.5 and min(ratios) > 0.7  # where the drone mostly shakes, all depths blur alike
 
 
 def test_lamps_draw_trails():

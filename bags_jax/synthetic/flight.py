@@ -60,12 +60,17 @@ def _find_streets(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return radius, angle, ring, cross
 
 
+def _find_lawns(ring: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Returns True for blocks with a lawn; ring and number of a block count from the inside and from the start."""
+    block = 13.0 * ring + number
+    return cells(block, 0 * block, 5) < 0.42
+
+
 def _paint_town(x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
     """Streets with lanes and crossings, pavements, lawns and courts; x and y of the world."""
     radius, angle, ring, cross = _find_streets(x, y)
     half = np.where(np.abs(radius - _AVENUE) < 3, 0.95, 0.7)
-    block = np.floor(np.searchsorted(_RINGS, radius) * 13.0 + np.floor(angle / _CROSSING))
-    is_lawn = cells(block, 0 * block, 5) < 0.42
+    is_lawn = _find_lawns(np.searchsorted(_RINGS, radius), np.floor(angle / _CROSSING))
     ground = np.where(is_lawn[..., None], rgb("#5d8a4a"), rgb("#a39482"))
     shade = 0.55 + 0.9 * noise(2.2 * x, 2.2 * y, seed=1) * noise(0.7 * x, 0.7 * y, seed=2)
     ground = ground * shade[..., None]
@@ -219,8 +224,7 @@ def _blocks(key: np.random.Generator) -> list[Solid]:
         for number in range(-1, 7):
             if ring in (1, 5) and number not in ((2, 3, 4, 5) if ring == 1 else (1, 2)):
                 continue
-            table = np.random.default_rng(5).random((64, 64), np.float32)
-            is_lawn = table[(ring * 13 + number) % 64, 0] < 0.42
+            is_lawn = bool(_find_lawns(np.array(ring), np.array(number)))
             for side in (0.29, 0.71):
                 if is_lawn and key.random() < 0.6:
                     continue
