@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from bags_jax import parallel
 from bags_jax.data.pyramid import make_dataset
 from bags_jax.errors import UserError
+from bags_jax.feed import Feed, make_feed
 from bags_jax.growth import NEARLY_FULL, growth_on
 from bags_jax.job import Job
 from bags_jax.ops.rasterize import buffer_size
@@ -80,6 +81,7 @@ class Dispatcher:
         self.step = int(state.step)
         self._num_gaussians = int(jnp.sum(state.alive))
         self._growth = growth_on(current_platform())
+        self._feed = make_feed(job)
         self._datasets: dict[float, Dataset] = {}
         self._buffers: dict[tuple[Stage, int], int] = {}  # of intersections, for a stage and a number of rows
         self._max_sent: dict[int, int] = {}  # Gaussians that a device sends to another, for a number of rows
@@ -145,7 +147,10 @@ class Dispatcher:
             if visible > self._sent(capacity):
                 self._max_sent[capacity] = buffer_size(int(self._growth.headroom * visible))
             self._prepare_stages(1)
-        stop = next_event(self.job.settings, stage, self.step)
+        stop = next_event(self.job.settings, stage, self.step, feed=self._feed)
+        if self._feed:
+            steps = self.step, stop
+            dataset = self._feed.send(dataset, stage.scale, *steps, num_devices=self._programs.num_devices)
         recipe = self._recipe(stage, dataset, self._buffer(stage, capacity), capacity)
         self.state, metrics = self._programs.steps(recipe, self.state, dataset, self.step, stop)
         num_interrupted = parallel.count_raised(is_interrupted, self._programs.num_devices)
@@ -271,14 +276,19 @@ class Dispatcher:
         """The training views at the scale of a stage, on the devices; made at the first call."""
         if stage.scale not in self._datasets:
             job = self.job
-            dataset = make_dataset(job.scene, stage.scale, extent=job.extent, near_plane=job.near_plane)
+            where = {"extent": job.extent, "near_plane": job.near_plane}
+            if self._feed:
+                dataset = self._feed.begin(job, stage.scale)
+            else:
+                dataset = make_dataset(job.scene, stage.scale, **where)
             dataset = dataclasses.replace(dataset, pose_frame=job.pose_frame)
             self._datasets[stage.scale] = parallel.replicate(dataset, self._programs.num_devices)
         return self._datasets[stage.scale]
 
     def _recipe(self, stage: Stage, dataset: Dataset, buffer: int, rows: int) -> Recipe:
         num_devices = self._programs.num_devices
-        recipe = make_recipe(self.job, self._optimizers, stage, dataset, buffer=buffer, num_devices=num_devices)
+        sizes = {"buffer": buffer, "num_devices": num_devices, "feed": self._feed}
+        recipe = make_recipe(self.job, self._optimizers, stage, dataset, **sizes)
         max_sent = _sent_of(self._sent(rows), rows) if self._shards.are_split else 0
         return dataclasses.replace(recipe, shards=self._shards, max_sent=max_sent)
 
@@ -310,13 +320,21 @@ def make_job_optimizers(job: Job) -> Optimizers:
 
 
 def make_recipe(
-    job: Job, optimizers: Optimizers, stage: Stage, dataset: Dataset, *, buffer: int, num_devices: int
+    job: Job,
+    optimizers: Optimizers,
+    stage: Stage,
+    dataset: Dataset,
+    *,
+    buffer: int,
+    num_devices: int,
+    feed: Feed | None = None,
 ) -> Recipe:
     """The static part of the steps of a stage.
 
     Args:
       dataset: training views at the scale of the stage; only its shapes matter.
       buffer: size of the intersection buffer.
+      feed: where the photographs stay on the host.
     """
     settings, (_, height, width, _) = job.settings, dataset.images.shape
     return Recipe(
@@ -329,7 +347,7 @@ def make_recipe(
         num_devices=num_devices,
         sh_every=int(settings.sh_every),
         learns_exposures=settings.optim.exposures > 0,
-        loop_length=loop_length(settings) if current_platform() == "gpu" else 0,
+        loop_length=loop_length(settings, feed) if current_platform() == "gpu" else 0,
     )
 
 
@@ -368,14 +386,15 @@ def periods(settings: Settings) -> tuple[int, int, int]:
     return settings.density.every, settings.log_every, settings.checkpoint_every
 
 
-def next_event(settings: Settings, stage: Stage, step: int) -> int:
+def next_event(settings: Settings, stage: Stage, step: int, *, feed: Feed | None = None) -> int:
     """The step at which the next dispatch ends."""
-    return min([stage.stop] + [(step // period + 1) * period for period in periods(settings)])
+    lengths = (*periods(settings), feed.most_steps) if feed else periods(settings)
+    return min([stage.stop] + [(step // period + 1) * period for period in lengths])
 
 
-def loop_length(settings: Settings) -> int:
+def loop_length(settings: Settings, feed: Feed | None = None) -> int:
     """Recipe.loop_length on a GPU: the shortest period, if the others are its multiples; else 0, since iterations would be wasted."""
-    shortest = min(periods(settings))
+    shortest = feed.most_steps if feed else min(periods(settings))
     return 0 if any(period % shortest for period in periods(settings)) else shortest
 
 

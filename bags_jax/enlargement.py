@@ -105,7 +105,7 @@ def measure_edges(job: Job, state: TrainState) -> float:
     run = Run(pathlib.Path(), job, jax.tree.map(jnp.asarray, jax.device_get(bare)))
     blurriest = np.argsort(-np.asarray(run.state.blur_px), kind="stable")[:NUM_VIEWS]
     samples = [view.blur.samples for view in render_training_views(run, blurriest.tolist()) if view.blur is not None]
-    return float(np.mean([measure_edge(np.asarray(x.kernels), np.asarray(x.masks)) for x in samples]))
+    return float(np.mean([measure_edge(np.asarray(x.kernels)) for x in samples]))
 
 
 def _share(number: float) -> float:

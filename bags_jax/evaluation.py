@@ -16,7 +16,7 @@ from bags_jax.atomic import write_atomic
 from bags_jax.errors import UserError
 from bags_jax.job import MakeModel, hash_photographs
 from bags_jax.ops.blur.blocks import repeat_blocks
-from bags_jax.report import no_truth
+from bags_jax.report import no_truth, psnr_by_blur, with_truth
 from bags_jax.report.blur_pictures import choose_drawn, draw_kernels, draw_mask, write_blur_files, write_csv
 from bags_jax.report.contents import list_view_rows
 from bags_jax.report.page import PageView, make_held_out_view, make_training_view, write_page
@@ -49,6 +49,8 @@ class TrainingResults:
     scores: dict[str, dict]  # by view name, see no_truth.score_training_view
     blurs: dict[str, dict]  # by view name, as in blur.json; empty: no blur model
     pages: list[PageView]  # the views as the report shows them
+    beside_truth: list[with_truth.FoundBlur]  # empty: no blur model, or the true blur is not known
+    by_blur: list[psnr_by_blur.TrainingView]  # empty: sharp truth or true blur is not known
 
 
 def evaluate(
@@ -71,7 +73,9 @@ def evaluate(
     Returns:
       {"step", "num_gaussians", "deblur_nerf": {"PSNR", "SSIM", "LPIPS"}, "gaussian_splatting": {...}, "shift_aligned":
       {"PSNR", "unshifted_PSNR"}, "no_truth": {"reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR", ...} (see report/no_truth.py),
-      "per_view": {name: scores}}. LPIPS is None if its weights are not installed.
+      "true_blur": {"pixel_rank_correlation", "view_rank_correlation", "mask_AUC"} (see report/with_truth.py; None: the true blur is
+      not known, or there is no blur model), "PSNR_by_blur": {bin: {"PSNR", "num_views"}} of the training views (see
+      report/psnr_by_blur.py; None: their truth is not known), "per_view": {name: scores}}. LPIPS is None if its weights are not installed.
     Raises:
       UserError: see open_run; a held-out photograph was trained on.
     """
@@ -87,6 +91,8 @@ def evaluate(
         **mean_scores(per_view),
         "num_gaussians": int(jnp.sum(run.state.alive)),
         "no_truth": no_truth.summarize(training.scores, fitted, has_blur_model=run.model is not None),
+        "true_blur": with_truth.score_blur(training.beside_truth) if training.beside_truth else None,
+        "PSNR_by_blur": psnr_by_blur.average_by_blur(training.by_blur) if training.by_blur else None,
         "per_view": per_view,
     }
     write_held_out_views(run.workdir, held_out)
@@ -175,7 +181,7 @@ def _mean(per_view: dict, protocol: str, names=("PSNR", "SSIM", "LPIPS")) -> dic
 def evaluate_training_views(run: Run) -> TrainingResults:
     """Scores every training view against its own photograph, and writes its blur and the photograph without blur."""
     scene = run.scene
-    found = TrainingResults({}, {}, [])
+    found = TrainingResults({}, {}, [], [], [])
     stems = choose_file_stems([scene.names[i] for i in scene.train_ids])
     limit_px, area, num_views = choose_limit(run), choose_page_area(run), len(scene.train_ids)
     views = zip(scene.train_ids, render_training_views(run), strict=True)
@@ -184,9 +190,16 @@ def evaluate_training_views(run: Run) -> TrainingResults:
         found.scores[name] = no_truth.score_training_view(
             np.asarray(view.sharp), np.asarray(view.blurred), view.photo, view.valid
         )
+        if scene.sharp_images is not None and scene.blur_px is not None:
+            truth = scene.sharp_images[i], scene.blur_px[i]
+            found.by_blur.append(psnr_by_blur.score_render(np.asarray(view.sharp), *truth, view.valid))
         pictures, in_place = take_pictures(run, name, view), None
         if view.blur is not None and pictures.blur is not None:
             found.blurs[name] = write_blur(run, stems[name], view.blur, *view.photo.shape[:2])
+            if scene.blur_px is not None:
+                mask, widths = np.asarray(view.blur.mask), np.asarray(view.blur.widths)
+                truth = with_truth.mean_of_blocks(scene.blur_px[i], mask.shape)
+                found.beside_truth.append(with_truth.FoundBlur(mask, widths, truth))
             in_place = draw_in_place(view.photo, pictures.blur, area=area)
             sheet = draw_blur_sheet(pictures, pictures.blur, in_place, limit_px=limit_px, title=name)
             write_png(run.workdir / "blur" / f"{stems[name]}.png", sheet, compress_level=FAST)
@@ -242,8 +255,8 @@ def write_blur(run: Run, stem: str, blur: EstimatedBlur, height: int, width: int
     drawn = np.ix_(*choose_drawn(height, width, kernels.shape[:2]))
     write_png(run.workdir / "blur" / f"{stem}_kernels.png", draw_kernels(kernels[drawn], full_weight=full_weight))
     return {
+        "blur_px": float(blur.rms_width),
         "mean_mask": float(blur.mean_mask),
-        "rms_width_px": float(blur.rms_width),
         "direction_deg": float(blur.direction),
     }
 

@@ -23,10 +23,10 @@ from bags_jax.errors import UserError
 from bags_jax.first_scene import read_gaussians
 from bags_jax.growth import growth_on
 from bags_jax.ops.backends import choose
-from bags_jax.platforms import current_platform
+from bags_jax.platforms import current_platform, find_host_memory
 from bags_jax.rendering import View
 from bags_jax.scene.initialize import init_gaussians, init_state, near_plane, random_points, scene_extent
-from bags_jax.scene.pose_refinement import make_pose_frame
+from bags_jax.scene.pose_refinement import follow_shutter_anchor, make_pose_frame
 from bags_jax.schedule import Stage, check_image_size, head_networks, make_stages
 from bags_jax.settings import Blur, Settings, in_steps
 from bags_jax.structs import Gaussians, PoseFrame, TrainState
@@ -36,6 +36,9 @@ from bags_jax.synthetic.procedural import make_scene
 
 # Makes the blur model from the settings (with numbers of steps) and the number of training views.
 MakeModel = Callable[[Settings, int], BlurModel]
+
+
+SHARE_OF_HOST = 0.5  # of the available memory that photographs may take; larger captures are kept in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +81,15 @@ def make_job(settings: Settings, *, make_model: MakeModel | None = None) -> Job:
     Raises:
       UserError: settings that do not fit each other or the scene, a scene that cannot be loaded, or no blur model.
     """
-    settings = in_steps(settings, settings.num_steps)
+    settings = follow_shutter_anchor(in_steps(settings, settings.num_steps))
     _check_settings(settings)
     stages = make_stages(settings)
     scene = load_photographs(settings)
     if len(scene.points) == 0:
         note = f"the capture has no points: {num_random_points(settings)} random ones are used"
+        scene = dataclasses.replace(scene, notes=(*scene.notes, note))
+    if (anchor := settings.data.shutter_anchor) != "mid":
+        note = f"poses are those of the {anchor} of the exposures: they are kept, and kernels are not centred"
         scene = dataclasses.replace(scene, notes=(*scene.notes, note))
     if len(scene.points) > settings.max_gaussians:
         raise UserError(
@@ -122,7 +128,10 @@ def load_photographs(settings: Settings) -> Scene:
     else:
         root = str(pathlib.Path(data.root).expanduser())
         background: Any = data.background  # load_scene checks that they are three
-        scene = load_scene(root, format=data.format, factor=data.factor, holdout=data.holdout, background=background)
+        options = {"factor": data.factor, "holdout": data.holdout, "background": background}
+        host = find_host_memory()
+        most_bytes = None if host is None else int(SHARE_OF_HOST * host)
+        scene = load_scene(root, format=data.format, most_bytes=most_bytes, **options)
         scene = mix_resolutions(scene, data.mixed_factors, seed=settings.seed)
     return train_on_sharp(scene) if data.use_sharp else scene
 
@@ -130,6 +139,7 @@ def load_photographs(settings: Settings) -> Scene:
 def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
     """The Blur Proposal Network of the settings. docs/extending_blur_model.md puts another model in its place."""
     blur = settings.blur
+    _check_inputs(blur)
     shared: dict[str, Any] = {
         "num_views": num_views,
         "kernel_sizes": blur.kernel_sizes,
@@ -143,6 +153,10 @@ def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
     if blur.published_network:
         return PublishedNetwork(layers=layers_of_heads(head_networks(settings)), **shared)
     return BlurProposalNetwork(
+        use_position=blur.use_position,
+        use_embedding=blur.use_embedding,
+        use_mask=blur.use_mask,
+        growing_trunk=blur.growing_trunk,
         use_table=blur.use_table,
         identity_layers=blur.hand_over,
         centre_logit=blur.centre_logit,
@@ -150,6 +164,20 @@ def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
         logit_bound=blur.logit_bound,
         **shared,
     )
+
+
+def _check_inputs(blur: Blur) -> None:
+    """Raises UserError for a network that sees nothing, and for parts that the published network always has."""
+    if not (blur.use_rgbd or blur.use_position or blur.use_embedding):
+        raise UserError(
+            "config.blur.use_rgbd, use_position and use_embedding are all False, expected one of them: the network sees nothing"
+        )
+    parts = ("use_position", "use_embedding", "use_mask", "growing_trunk")
+    if blur.published_network and (off := [name for name in parts if not getattr(blur, name)]):
+        raise UserError(
+            f"config.blur.{off[0]} is False, which the published network cannot follow: set it to True, or "
+            "config.blur.published_network to False"
+        )
 
 
 def with_blur(job: Job, blur: Blur, *, make_model: MakeModel | None = None) -> Job:

@@ -84,6 +84,14 @@ def blur_terms(
     }
 
 
+def clip_white(image: Float[Array, "H W D"], photo: Float[Array, "H W D"]) -> Float[Array, "H W D"]:
+    """Clips a predicted photograph at white where the photograph is white: there, any more light looks the same.
+
+    Elsewhere values above white stay, because clipping them would leave no gradient to darken them.
+    """
+    return jnp.where(photo >= 1.0, jnp.minimum(image, 1.0), image)
+
+
 def weighted_sum(terms: dict[str, Float[Array, ""]], loss: Loss) -> Float[Array, ""]:
     """Sum of all terms, each times the weight of its name; `ssim` is shared out between L1 and 1 - SSIM."""
     weights = {**vars(loss), "l1": 1.0 - loss.ssim, "dssim": loss.ssim}

@@ -1,14 +1,15 @@
 """Forecast of the memory of training, made before the first step for the largest scene that the settings allow."""
 
 import dataclasses
-import pathlib
 
 import jax
 import jax.numpy as jnp
 
-from bags_jax.data.pyramid import scale_size
+from bags_jax.data.pyramid import training_sizes
 from bags_jax.errors import UserError
+from bags_jax.feed import make_feed, measure_photographs
 from bags_jax.job import Job
+from bags_jax.platforms import find_free_memory
 from bags_jax.scene.rows import grow, map_rows
 from bags_jax.structs import TrainState
 
@@ -26,7 +27,7 @@ class Forecast:
     """Bytes on each device."""
 
     state: int  # all copies
-    photographs: int  # at all image scales
+    photographs: int  # at all image scales, or of two dispatches
     temporaries: int
 
     @property
@@ -48,33 +49,17 @@ def forecast_memory(job: Job, template: TrainState, *, num_shards: int = 1) -> F
     """
     rows = job.settings.max_gaussians
     full = jax.eval_shape(lambda state: grow(state, rows), template) if template.alive.shape[0] < rows else template
-    scene, photographs, canvas = job.scene, 0, 0
-    for scale in {stage.scale for stage in job.stages}:
-        shapes = [scene.images[i].shape for i in scene.train_ids]
-        sizes = [scale_size(shape[0], shape[1], scale) for shape in shapes]
-        height, width = (max(sides) for sides in zip(*sizes, strict=True))
-        bytes_per_pixel = 3 if scene.valid is None else 4
-        photographs += bytes_per_pixel * len(sizes) * height * width
-        margin = max(stage.margin for stage in job.stages if stage.scale == scale)
-        canvas = max(canvas, (height + 2 * margin) * (width + 2 * margin))
+    scene, canvas, per_scale, feed = job.scene, 0, measure_photographs(job), make_feed(job)
+    photographs = 2 * max(per_scale) * feed.num_slots // len(scene.train_ids) if feed else sum(per_scale)
+    for stage in job.stages:
+        height, width = training_sizes(scene, stage.scale).max(axis=0) + 2 * stage.margin
+        canvas = max(canvas, int(height * width))
     total = full.alive.shape[0]
     own = -(-total // num_shards)
     full = map_rows(full, lambda x: jax.ShapeDtypeStruct((own, *x.shape[1:]), x.dtype))
     state = sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(full))
     temporaries = BYTES_PER_PIXEL * canvas + BYTES_PER_GAUSSIAN * own + BYTES_PER_SEEN * (total - own)
     return Forecast(COPIES * state, photographs, temporaries)
-
-
-def find_free_memory() -> int | None:
-    """Bytes that a device of this machine has for training; None: not known."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    table = pathlib.Path("/proc/meminfo")
-    if jax.default_backend() != "cpu" or not table.is_file():
-        return None
-    rows = dict(line.split(":", 1) for line in table.read_text().splitlines())
-    return 1024 * int(rows["MemAvailable"].split()[0])
 
 
 def check_memory(job: Job, template: TrainState, *, num_shards: int = 1) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import pathlib
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -25,6 +26,23 @@ def current_platform() -> str:
 def count_cores() -> int:
     """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_host_memory() -> int | None:
+    """Returns the bytes of memory of this machine that are available; None: not known."""
+    table = pathlib.Path("/proc/meminfo")
+    if not table.is_file():
+        return None
+    rows = dict(line.split(":", 1) for line in table.read_text().splitlines())
+    return 1024 * int(rows["MemAvailable"].split()[0])
+
+
+def find_free_memory() -> int | None:
+    """Returns the bytes that a device of this machine has for training; None: not known."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return find_host_memory() if jax.default_backend() == "cpu" else None
 
 
 def follows_arrays(function: Callable[P, R]) -> Callable[P, R]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from bags_jax.report import embed
+from bags_jax.report import embed, psnr_by_blur, with_truth
 from bags_jax.report.blur_pictures import draw_kernels_in_place, rank_views
 from bags_jax.report.camera_map import CameraMap, MapView, draw_map
 from bags_jax.report.contents import (
@@ -44,7 +44,7 @@ def take_pictures(run: Run, name: str, view: TrainingView) -> TrainingPictures:
         samples = view.blur.samples
         fields = (samples.kernels, samples.masks, samples.widths, samples.directions)
         grid = KernelGrid(*map(np.asarray, fields), px_per_tap=1.0 / run.stage.scale)
-        blur = ViewBlur(grid, np.asarray(view.blur.mask) * np.asarray(view.blur.widths))
+        blur = ViewBlur(grid, np.asarray(view.blur.widths))
     return TrainingPictures(name, view.photo, to_uint8(view.sharp), to_uint8(view.blurred), blur)
 
 
@@ -90,7 +90,11 @@ def make_page(
         subtitle=f"{method}, step {results['step']} of {settings.num_steps}, {len(entries)} photographs, "
         f"{len(held_out)} held-out views",
         scores=[*([title, *format_scores(results[protocol])] for protocol, title in PROTOCOLS.items()), *aligned],
-        no_truth=format_rows(results["no_truth"]),
+        no_truth=[
+            *format_rows(results["no_truth"]),
+            *with_truth.format_rows(results["true_blur"]),
+            *psnr_by_blur.format_rows(results["PSNR_by_blur"]),
+        ],
         facts=list_facts(run, results),
         settings=list_settings(settings),
         software=list_software(),

@@ -23,6 +23,7 @@ class Stage:
     stride: int = 1  # side of the blocks of pixels that share a kernel, px
     margin: int = 0  # the scene is rendered this far beyond the photographs, px: light that blur carries in
     linear_light: bool = True  # blur linear light; False: blur sRGB values, as the paper does
+    clips_white: bool = False  # blurred light above white clips, as in a camera
     zero_border: bool = False  # blur takes zeros from beyond the render; False: the last pixel
 
     @property
@@ -61,6 +62,7 @@ def make_stages(settings: Settings) -> tuple[Stage, ...]:
                     stride=blur.strides[head],
                     margin=size // 2 if blur.margin else 0,
                     linear_light=blur.linear_light,
+                    clips_white=blur.clips_white,
                     zero_border=blur.zero_border,
                 )
             )

@@ -69,6 +69,12 @@ class Data:
     )
     root: str = setting("", "Folder of the capture.")
     factor: int = setting(1, "Downscale factor of the photographs. 0: chosen for `minutes`.", low=0)
+    shutter_anchor: str = setting(
+        "mid",
+        "The moment of an exposure at which the capture knows the pose of a training view: start, mid or end. At start or end poses "
+        "are kept and kernels are not centred.",
+        older="mid",
+    )
     holdout: int = setting(0, "Hold out every n-th view. 0: the capture's file hold=n decides, else 8.", low=0)
     use_sharp: bool = setting(False, "Train on the sharp truth, where it is known: the oracle of the benchmarks.")
     mixed_factors: tuple[int, ...] = setting(
@@ -76,6 +82,12 @@ class Data:
     )
     near_plane: float = setting(
         0.0, "Depth at which rendering begins. 0: 0.2, or less in small scenes.", unit="scene units", low=0
+    )
+    resident: str = setting(
+        "auto",
+        "Where the photographs are while training: device, host (each dispatch gets its own), or auto: host where they would take "
+        "a quarter of the device.",
+        older="auto",
     )
     background: tuple[float, ...] = setting(
         (0.0, 0.0, 0.0), "Colour behind transparent photographs and the scene.", unit="sRGB", low=0, high=1
@@ -86,8 +98,10 @@ class Data:
 class Synthetic:
     """The embedded world that `data.format=procedural` renders; see synthetic/procedural.py."""
 
-    blur: str = setting("motion", "Blur of the training photographs: motion, defocus, mixed, reduced or none.")
-    layout: str = setting("still_life", "The world: still_life, corner or relief.")
+    blur: str = setting(
+        "motion", "Blur of the training photographs: motion, defocus, mixed, reduced, both, varied or none."
+    )
+    layout: str = setting("still_life", "The world: still_life, corner, relief or flight.")
     blur_scale: float = setting(1.0, "Strength of the blur: 1 is hard, 0.5 easy.")
     pose_noise_px: float = setting(0.0, "Error of the training poses.", unit="px")
     width: int = setting(128, "Width of the photographs.", unit="px")
@@ -95,7 +109,7 @@ class Synthetic:
     num_train: int = setting(24, "Number of training views.")
     num_test: int = setting(5, "Number of held-out views.")
     num_points: int = setting(1500, "Number of points in the sparse point cloud.")
-    seed: int = setting(0, "Seed of cameras, blur, points and pose errors.")
+    seed: int = setting(0, "Seed of cameras, blur, points, pose errors and noise.")
     exposure_spread: float = setting(
         0.0,
         "Spread of the exposures of the training photographs, as by a camera that chooses them.",
@@ -174,12 +188,23 @@ class Blur:
     feature_width: int = setting(16, "Width of the features that the convolutions give.", low=1)
     embedding_width: int = setting(32, "Width of the embedding of a view.", low=1)
     use_rgbd: bool = setting(True, "Let the network see the render and its depth.")
+    use_position: bool = setting(True, "Let the network see the position of a pixel.", older=True)
+    use_embedding: bool = setting(True, "Let the network see which view it is, by a learned embedding.", older=True)
+    use_mask: bool = setting(True, "Predict a mask. False: a mask of 1 everywhere.", older=True)
+    growing_trunk: bool = setting(
+        True, "One more layer of the trunk with each stage. False: all stages have the layers of the last.", older=True
+    )
     use_table: bool = setting(True, "Add kernel logits of each view, learned beside the network.")
     margin: bool = setting(
         True, "Render the scene beyond the border as far as kernels reach. False: repeat the last pixel."
     )
     linear_light: bool = setting(
         True, "Blur linear light, as a camera does. False: blur sRGB values, as the paper does."
+    )
+    clips_white: bool = setting(
+        False,
+        "Blurred light above white clips, as in a camera: lamps by night may be brighter than white, and draw white trails.",
+        older=False,
     )
     hand_over: bool = setting(True, "Start the kernels of a stage from those of the stage before.")
     centre_logit: float = setting(

@@ -42,7 +42,7 @@ def take_snapshot(job: Job, state: TrainState) -> Snapshot:
         run, job.scene.names[job.scene.train_ids[blurriest]], next(render_training_views(run, [blurriest]))
     )
     pictures["blurriest photograph"] = draw_training_view(run, view)
-    return Snapshot(pictures, None if view.blur is None else measure_edge(view.blur.grid.kernels, view.blur.grid.masks))
+    return Snapshot(pictures, None if view.blur is None else measure_edge(view.blur.grid.kernels))
 
 
 def draw_training_view(run: Run, view: TrainingPictures) -> UInt8[np.ndarray, "_H _W 3"]:
@@ -53,10 +53,10 @@ def draw_training_view(run: Run, view: TrainingPictures) -> UInt8[np.ndarray, "_
     return draw_blur_sheet(view, view.blur, in_place, limit_px=choose_limit(run), title=view.name)
 
 
-def measure_edge(kernels: Float[np.ndarray, "gh gw K K"], masks: Float[np.ndarray, "gh gw"]) -> float:
-    """Share of the weight of all kernels of a view in their outermost taps; each kernel counts by its mask."""
+def measure_edge(kernels: Float[np.ndarray, "gh gw K K"]) -> float:
+    """Share of the weight of all kernels of a view in their outermost taps."""
     inner = kernels[..., 1:-1, 1:-1].sum(axis=(-2, -1))
-    return float(np.average(1.0 - inner, weights=np.maximum(masks, 1e-6)))
+    return float(np.mean(1.0 - inner))
 
 
 def advise_kernels(snapshot: Snapshot, job: Job) -> str:

@@ -61,12 +61,13 @@ def draw_views(
     """The views of one device at one step. All views are seen once, in random order, before the next permutation starts."""
     per_device = recipe.views_per_step // recipe.num_devices
     places = step * recipe.views_per_step + rank * per_device + jnp.arange(per_device)
+    return jax.vmap(lambda place: view_at(seed, place, num_views))(places)
 
-    def view_at(place):
-        order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), place // num_views), num_views)
-        return order[place % num_views]
 
-    return jax.vmap(view_at)(places)
+def view_at(seed: Int[Array, ""], place: Int[Array, ""], num_views: int) -> Int[Array, ""]:
+    """The view at one place of the order of a training."""
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), place // num_views), num_views)
+    return order[place % num_views]
 
 
 def draw_views_of_all(
@@ -155,16 +156,18 @@ def loss_fn(
     stage, view, model = recipe.stage, recipe.view, recipe.model
     seen, projected, num_visible = see_scene((gaussians, poses, probe), state, dataset, index, views, recipe=recipe)
     rendered = draw(seen, view=view)
-    photo = dataset.images[index].astype(jnp.float32) / 255.0
+    row = index if dataset.slots is None else dataset.slots[index]
+    photo = dataset.images[row].astype(jnp.float32) / 255.0
     height, width = dataset.sizes[index]
     valid = (jnp.arange(view.height) < height)[:, None] & (jnp.arange(view.width) < width)[None, :]
     if dataset.valid is not None:
-        valid &= dataset.valid[index]
+        valid &= dataset.valid[row]
     sharp = rendered.crop_margin()
     image, blur_terms, blur_px = sharp.image, {}, jnp.zeros(())
     if model is not None and stage.kernel_size:
         own = params[network_name(stage.network)]
         image, moments = render_blurred(model, own, index, rendered, stage=stage, backend=view.backend)
+        image = losses.clip_white(image, photo) if stage.clips_white else image
         share = shares(valid, stage.stride)
         where = moments, share, state.blur_px, index, state.step
         blur_terms = losses.blur_terms(*where, stage=stage, loss=recipe.loss)

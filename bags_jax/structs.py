@@ -101,13 +101,14 @@ class BlurMoments:
 class Dataset:
     """Training views at one image scale on the device; smaller photographs are padded at the right and bottom."""
 
-    images: Any  # uint8 [V, H, W, 3]
+    images: Any  # uint8 [S, H, W, 3]; S = V, or the photographs of one dispatch
     sizes: Int[Array, "V 2"]  # true height and width, px
     cameras: Camera  # leading axis V; the poses of the capture
     extent: Float[Array, ""]  # of the scene, scene units; the learning rate of the means is a share of it
     near_plane: Float[Array, ""]  # depth at which rendering begins, scene units
     pose_frame: PoseFrame | None = None  # None: poses are not refined
-    valid: Any = None  # bool [V, H, W]: pixels to use, where the capture has masks; None: all within `sizes`
+    valid: Any = None  # bool [S, H, W]: pixels to use, where the capture has masks; None: all within `sizes`
+    slots: Any = None  # int32 [V]: row of `images` and `valid` that holds a view; None: the number of the view
 
 
 @struct.dataclass

@@ -12,8 +12,16 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, UInt8
 
 from bags_jax.blur_model.protocol import BlurModel
-from bags_jax.blur_model.statistics import kernel_statistics, mean_over, pixel_statistics, shares, view_statistics
-from bags_jax.data.pyramid import make_dataset
+from bags_jax.blur_model.statistics import (
+    kernel_statistics,
+    mean_over,
+    pixel_statistics,
+    share_from_elsewhere,
+    shares,
+    view_statistics,
+    whole_kernels,
+)
+from bags_jax.data.pyramid import photograph_at, training_intrinsics, training_sizes
 from bags_jax.ops.blur.kernels import kernel_side, kernels_at
 from bags_jax.rendering import Rendered, apply_blur, propose_blur
 from bags_jax.run import Run, refined_viewmats, render_views
@@ -29,8 +37,8 @@ MAX_SAMPLED_TAPS = 150_000  # large kernels are sampled on a coarser grid: the r
 class KernelSamples:
     """The kernels of one view at a regular grid of pixels, and their figures in px at full image scale."""
 
-    kernels: Float[Array, "gh gw K K"]
-    masks: Float[Array, "gh gw"]
+    kernels: Float[Array, "gh gw K K"]  # whole: with the share of the light that stays at its pixel
+    masks: Float[Array, "gh gw"]  # share of the light that comes from other pixels
     widths: Float[Array, "gh gw"]  # RMS
     directions: Float[Array, "gh gw"]  # degrees
 
@@ -39,8 +47,8 @@ class KernelSamples:
 class EstimatedBlur:
     """The blur of one training view, as the blur model estimates it."""
 
-    mask: Float[Array, "h w"]
-    widths: Float[Array, "h w"]  # RMS width of the kernels, px at full image scale
+    mask: Float[Array, "h w"]  # share of the light of each pixel that comes from other pixels; 0: sharp
+    widths: Float[Array, "h w"]  # RMS width of the whole kernels, px at full image scale
     mean_mask: Float[Array, ""]
     rms_width: Float[Array, ""]  # mean over pixels, px at full image scale
     direction: Float[Array, ""]  # of the view's mean kernel, degrees
@@ -65,17 +73,16 @@ def render_training_views(run: Run, indices: Sequence[int] | None = None) -> Ite
     was trained at that scale and size.
     """
     scene, model, stage = run.scene, run.model, run.stage
-    photos = make_dataset(scene, stage.scale)
-    _, height, width, _ = photos.images.shape
+    sizes = training_sizes(scene, stage.scale)
+    height, width = sizes.max(axis=0).tolist()
     indices = range(len(scene.train_ids)) if indices is None else indices
     chosen = np.asarray(indices, int)
-    viewmats, Ks = refined_viewmats(run)[scene.train_ids[chosen]], np.asarray(photos.cameras.K)[chosen]
+    viewmats, Ks = refined_viewmats(run)[scene.train_ids[chosen]], training_intrinsics(scene, stage.scale)[chosen]
     canvases = render_views(run, viewmats, Ks, width=width, height=height, margin=stage.margin)
     for index, canvas in zip(indices, canvases, strict=True):
-        size = np.asarray(photos.sizes)[index]
+        size = sizes[index]
         rows, columns = map(slice, size)
-        photo = np.asarray(photos.images[index, rows, columns])
-        valid = None if photos.valid is None else photos.valid[index, rows, columns]
+        photo, valid = photograph_at(scene, scene.train_ids[index], stage.scale)
         if model is None:
             picture = expose(canvas.crop_margin().image[rows, columns], run.state.exposures[index])
             yield TrainingView(photo, picture, picture, None, valid)
@@ -98,11 +105,11 @@ def _apply_blur(params, index, size, rendered: Rendered, *, model: BlurModel, st
     rows, columns = (jnp.arange(n) < size[axis] for axis, n in enumerate(blurred.shape[:2]))
     stride = stage.stride
     share = shares(rows[:, None] & columns[None, :], stride)
-    widths = pixel_statistics(moments).rms_width
+    widths, mask = pixel_statistics(moments).rms_width, share_from_elsewhere(field)
     estimated = EstimatedBlur(
-        mask=field.mask,
+        mask=mask,
         widths=widths / stage.scale,
-        mean_mask=mean_over(field.mask, share),
+        mean_mask=mean_over(mask, share),
         rms_width=mean_over(widths, share) / stage.scale,
         direction=view_statistics(moments, share).direction,
         samples=sample_kernels(field, size / stride, scale=stage.scale),
@@ -116,11 +123,11 @@ def sample_kernels(field: BlurField, size: Float[Array, "2"], *, scale: float) -
     grid = choose_grid(*field.mask.shape, side=side)
     places = [((jnp.arange(n) + 0.5) / n * size[axis]).astype(jnp.int32) for axis, n in enumerate(grid)]
     rows, columns = jnp.meshgrid(*places, indexing="ij")
-    picked = kernels_at(field, rows, columns)
+    picked = whole_kernels(kernels_at(field, rows, columns), field.mask[rows, columns])
     statistics = kernel_statistics(picked)
     return KernelSamples(
         kernels=picked.reshape(*grid, side, side),
-        masks=field.mask[rows, columns],
+        masks=1.0 - picked[..., picked.shape[-1] // 2],
         widths=statistics.rms_width / scale,
         directions=statistics.direction,
     )

@@ -4,8 +4,8 @@
 
 `bags-jax demo` trains this and plain splatting: 1.1 minutes on 2 cores of an AMD EPYC, 28.9 and 23.5 dB on held-out views.
 Words after the colon, in any order, at most one of each choice; the first of a choice is the default:
-  motion | defocus | mixed | reduced | none
-  still_life | corner | relief
+  motion | defocus | mixed | reduced | both | varied | none
+  still_life | corner | relief | flight
   hard | easy       easy: half the blur; of the reduced views, half
   small | large     large: 192 x 128 px
   published         the published variant of BAGS at as many steps: see published.at_equal_steps
@@ -17,8 +17,8 @@ from typing import Any
 from bags_jax import published
 from bags_jax.config import default_config, smoke, words_of
 
-KINDS = ("motion", "defocus", "mixed", "reduced", "none")
-LAYOUTS = ("still_life", "corner", "relief")
+KINDS = ("motion", "defocus", "mixed", "reduced", "both", "varied", "none")
+LAYOUTS = ("still_life", "corner", "relief", "flight")
 STRENGTHS = {"hard": 1.0, "easy": 0.5}  # blur_scale
 SIZES = {"small": (128, 84), "large": (192, 128)}  # px
 
@@ -39,6 +39,9 @@ def get_config(arg: str = "motion") -> Any:
     if "large" in words:
         config.max_gaussians = 8000
         config.blur.kernel_sizes = (3, 7, 13)  # the width of the blur in px grows with the image
+    if config.synthetic.layout == "flight":  # long trails near the drone, lamps brighter than white
+        config.blur.kernel_sizes = (3, 7, 19) if "large" in words else (3, 5, 13)
+        config.blur.clips_white = True
     if "published" in words:
         config = published.at_equal_steps(config)
     if "smoke" in words:

@@ -12,8 +12,10 @@ from bags_jax.blur_model.statistics import (
     kernel_statistics,
     mean_squared_centroid,
     pixel_statistics,
+    share_from_elsewhere,
     shares,
     view_statistics,
+    whole_kernels,
 )
 from bags_jax.numerics import clip_with_return
 from bags_jax.ops.blur import kernel_side, kernels_of, rows_per_block, stream_blur, tap_moments
@@ -131,12 +133,24 @@ def test_moments_equal_those_of_the_kernels():
     moments = stream_blur(planes, features, weight, bias, stride=1, bound=2.0)[1]
     found = BlurMoments(mask, moments[:2], moments[2:])
     kernels = kernels_of(features @ weight + bias[None, None], 2.0)
-    each, whole = kernel_statistics(kernels), kernel_statistics(mean_kernel(field))
-    for ours, expected in ((pixel_statistics(found), each), (view_statistics(found), whole)):
+    each, mean = kernel_statistics(whole_kernels(kernels, mask)), kernel_statistics(mean_kernel(field))
+    for ours, expected in ((pixel_statistics(found), each), (view_statistics(found), mean)):
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    squared = jnp.mean(mask * jnp.sum(each.centroid**2, axis=-1))
+    squared = jnp.mean(mask * jnp.sum(kernel_statistics(kernels).centroid ** 2, axis=-1))
     np.testing.assert_allclose(mean_squared_centroid(found), squared, rtol=1e-4)
+
+
+def test_share_from_elsewhere_is_the_least_mask_of_the_same_blur():
+    _, features, weight, bias = layer(6, 5, side=3, stride=1)
+    mask = jnp.asarray(np.random.default_rng(3).random((6, 5)), jnp.float32)
+    kernels = kernels_of(features @ weight + bias[None, None], 2.0)
+    found = np.asarray(share_from_elsewhere(BlurField(features, weight, bias, mask, bound=2.0)))
+    ring = np.delete(np.asarray(kernels), 4, axis=-1)
+    ring = np.insert(ring / ring.sum(-1, keepdims=True), 4, 0.0, axis=-1)  # the kernel without its centre
+    np.testing.assert_allclose(
+        whole_kernels(kernels, mask), whole_kernels(jnp.asarray(ring), jnp.asarray(found)), atol=1e-6
+    )
 
 
 def test_padding_of_a_photograph_does_not_count():

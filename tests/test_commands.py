@@ -261,7 +261,10 @@ def test_damaged_checkpoint_in_a_process_of_its_own(trained, tmp_path):
 MISTAKES = {
     "no config": ((), ("--config",)),
     "file missing": (("--config=configs/nothing.py",), ("configs/nothing.py",)),
-    "unknown name": (("--config=costom",), ("costom", "base, custom, deblur_nerf, mip360_mixed, procedural")),
+    "unknown name": (
+        ("--config=costom",),
+        ("costom", "base, custom, deblur_nerf, exblurf, mip360_mixed, procedural, realx3d"),
+    ),
     "unknown name with words": (("--config", "costom:smoke"), ("costom", "base, custom, deblur_nerf")),
     "folder": (("--config=configs",), ("--config=configs", "a Python file")),
     "unknown key": ((SMOKE, "--config.nokey=1"), ("nokey", "see --help")),
@@ -272,7 +275,7 @@ MISTAKES = {
     "unknown scene": (("--config=configs/deblur_nerf.py:nowhere",), ("nowhere", "blurball")),
     "unknown word": (("--config=configs/custom.py:smok",), ("smok", "smoke")),
     "unknown blur": (("--config=configs/procedural.py:motoin",), ("motoin", "defocus")),
-    "unknown layout": ((SMOKE, "--config.synthetic.layout=attic"), ("'attic'", "still_life, corner, relief")),
+    "unknown layout": ((SMOKE, "--config.synthetic.layout=attic"), ("'attic'", "still_life, corner, relief, flight")),
     "two layouts": (("--config=configs/procedural.py:corner,relief",), ("corner and relief", "one of them")),
     "blur scale": ((SMOKE, "--config.synthetic.blur_scale=0"), ("blur_scale is 0", "0.5 is easy")),
     "pose noise": ((SMOKE, "--config.synthetic.pose_noise_px=-1"), ("pose_noise_px is -1", "0 is exact")),

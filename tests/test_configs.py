@@ -13,11 +13,13 @@ from bags_jax.scene.density import is_reset_step, thresholds_at
 from bags_jax.scene.optimizer import scale_rates
 from bags_jax.schedule import check_image_size, count_steps, late_from, make_stages
 from bags_jax.settings import in_steps
-from configs import base, custom, deblur_nerf, mip360_mixed, procedural
+from bags_jax.synthetic.procedural import BLURS, LAYOUTS
+from configs import base, custom, deblur_nerf, exblurf, mip360_mixed, procedural, realx3d
 
 PUBLISHED = [(deblur_nerf, "deblur", name) for name in published.scenes("deblur")]
 PUBLISHED += [(mip360_mixed, "mip360", name) for name in published.scenes("mip360")]
-ALL = [(base, ""), (custom, "")] + [(procedural, blur) for blur in ("motion", "defocus", "mixed", "reduced", "none")]
+ALL = [(base, ""), (custom, ""), (exblurf, ""), (realx3d, "motion"), (realx3d, "defocus")]
+ALL += [(procedural, blur) for blur in ("motion", "defocus", "mixed", "reduced", "none")]
 ALL += [(procedural, words) for words in ("motion,corner,easy", "relief,large", "hard,small,defocus,still_life")]
 ALL += [(procedural, f"{blur},published") for blur in ("motion", "mixed,large")]
 ALL += [(module, name) for module, _, name in PUBLISHED]
@@ -135,6 +137,8 @@ def test_words_of_the_embedded_scenes():
     assert (world.width, world.height) == (192, 128)
     check_image_size(make_stages(read_in_steps(config)), 192, 128)
     assert procedural.get_config("corner,smoke").synthetic.blur == "motion"
+    assert procedural.get_config("varied,flight").synthetic.layout == "flight"
+    assert set(procedural.KINDS) == set(BLURS) and set(procedural.LAYOUTS) == set(LAYOUTS)
     for words in ("motion,defocus", "easy,hard", "small,large", "corner,relief,smoke"):
         with pytest.raises(ValueError, match="expected one of them"):
             procedural.get_config(words)

@@ -106,7 +106,7 @@ def test_damaged_ply(tmp_path, data):
 def test_reader_that_forgets_an_entry(tmp_path, monkeypatch, field, counts):
     write_photos(tmp_path / "images")
     write_colmap(tmp_path)
-    colmap = FORMATS[0]
+    (colmap,) = (format for format in FORMATS if format.name == "colmap")
     capture = colmap.read(tmp_path, factor=1)
     short = dataclasses.replace(capture, **{field: getattr(capture, field)[1:]})
     monkeypatch.setattr(formats, "FORMATS", (dataclasses.replace(colmap, read=lambda root, *, factor: short),))

@@ -50,9 +50,33 @@ def test_blur_model_is_for_the_training_views_and_may_be_absent():
     assert make_small_job(**{"blur.enabled": False}).model is None
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (("use_rgbd", "use_position", "use_embedding"), "expected one of them: the network sees nothing"),
+        (("use_mask",), "config.blur.use_mask is False, which the published network cannot follow"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(changes, message):
+    off = {f"blur.{name}": False for name in changes}
+    with pytest.raises(UserError, match=message):
+        make_small_job(**off, **{"blur.published_network": len(changes) == 1, "blur.hand_over": False})
+
+
 def test_poses_are_refined_where_they_have_a_rate():
     assert make_small_job().pose_frame is not None
     assert make_small_job(**{"optim.poses": 0.0}).pose_frame is None
+
+
+def test_poses_of_an_end_of_the_exposure_are_kept_and_kernels_not_centred():
+    for anchor in ("start", "end"):
+        job = make_small_job(**{"data.shutter_anchor": anchor})
+        assert job.pose_frame is None and job.settings.loss.centroid == job.settings.optim.poses == 0.0
+        assert job.scene.notes[-1].startswith(f"poses are those of the {anchor} of the exposures: they are kept")
+    middle = make_small_job(**{"data.shutter_anchor": "mid"})
+    assert middle.pose_frame is not None and middle.settings.loss.centroid == 0.01
+    with pytest.raises(UserError, match="config.data.shutter_anchor is 'middle', expected one of start, mid, end"):
+        make_small_job(**{"data.shutter_anchor": "middle"})
 
 
 def test_poses_that_would_never_move_are_refused():

@@ -64,6 +64,7 @@ LAYERS = (
     ("step",),
     ("first_scene", "programs"),
     ("job",),
+    ("feed",),
     ("dispatch", "memory", "shared_job"),
     ("run",),
     ("export", "training_views"),

@@ -8,6 +8,7 @@ import pytest
 from bags_jax import metrics
 from bags_jax.losses import (
     blur_terms,
+    clip_white,
     l1,
     mse,
     photo_terms,
@@ -79,6 +80,16 @@ def make_rendered(seed: int = 1) -> Rendered:
     nothing = Projected(*(jnp.zeros(shape) for shape in ((1, 2), (1, 3), (1, 3), (1,), (1,), (1, 2))))
     image, depth = (jnp.asarray(rng.random(shape), jnp.float32) for shape in ((H, W, 3), (H, W)))
     return Rendered(image, 5.0 * depth, jnp.ones((H, W)), nothing, jnp.int32(0), jnp.int32(0))
+
+
+def test_light_above_white_costs_nothing_where_the_photograph_is_white():
+    """Elsewhere it costs as before, and its gradient darkens it."""
+    photo = jnp.array([1.0, 1.0, 0.9, 0.9]).reshape(1, 4, 1)
+    image = jnp.array([2.5, 0.8, 2.5, 0.8]).reshape(1, 4, 1)
+    valid = jnp.ones((1, 4), bool)
+    np.testing.assert_allclose(clip_white(image, photo).ravel(), [1.0, 0.8, 2.5, 0.8], rtol=1e-6)
+    slope = jax.grad(lambda x: l1(clip_white(x, photo), photo, valid))(image).ravel()
+    np.testing.assert_allclose(slope, [0.0, -0.25, 0.25, -0.25], rtol=1e-6)
 
 
 def test_terms_of_the_photograph():

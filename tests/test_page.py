@@ -49,7 +49,7 @@ def make_page(*, is_blurred=True, num_held_out=2, has_logs=True, names=(NASTY, "
         in_place = pictures.photo if is_blurred else None
         views.append(make_training_view(pictures, in_place, limit_px=3.0, num_views=len(names), area=10**6))
         scores[name] = {"reblur_PSNR": 30.0 - seed, "sharpness_gain": None if seed else 1.5}
-        blurs[name] = {"rank": seed + 1, "blur_px": 2.0 - seed / 10, "rms_width_px": 2.0, "mean_mask": 0.9}
+        blurs[name] = {"rank": seed + 1, "blur_px": 2.0 - seed / 10, "mean_mask": 0.9}
         blurs[name] |= {"name": name, "direction_deg": 12.0}
     pictures = [HeldOutPictures(f"h{i}<", *np.zeros((2, *SIZES[i], 3), np.uint8)) for i in range(num_held_out)]
     shown = [make_held_out_view(view, area=10**6) for view in pictures]

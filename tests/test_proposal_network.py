@@ -66,6 +66,33 @@ def test_without_render_features():
     )
 
 
+@pytest.mark.parametrize(
+    "part, names",
+    [
+        ("use_position", set()),
+        ("use_embedding", {"embedding"}),
+        ("use_mask", {"mask_heads_0", "mask_heads_1"}),
+        ("growing_trunk", set()),
+    ],
+)
+def test_parts_of_the_network_can_be_left_out(part, names):
+    """Each switch takes away its own parameters, and nothing else than what it names changes."""
+    whole, (network, params) = make_network(use_rgbd=False)[1], make_network(use_rgbd=False, **{part: False})
+    assert whole.keys() - params.keys() == names and params.keys() <= whole.keys()
+    inputs = whole["trunk_0"]["kernel"].shape[0] - params["trunk_0"]["kernel"].shape[0]
+    assert inputs == {"use_position": 16, "use_embedding": 32}.get(part, 0)
+    assert network.rate_groups(params).keys() == params.keys()
+    after = network.hand_over(params, source=0, target=1, zoom=2.0)
+    assert after.keys() == params.keys()
+    field, other = propose(network, params), propose(network, params, view=2)
+    assert (field.mask == 1).all() == (part == "use_mask")
+    assert (np.ptp(field.features.reshape(-1, 16), axis=0).max() < 1e-6) == (part == "use_position")
+    assert (np.abs(field.features - other.features).max() < 1e-6) == (part == "use_embedding")
+    last = {**params, "trunk_2": {"kernel": 2.0 * params["trunk_2"]["kernel"]}}
+    is_deep = bool((propose(network, last).features != field.features).any())
+    assert is_deep == (part == "growing_trunk"), "the layer that the second stage adds"
+
+
 def with_known_blur():
     """Parameters whose first head has a broad kernel, shifted to the right in view 1 only, and another mask."""
     network, params = make_network()

@@ -94,6 +94,26 @@ def test_cases_of_the_procedural_suite():
     assert not suites.make_config(case, "plain", 107).blur.enabled
 
 
+def test_later_cases_are_found_by_name_only():
+    """`all` and the patterns of the tables in docs/benchmarks.md stay what they are."""
+    names = [case.name for case in suites.find_cases("procedural", ["all", "*-hard", "*-none"])]
+    assert not any(word in name for name in names for word in ("flight", "both", "varied"))
+    later = {c.name: c for c in suites.find_cases("procedural", ["flight-*-hard", "*-both-hard", "*-varied-hard"])}
+    assert len(later) == 6 + 3 + 3 and not any("large" in name for name in later)
+    assert later["flight-both-hard"].group == "flight by night, both, 128 x 84"
+    assert later["corner-varied-hard"].group == "varied, 128 x 84"
+    assert len(suites.find_cases("procedural", ["flight-none"])) == 1
+
+
+def test_oracle_of_the_flight_trains_on_the_truth(tmp_path):
+    """Its photographs without blur have noise, so that plain splatting on them is no oracle."""
+    (case,) = suites.find_cases("procedural", ["flight-motion-hard"])
+    runs_of = {m: runs.make_run(tmp_path, case, m, 100, smoke=True) for m in ("plain", "oracle")}
+    assert runs_of["oracle"].name == "flight-none/oracle/100"
+    assert runs_of["oracle"].config.data.use_sharp and not runs_of["oracle"].config.blur.enabled
+    assert not runs_of["plain"].config.data.use_sharp
+
+
 def test_unknown_names_raise_errors():
     with pytest.raises(UserError, match="--cases has 'attic-motion', expected all"):
         suites.find_cases("procedural", ["attic-motion"])
@@ -300,6 +320,17 @@ def test_published_has_a_footnote_wherever_a_table_names_it(tmp_path):
     assert ",published," in (tmp_path / "results.csv").read_text()
     ours = tables.Results(invented_results().cases, ["plain"], [100, 101], invented_results().rows)
     assert tables.protocol_table(ours, "deblur_nerf").footnotes == []
+
+
+def test_table_of_psnr_by_blur():
+    """Rows without such figures make no lines; an empty bin is a dash, never 0."""
+    bins = {name: {"PSNR": None, "num_views": 0} for name in tables.name_bins()}
+    bins["1 to 2 px"] = {"PSNR": 21.5, "num_views": 3}
+    cases = suites.find_cases("procedural", ["corner-motion-hard"])
+    rows = dict([invented("corner-motion-hard", "plain", 100, 20.0, PSNR_by_blur=bins)])
+    rows |= dict([invented("corner-motion-hard", "default", 100, 24.0, PSNR_by_blur=None)])
+    table = tables.blur_table(tables.Results(cases, ["plain", "default"], [100], rows))
+    assert table.rows == [["corner-motion-hard", "plain", "1 of 1", "-", "-", "21.50", "-"]]
 
 
 def test_tables_without_runs_are_all_missing(tmp_path):

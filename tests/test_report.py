@@ -155,9 +155,9 @@ def test_mask_colours_have_even_steps_in_lightness():
 
 def test_views_are_ranked_from_the_blurriest_and_written(tmp_path):
     stats = {
-        "sharp.png": {"mean_mask": 0.1, "rms_width_px": 5.0, "direction_deg": 0.0},
-        "worst.png": {"mean_mask": np.float32(0.5), "rms_width_px": 4.0, "direction_deg": 30.0},
-        "also.png": {"mean_mask": 0.25, "rms_width_px": 2.0, "direction_deg": -90.0},
+        "sharp.png": {"blur_px": 0.5, "mean_mask": 0.1, "direction_deg": 0.0},
+        "worst.png": {"blur_px": np.float32(2.0), "mean_mask": 0.5, "direction_deg": 30.0},
+        "also.png": {"blur_px": 0.5, "mean_mask": 0.25, "direction_deg": -90.0},
     }
     ranked = rank_views(stats)
     assert [(view["rank"], view["name"]) for view in ranked] == [(1, "worst.png"), (2, "also.png"), (3, "sharp.png")]
@@ -169,5 +169,5 @@ def test_views_are_ranked_from_the_blurriest_and_written(tmp_path):
     assert [row["name"] for row in rows] == ["worst.png", "also.png", "sharp.png"]
     assert [float(row["blur_px"]) for row in rows] == [view["blur_px"] for view in ranked]
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["blur.csv", "blur.json"]
-    with pytest.raises(UserError, match="'a' lack a finite rms_width_px"):
-        rank_views({"a": {"mean_mask": 0.1, "rms_width_px": float("nan"), "direction_deg": 0.0}})
+    with pytest.raises(UserError, match="'a' lack a finite blur_px"):
+        rank_views({"a": {"mean_mask": 0.1, "blur_px": float("nan"), "direction_deg": 0.0}})

@@ -95,6 +95,7 @@ def test_margin_is_as_wide_as_kernels_reach():
 def test_stages_carry_stride_and_colour_space():
     assert [(s.head, s.stride) for s in make()] == [(0, 1), (0, 1), (1, 1), (2, 2)]
     assert all(s.linear_light for s in make()) and not any(s.linear_light for s in make(blur=Blur(linear_light=False)))
+    assert not any(s.clips_white for s in make()) and all(s.clips_white for s in make(blur=Blur(clips_white=True)))
 
 
 def test_late_thresholds_begin_at_the_restart_or_the_last_stage():

@@ -110,4 +110,5 @@ def test_an_installed_package_works_without_the_clone(installed, tmp_path):
     refused = call(installed, tmp_path, "bags-jax", "train", "--config=costom", "--workdir=other")
     (line,) = refused.stderr.splitlines()
     assert refused.returncode == 2 and line.startswith("error: --config=costom")
-    assert "base, custom, deblur_nerf, mip360_mixed, procedural" in line and not (tmp_path / "other").exists()
+    assert "base, custom, deblur_nerf, exblurf, mip360_mixed, procedural, realx3d" in line
+    assert not (tmp_path / "other").exists()

@@ -147,6 +147,10 @@ class BlurProposalNetwork(nn.Module):
     conv_width: int = 64
     feature_width: int = 32
     use_rgbd: bool = True
+    use_position: bool = True
+    use_embedding: bool = True
+    use_mask: bool = True  # False: a mask of 1
+    growing_trunk: bool = True  # False: all heads stand on all layers
     use_table: bool = True  # learned kernel logits of each view, added to the output of the head
     identity_layers: bool = True  # later trunk layers start as the identity, so that heads can be copied (hand_over)
     centre_logit: float = 6.0  # initial logit of the centre tap above the others; the paper: 0, a uniform kernel
@@ -157,19 +161,21 @@ class BlurProposalNetwork(nn.Module):
     backend: str = "auto"  # of ops.convolution
 
     def setup(self):
-        self.embedding = nn.Embed(self.num_views, self.embedding_width)
+        self.embedding = nn.Embed(self.num_views, self.embedding_width) if self.use_embedding else None
         self.render_features = (
             RenderFeatures(self.conv_width, self.feature_width, self.backend) if self.use_rgbd else None
         )
         deeper = _identity_init if self.identity_layers else nn.initializers.he_normal()
         inits = [nn.initializers.he_normal()] * 2 + [deeper] * (len(self.kernel_sizes) - 1)
-        inputs = self.embedding_width + 4 * POSITION_FREQUENCIES + self.use_rgbd * self.feature_width
+        inputs = self.use_embedding * self.embedding_width + self.use_position * 4 * POSITION_FREQUENCIES
+        inputs += self.use_rgbd * self.feature_width
         widths = [inputs] + [self.width] * len(inits)
         self.trunk = [Weights((widths[i], self.width), init) for i, init in enumerate(inits)]
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
         self.kernel_heads = [Weights((self.width, k * k), small, self._centred(k)) for k in self.kernel_sizes]
         opened = nn.initializers.constant(self.mask_logit)
-        self.mask_heads = [Weights((self.width, 1), small, opened) for _ in self.kernel_sizes]
+        if self.use_mask:
+            self.mask_heads = [Weights((self.width, 1), small, opened) for _ in self.kernel_sizes]
         if self.use_table:
             zeros = nn.initializers.zeros
             self.table = [nn.Embed(self.num_views, k * k, embedding_init=zeros) for k in self.kernel_sizes]
@@ -184,14 +190,14 @@ class BlurProposalNetwork(nn.Module):
     def __call__(self, view: Int[Array, ""], rgbd: Float[Array, "h w 4"], *, head: int) -> BlurField:
         """Predicts the blur of one training view: see BlurModel.field."""
         height, width, _ = rgbd.shape
-        mask_head = self.mask_heads[head]()
+        mask_head = self.mask_heads[head]() if self.use_mask else ()
         features, mask = run_trunk(
-            [layer()[0] for layer in self.trunk[: 2 + head]],
-            pick_row(self.embedding, view),
-            position_waves(height),
-            position_waves(width),
+            [layer()[0] for layer in self.trunk[: 2 + head if self.growing_trunk else None]],
+            jnp.zeros(0) if self.embedding is None else pick_row(self.embedding, view),
+            position_waves(height) if self.use_position else jnp.zeros((height, 0)),
+            position_waves(width) if self.use_position else jnp.zeros((width, 0)),
             None if self.render_features is None else self.render_features(rgbd),
-            lambda features: self._mask(features, *mask_head),
+            lambda features: self._mask(features, *mask_head) if mask_head else jnp.ones(features.shape[:1]),
         )
         weight, bias = self.kernel_heads[head]()
         if self.use_table:
@@ -233,9 +239,9 @@ class BlurProposalNetwork(nn.Module):
         head = params[f"kernel_heads_{source}"]
         update = {
             f"kernel_heads_{target}": {"kernel": head["kernel"] @ resize.T, "bias": resize @ head["bias"]},
-            # Copied, because a buffer that appears twice in the state cannot be donated.
-            f"mask_heads_{target}": jax.tree.map(jnp.copy, params[f"mask_heads_{source}"]),
         }
+        if self.use_mask:  # copied, because a buffer that appears twice in the state cannot be donated
+            update[f"mask_heads_{target}"] = jax.tree.map(jnp.copy, params[f"mask_heads_{source}"])
         if self.use_table:
             update[f"table_{target}"] = {"embedding": params[f"table_{source}"]["embedding"] @ resize.T}
         return {**params, **update}

@@ -1,13 +1,18 @@
-"""Statistics of blur kernels from their moments: centroid, width, direction; and means over a view."""
+"""Statistics of blur kernels from their moments: centroid, width, direction; and means over a view.
 
+Kernel and mask of a pixel have one meaning only together: m h + (1 - m) delta says where the light of the pixel comes from,
+and other pairs of h and m say the same. `whole_kernels` is that sum, and `share_from_elsewhere` the least mask that can make it.
+"""
+
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from bags_jax.numerics import EXACT, safe_sqrt
 from bags_jax.ops.blur.blocks import mean_blocks
-from bags_jax.ops.blur.kernels import kernel_side, tap_moments
-from bags_jax.structs import BlurMoments
+from bags_jax.ops.blur.kernels import kernel_side, kernels_of, tap_moments
+from bags_jax.structs import BlurField, BlurMoments
 
 LEAST_WIDTH_PX = 0.1  # smallest width that is told apart
 
@@ -29,8 +34,30 @@ def kernel_statistics(kernels: Float[Array, "*S KK"]) -> KernelStatistics:
 
 
 def pixel_statistics(moments: BlurMoments) -> KernelStatistics:
-    """Statistics of every kernel of a view, S = h w."""
-    return _statistics(jnp.moveaxis(moments.centroid, 0, -1), jnp.moveaxis(moments.second, 0, -1))
+    """Statistics of the whole kernel of every pixel of a view, S = h w. What is not masked adds nothing to the moments."""
+    first, second = (jnp.moveaxis(moments.mask[None] * x, 0, -1) for x in (moments.centroid, moments.second))
+    return _statistics(first, second)
+
+
+def whole_kernels(kernels: Float[Array, "*S KK"], mask: Float[Array, "*S"]) -> Float[Array, "*S KK"]:
+    """Where the light of each pixel comes from: its kernel times its mask, and the rest at the centre."""
+    centre = jnp.zeros(kernels.shape[-1]).at[kernels.shape[-1] // 2].set(1.0)
+    return mask[..., None] * kernels + (1.0 - mask[..., None]) * centre.reshape((1,) * mask.ndim + (-1,))
+
+
+def share_from_elsewhere(field: BlurField) -> Float[Array, "h w"]:
+    """Share of the light of each pixel (block) that comes from other pixels: the least mask that makes the same blur.
+
+    0: the pixel is sharp. It is mask times (1 - centre tap of the kernel): 1 - m h_0 - (1 - m). The kernels of one row of the
+    field exist at a time.
+    """
+
+    def of_row(row):
+        features, mask = row
+        kernels = kernels_of(features @ field.weight + field.bias[None], field.bound)
+        return mask * (1.0 - kernels[:, kernels.shape[-1] // 2])
+
+    return jax.lax.map(of_row, (field.features, field.mask))
 
 
 def shares(valid: Bool[Array, "H W"], stride: int) -> Float[Array, "h w"]:

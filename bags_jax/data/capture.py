@@ -26,4 +26,6 @@ class Capture:
     test_names: frozenset[str] | None = None  # held-out views; None: the files do not list them
     notes: tuple[str, ...] = ()  # messages to the user, one line each
     mask_files: tuple[pathlib.Path | None, ...] = ()  # of each view, None: no mask; (): those in masks/, if any
+    # Poses in the middle of the exposures, where the files know more than `viewmats`; load_scene gives them to training views.
+    middle_viewmats: Float[np.ndarray, "V 4 4"] | None = None
     depths: Float[np.ndarray, "V 2"] | None = None  # nearest and farthest depth of each view, scene units

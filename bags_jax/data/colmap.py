@@ -65,7 +65,7 @@ def read_colmap(root: pathlib.Path, *, factor: int = 1) -> Capture:
     model = find_model(root)
     if model is None:
         raise UserError(f"{root} has no COLMAP model: expected sparse/0 with {', '.join(_MODEL_FILES)} (.bin or .txt)")
-    posed, points, colors = _read_model(model)
+    posed, points, colors = read_model(model)
     folder = find_photo_folder(root, factor)
     photos = list_photos(folder)
     pairs = match_photos(sorted(posed), photos)
@@ -102,10 +102,14 @@ def _describe_siblings(model: pathlib.Path) -> tuple[str, ...]:
     return (f"COLMAP made {len(models)} separate models: only {model} is read{hint}",)
 
 
-def _read_model(
+def read_model(
     model: pathlib.Path,
 ) -> tuple[dict[str, tuple[np.ndarray, Lens]], Float[np.ndarray, "P 3"], Float[np.ndarray, "P 3"]]:
-    """Returns (viewmat, lens) by image name, the points (world frame) and their colours (sRGB in [0, 1])."""
+    """Returns (viewmat, lens) by image name, the points (world frame) and their colours (sRGB in [0, 1]).
+
+    Raises:
+      UserError: a file is missing or damaged, or no image has a pose.
+    """
     suffix = _find_suffix(model)
     binary = suffix == ".bin"
     for name in ("cameras", "images"):

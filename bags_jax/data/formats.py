@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from bags_jax.data import blender, colmap, llff, nerfstudio
+from bags_jax.data import blender, colmap, llff, nerfstudio, realx3d
 from bags_jax.data.capture import Capture
 from bags_jax.data.pairing import list_photos
 from bags_jax.errors import UserError
@@ -40,6 +40,7 @@ class Format:
 
 # In the order of detection: the first format whose marker is in the folder is read.
 FORMATS = (
+    Format("realx3d", "train/, test/ and sparse/0", realx3d.read_realx3d, is_present=realx3d.is_realx3d),
     Format("colmap", "sparse/0", colmap.read_colmap, is_present=colmap.has_model),
     Format("blender", blender.TRAIN_FILE, blender.read_blender),
     Format("nerfstudio", nerfstudio.TRANSFORMS_FILE, nerfstudio.read_nerfstudio),

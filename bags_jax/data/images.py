@@ -3,7 +3,7 @@
 import pathlib
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -44,6 +44,7 @@ def read_photos(
     camera_sizes: Sequence[tuple[int, int]],
     factor: int = 1,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    keep: Callable[[np.ndarray], np.ndarray] = lambda image: image,
 ) -> tuple[tuple[UInt8[np.ndarray, "_H _W 3"], ...], tuple[str, ...]]:
     """Decodes photographs at 1 / factor of their size.
 
@@ -58,6 +59,7 @@ def read_photos(
       camera_sizes: (width, height) in px of each photograph's camera.
       factor: downscale factor, >= 1.
       background: sRGB in [0, 1], put behind transparent pixels (blended in sRGB, as is the convention).
+      keep: stores an image as soon as it is decoded: see spool.Spool.
     Returns:
       The images, sRGB, and notes for the user. EXIF orientation is not applied, as in COLMAP; a note names the files.
     Raises:
@@ -66,7 +68,8 @@ def read_photos(
     sources, notes = _choose_sources(dict(zip(files, camera_sizes, strict=True)), root, factor)
 
     def decode(source: tuple[pathlib.Path, int]) -> tuple[np.ndarray, int]:
-        return _decode(*source, background)
+        image, orientation = _decode(*source, background)
+        return keep(image), orientation
 
     with futures.ThreadPoolExecutor(_DECODE_THREADS) as pool:
         decoded = list(pool.map(decode, sources))

@@ -4,10 +4,12 @@ import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from bags_jax.cache_home import find_cache_home
 from bags_jax.data.capture import Capture
 from bags_jax.data.formats import find_format
 from bags_jax.data.images import read_photo_size, read_photos
@@ -16,7 +18,8 @@ from bags_jax.data.pairing import name_some
 from bags_jax.data.poses import ROUNDING, locate_cameras
 from bags_jax.data.scene import Scene
 from bags_jax.data.split import find_holdout_every, split_by_names, split_every
-from bags_jax.data.valid_pixels import WHITE, find_mask_files, read_valid
+from bags_jax.data.spool import Spool
+from bags_jax.data.valid_pixels import FOLDER, WHITE, find_mask_files, read_valid
 from bags_jax.errors import UserError
 
 # Cameras farther from the origin than this many times their spread are moved to it. float32 keeps 1e-7 of a coordinate;
@@ -54,6 +57,7 @@ def load_scene(
     factor: int = 1,
     holdout: int = 0,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    most_bytes: int | None = None,
 ) -> Scene:
     """Loads a capture: photographs, cameras, points, and which views are held out.
 
@@ -65,6 +69,7 @@ def load_scene(
       holdout: hold out every n-th view. 0: n of the scene's file hold=n, else 8. Lists of training and test views in
         the scene's own files take precedence.
       background: sRGB in [0, 1] behind transparent pixels.
+      most_bytes: of the pictures in memory. A larger capture is kept in a temporary file of the cache folder. None: no limit.
     Returns:
       Scene. Photographs of distorting lenses are undistorted. A scene far from the origin is moved to the origin.
     Raises:
@@ -72,7 +77,7 @@ def load_scene(
     """
     _check_options(factor, holdout, background)
     try:
-        return _load(_check_folder(root), format, factor, holdout, background)
+        return _load(_check_folder(root), format, factor, holdout, background, most_bytes)
     except OSError as error:
         if error.filename is None:
             raise
@@ -84,31 +89,36 @@ def load_scene(
 
 
 def _load(
-    folder: pathlib.Path, format: str, factor: int, holdout: int, background: tuple[float, float, float]
+    folder: pathlib.Path,
+    format: str,
+    factor: int,
+    holdout: int,
+    background: tuple[float, float, float],
+    most_bytes: int | None,
 ) -> Scene:
     """Does the work of load_scene. Raises OSError for a file or folder that cannot be read."""
     chosen = find_format(folder, format)
     capture = chosen.read(folder, factor=factor)
     _check_views(capture, chosen.name)
     capture = _sort_views(capture)
+    train_ids, test_ids, split_notes = _split(folder, capture, holdout)
+    capture = _centre_exposures(capture, train_ids)
     _check_poses(capture)
     capture = _move_to_origin(capture)
-    _check_sizes(capture)
+    num_pixels = _check_sizes(capture) // factor**2
+    has_masks = any(capture.mask_files) or (folder / FOLDER).is_dir()
+    spool = _open_spool((3 + has_masks) * num_pixels, most_bytes)
+    keep = spool.keep if spool else _in_memory
     images, notes = read_photos(
         capture.files,
         root=folder,
         camera_sizes=[(lens.width, lens.height) for lens in capture.lenses],
         factor=factor,
         background=background,
+        keep=keep,
     )
-    valid, mask_notes = _read_masks(folder, capture, images)
-    images, valid, Ks, lens_notes = _apply_lenses(capture, images, valid)
-    if capture.test_names is not None:
-        train_ids, test_ids = split_by_names(capture.names, capture.test_names)
-        split_notes = ("holdout is ignored: the scene's files list the held-out views",) if holdout else ()
-    else:
-        train_ids, test_ids = split_every(len(capture.names), every=find_holdout_every(folder, holdout))
-        split_notes = ()
+    valid, mask_notes = _read_masks(folder, capture, images, keep)
+    images, valid, Ks, lens_notes = _apply_lenses(capture, images, valid, keep)
     finite = (np.abs(capture.points) <= _MAX_COORDINATE).all(axis=-1)  # False where it is not a number
     finite &= np.isfinite(capture.point_colors).all(axis=-1)
     num_points = len(capture.points)
@@ -126,8 +136,31 @@ def _load(
         point_colors=np.clip(capture.point_colors[finite], 0.0, 1.0).astype(np.float32),
         depths=None if capture.depths is None else capture.depths.astype(np.float32),
         background=(float(background[0]), float(background[1]), float(background[2])),
+        spool=spool,
         notes=capture.notes + notes + mask_notes + lens_notes + split_notes + point_notes,
     )
+
+
+def _split(
+    folder: pathlib.Path, capture: Capture, holdout: int
+) -> tuple[Int[np.ndarray, "_A"], Int[np.ndarray, "_B"], tuple[str, ...]]:
+    """Returns the indices of training and held-out views, and notes."""
+    if capture.test_names is None:
+        return *split_every(len(capture.names), every=find_holdout_every(folder, holdout)), ()
+    notes = ("holdout is ignored: the scene's files list the held-out views",) if holdout else ()
+    return *split_by_names(capture.names, capture.test_names), notes
+
+
+def _centre_exposures(capture: Capture, train_ids: Int[np.ndarray, "_A"]) -> Capture:
+    """Gives training views the poses in the middle of their exposures, where the capture has them.
+
+    Held-out views are sharp: they keep their own.
+    """
+    if capture.middle_viewmats is None:
+        return capture
+    viewmats = capture.viewmats.copy()
+    viewmats[train_ids] = capture.middle_viewmats[train_ids]
+    return dataclasses.replace(capture, viewmats=viewmats, middle_viewmats=None)
 
 
 def _check_options(factor: int, holdout: int, background: tuple[float, float, float]) -> None:
@@ -159,6 +192,10 @@ def _check_views(capture: Capture, format: str) -> None:
             f"the reader of format {format} returned {', '.join(f'{num} {name}' for name, num in counts.items())}, "
             f"viewmats of shape {np.shape(capture.viewmats)}: expected the same number of all, and viewmats (V, 4, 4)"
         )
+    if capture.middle_viewmats is not None and np.shape(capture.middle_viewmats) != np.shape(capture.viewmats):
+        raise UserError(
+            f"the reader of format {format} returned middle_viewmats of shape {np.shape(capture.middle_viewmats)}, expected that of viewmats, {np.shape(capture.viewmats)}"
+        )
     shapes = np.shape(capture.points), np.shape(capture.point_colors)
     if shapes[0] != shapes[1] or shapes[0][1:] != (3,):
         raise UserError(
@@ -177,6 +214,7 @@ def _sort_views(capture: Capture) -> Capture:
         files=tuple(capture.files[i] for i in order),
         viewmats=capture.viewmats[order],
         lenses=tuple(capture.lenses[i] for i in order),
+        middle_viewmats=None if capture.middle_viewmats is None else capture.middle_viewmats[order],
         depths=None if capture.depths is None else capture.depths[order],
         mask_files=tuple(capture.mask_files[i] for i in order) if capture.mask_files else (),
     )
@@ -221,8 +259,22 @@ def _move_to_origin(capture: Capture) -> Capture:
     return dataclasses.replace(capture, viewmats=viewmats, points=points, notes=capture.notes + (note,))
 
 
+def _in_memory(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _open_spool(num_bytes: int, most_bytes: int | None) -> Spool | None:
+    """The temporary file for pictures of so many bytes; None: they are kept in memory."""
+    if most_bytes is None or num_bytes <= most_bytes:
+        return None
+    try:
+        return Spool(find_cache_home() / "photographs")
+    except RuntimeError as error:  # no home folder
+        raise UserError("the photographs do not fit into memory: set XDG_CACHE_HOME to a folder for them") from error
+
+
 def _read_masks(
-    folder: pathlib.Path, capture: Capture, images: tuple[np.ndarray, ...]
+    folder: pathlib.Path, capture: Capture, images: tuple[np.ndarray, ...], keep: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[tuple[np.ndarray, ...] | None, tuple[str, ...]]:
     """Returns the valid pixels of each picture, None where there are no masks, and notes for the user."""
     files, notes = (capture.mask_files, ()) if capture.mask_files else find_mask_files(folder, capture.names)
@@ -231,7 +283,7 @@ def _read_masks(
     valid = []
     for name, photo, file, image in zip(capture.names, capture.files, files, images, strict=True):
         height, width = image.shape[:2]
-        valid.append(read_valid(file, full_size=read_photo_size(photo), height=height, width=width))
+        valid.append(keep(read_valid(file, full_size=read_photo_size(photo), height=height, width=width)))
         if not valid[-1].any():
             raise UserError(
                 f"the mask {file} leaves no pixel of {name}: expected white where pixels are used; invert it"
@@ -241,7 +293,10 @@ def _read_masks(
 
 
 def _apply_lenses(
-    capture: Capture, images: tuple[np.ndarray, ...], valid: tuple[np.ndarray, ...] | None
+    capture: Capture,
+    images: tuple[np.ndarray, ...],
+    valid: tuple[np.ndarray, ...] | None,
+    keep: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...] | None, Float[np.ndarray, "V 3 3"], tuple[str, ...]]:
     """Undistorts the pictures of lenses that distort, and their valid pixels. Returns their intrinsics (px) and notes."""
     flat_images, Ks, undistorted, flat_valid = [], [], [], list(valid) if valid else None
@@ -252,8 +307,9 @@ def _apply_lenses(
         if K is None:
             if flat_valid:
                 white = np.repeat(np.where(flat_valid[view], np.uint8(255), np.uint8(0))[..., None], 3, axis=-1)
-                flat_valid[view] = undistort(white, lens)[0][..., 0] >= WHITE
+                flat_valid[view] = keep(undistort(white, lens)[0][..., 0] >= WHITE)
             image, K = undistort(image, lens)
+            image = keep(image)
             undistorted.append(name)
         flat_images.append(image)
         Ks.append(K)
@@ -261,11 +317,18 @@ def _apply_lenses(
     return tuple(flat_images), tuple(flat_valid) if flat_valid else None, np.stack(Ks), notes
 
 
-def _check_sizes(capture: Capture) -> None:
-    """Compares the headers of the photographs with their cameras, before a picture is decoded: that may take gigabytes."""
+def _check_sizes(capture: Capture) -> int:
+    """Compares the headers of the photographs with their cameras, before a picture is decoded: that may take gigabytes.
+
+    Returns the number of pixels of all photographs.
+    """
+    num_pixels = 0
     for name, file, lens in zip(capture.names, capture.files, capture.lenses, strict=True):
         check_lens(lens)
-        _check_shape(name, lens, *read_photo_size(file))
+        width, height = read_photo_size(file)
+        _check_shape(name, lens, width, height)
+        num_pixels += width * height
+    return num_pixels
 
 
 def _check_shape(name: str, lens: Lens, width: int, height: int) -> None:

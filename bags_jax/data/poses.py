@@ -36,6 +36,20 @@ def make_rigid(rotation: Float[np.ndarray, "3 3"], translation: Float[np.ndarray
     return matrix
 
 
+def find_middle(viewmats: Float[np.ndarray, "S 4 4"]) -> Float[np.ndarray, "4 4"]:
+    """Returns the pose in the middle of S poses at equal steps of time: of an even number, halfway between the middle two.
+
+    Halfway is half the rotation from one to the other, and the middle of the camera centres.
+    """
+    last = len(viewmats) // 2
+    pair = viewmats[(len(viewmats) - 1) // 2], viewmats[last]
+    if pair[0] is pair[1] or len(viewmats) % 2:
+        return viewmats[last]
+    u, _, vt = np.linalg.svd(pair[0][:3, :3] + pair[1][:3, :3])  # the nearest rotation to both
+    rotation = u @ vt
+    return make_rigid(rotation, -rotation @ locate_cameras(np.stack(pair)).mean(axis=0))
+
+
 def make_rotation(vector: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     """Returns the rotation matrix of an axis-angle vector, rad (Rodrigues' formula)."""
     angle = float(np.linalg.norm(vector))

@@ -23,7 +23,7 @@ SEE_THROUGH, COVER = 0.08, 3.0  # taps up to this brightness do not cover the ph
 FILLED = 0.94  # share of the distance between two kernels that one of them fills
 ERROR_LIMIT = 0.1  # errors from here on have the brightest colour; sRGB in [0, 1]
 _PAPER = 255
-_STATS = ("mean_mask", "rms_width_px", "direction_deg")
+_STATS = ("blur_px", "mean_mask", "direction_deg")
 
 
 def draw_kernels(
@@ -127,13 +127,12 @@ def draw_error(picture: UInt8[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H 
 
 
 def rank_views(stats: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Ranks views from the blurriest to the sharpest: by mean mask times kernel width, then by name.
+    """Ranks views from the blurriest to the sharpest: by the mean RMS width of their blur, then by name.
 
     Args:
-      stats: by view name: mean_mask in [0, 1], rms_width_px (of the kernels), direction_deg (of the blur's longer
-        axis; copied to the result).
+      stats: by view name: blur_px (mean over the pixels), mean_mask in [0, 1], direction_deg (of the blur's longer axis).
     Returns:
-      One dict per view, blurriest first: rank (from 1), name, blur_px (mean_mask * rms_width_px) and the three figures.
+      One dict per view, blurriest first: rank (from 1), name and the three figures.
     Raises:
       UserError: a figure is missing, NaN or infinite.
     """
@@ -142,8 +141,7 @@ def rank_views(stats: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         missing = [key for key in _STATS if key not in figures or not math.isfinite(float(figures[key]))]
         if missing:
             raise UserError(f"the blur figures of view {name!r} lack a finite {', '.join(missing)}: compute them again")
-        row = {key: float(figures[key]) for key in _STATS}
-        views.append({"name": name, "blur_px": row["mean_mask"] * row["rms_width_px"], **row})
+        views.append({"name": name, **{key: float(figures[key]) for key in _STATS}})
     views.sort(key=lambda view: (-view["blur_px"], view["name"]))
     return [{"rank": rank, **view} for rank, view in enumerate(views, start=1)]
 

@@ -51,7 +51,6 @@ def list_photographs(
         if blur:
             figures = [
                 ("blur", f"{blur['blur_px']:.2f} px"),
-                ("kernel width", f"{blur['rms_width_px']:.2f} px"),
                 ("direction", f"{blur['direction_deg']:.0f}°"),
                 ("mask", f"{blur['mean_mask']:.2f}"),
                 *figures,

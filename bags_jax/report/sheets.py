@@ -50,7 +50,7 @@ def draw_blur_sheet(view: TrainingPictures, blur: ViewBlur, in_place: np.ndarray
     panels = [
         Panel(view.photo, "photograph", _ruler(width)),
         Panel(in_place, "blur kernels, enlarged", Bar("0", weight)),
-        Panel(colorize(blur.reach_px / limit_px), "blur width: mask x RMS kernel width", Bar("0", f"{limit_px:g} px")),
+        Panel(colorize(blur.reach_px / limit_px), "blur width, RMS", Bar("0", f"{limit_px:g} px")),
         Panel(view.sharp, "render without blur"),
         Panel(view.blurred, "render, blurred"),
         Panel(

@@ -11,7 +11,7 @@ class KernelGrid:
     """Blur kernels at the centres of gh x gw equal cells of a photograph."""
 
     kernels: Float[np.ndarray, "gh gw K K"]  # taps >= 0 that sum to 1, rows (dy) then columns (dx)
-    masks: Float[np.ndarray, "gh gw"]
+    masks: Float[np.ndarray, "gh gw"]  # share of the light of each pixel that comes from other pixels
     widths_px: Float[np.ndarray, "gh gw"]  # RMS, px of the photograph
     directions_deg: Float[np.ndarray, "gh gw"]  # of the longer axis, from +x towards +y (down)
     px_per_tap: float  # px of the photograph
@@ -35,7 +35,7 @@ class ViewBlur:
     """The blur of one training view."""
 
     grid: KernelGrid
-    reach_px: Float[np.ndarray, "h w"]  # mask times RMS kernel width of each block of pixels, px of the photograph
+    reach_px: Float[np.ndarray, "h w"]  # RMS width of the blur of each block of pixels, px of the photograph
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,17 +9,42 @@ Moving, rotating and scaling scene and cameras together changes no image. The co
 poses better, so sharper views have larger weights there.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bags_jax.errors import UserError
 from bags_jax.geometry import rotation_from_quat
 from bags_jax.numerics import EXACT
 from bags_jax.scene.confidence import pose_trust
+from bags_jax.settings import Settings
 from bags_jax.structs import Camera, PoseFrame
 
+SHUTTER_ANCHORS = ("start", "mid", "end")
 MAX_POINTS = 10_000  # points of which the median depth is computed
+
+
+def follow_shutter_anchor(settings: Settings) -> Settings:
+    """Settings for poses at the start or the end of the exposures: poses are kept, and kernels need not be centred.
+
+    Such poses are exact, and the blur lies on one side of each pixel: the term that centres kernels would move the scene instead.
+
+    Raises:
+      UserError: an unknown moment.
+    """
+    anchor = settings.data.shutter_anchor
+    if anchor not in SHUTTER_ANCHORS:
+        raise UserError(
+            f"config.data.shutter_anchor is {anchor!r}, expected one of {', '.join(SHUTTER_ANCHORS)}: the moment of an exposure "
+            "at which the pose of a training view is known"
+        )
+    if anchor == "mid":
+        return settings
+    optim, loss = dataclasses.replace(settings.optim, poses=0.0), dataclasses.replace(settings.loss, centroid=0.0)
+    return dataclasses.replace(settings, optim=optim, loss=loss)
 
 
 def make_pose_frame(

@@ -6,7 +6,7 @@ import numpy as np
 
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
-from bags_jax.synthetic.exposures import encode_srgb
+from bags_jax.synthetic.exposures import decode_srgb, encode_srgb
 
 _WHITE_BALANCE = 0.25  # spread of the colours' own gains, as a share of that of the exposure
 
@@ -33,6 +33,4 @@ def vary_exposures(scene: Scene, spread: float, *, seed: int) -> Scene:
 
 def change_exposure(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
     """Multiplies the light of an 8-bit sRGB image by three gains; white clips."""
-    values = image / 255.0
-    light = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    return encode_srgb(light * gains)
+    return encode_srgb(decode_srgb(image) * gains)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bags_jax.synthetic.raycast import (
     NUM_FACES,
+    Painter,
     Solid,
     World,
     cast,
@@ -22,7 +23,7 @@ from bags_jax.synthetic.raycast import (
     scale_to_face,
 )
 
-_LIGHT_SAMPLES, _BOUNCE_SAMPLES = 16, 64  # rays per light-map sample
+_LIGHT_SAMPLES, _LAMP_SAMPLES, _BOUNCE_SAMPLES = 16, 4, 64  # rays per light-map sample
 # Light-map samples per scene unit (half as many in the room). Light maps are enlarged to the size of the texture.
 _DIRECT_PER_UNIT, _BOUNCE_PER_UNIT = 32.0, 14.0
 
@@ -35,6 +36,16 @@ class Light:
     radius: float  # scene units; a larger ball makes softer shadows
     power: Float[np.ndarray, "3"]  # irradiance of a surface that faces the ball at distance 1
     ambient: Float[np.ndarray, "3"]  # irradiance far from all surfaces
+
+
+@dataclasses.dataclass(frozen=True)
+class Lamp:
+    """A small ball of light that lights its surroundings only."""
+
+    center: Float[np.ndarray, "3"]
+    radius: float  # scene units
+    power: Float[np.ndarray, "3"]  # irradiance of a surface that faces the ball at distance 1
+    reach: float  # scene units; light ends smoothly here
 
 
 def _find_occlusion(solids: tuple[Solid, ...], origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -58,11 +69,14 @@ def _make_tangents(normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tangent, np.cross(normals, tangent, axis=0)
 
 
-def _light_directly(solids: tuple[Solid, ...], points: np.ndarray, normals: np.ndarray, light: Light) -> np.ndarray:
+def _light_directly(
+    solids: tuple[Solid, ...], points: np.ndarray, normals: np.ndarray, light: Light | Lamp
+) -> np.ndarray:
     """Returns the irradiance [n, 3] straight from the light, sampled on its ball (Fibonacci lattice)."""
     samples, towards = [], []
-    for i in range(_LIGHT_SAMPLES):
-        height, angle = 1 - (2 * i + 1) / _LIGHT_SAMPLES, i * math.pi * (3 - math.sqrt(5))
+    num = _LAMP_SAMPLES if isinstance(light, Lamp) else _LIGHT_SAMPLES
+    for i in range(num):
+        height, angle = 1 - (2 * i + 1) / num, i * math.pi * (3 - math.sqrt(5))
         flat = math.sqrt(1 - height * height)
         offset = light.radius * np.array([flat * math.cos(angle), flat * math.sin(angle), height])
         towards.append((light.center + offset).astype(np.float32)[:, None] - points)
@@ -77,10 +91,30 @@ def _light_directly(solids: tuple[Solid, ...], points: np.ndarray, normals: np.n
         for sample, direction in zip(samples, towards, strict=True):
             enter, leave = intersect(solid, origins, rotate_to_local(solid, direction[:, near]))
             sample[near] *= ~((enter < leave) & (leave > 0.0) & (enter < 1.0))
-    return np.sum(samples, axis=0)[:, None] / _LIGHT_SAMPLES * light.power
+    return np.sum(samples, axis=0)[:, None] / num * light.power
 
 
-def _may_shade(solid: Solid, points: np.ndarray, light: Light) -> np.ndarray:
+def _light_by_lamps(
+    solids: tuple[Solid, ...], points: np.ndarray, normals: np.ndarray, lamps: tuple[Lamp, ...]
+) -> np.ndarray:
+    """Returns the irradiance [n, 3] straight from the lamps, each within its reach."""
+    total = np.zeros((points.shape[1], 3), np.float32)
+    for lamp in lamps:
+        distances = np.linalg.norm(points - lamp.center[:, None], axis=0)
+        near = np.flatnonzero(distances < lamp.reach)
+        if near.size:
+            fade = np.square(1 - np.square(distances[near] / np.float32(lamp.reach)))
+            around = tuple(s for s in solids if _is_near(s, lamp))
+            total[near] += fade[:, None] * _light_directly(around, points[:, near], normals[:, near], lamp)
+    return total
+
+
+def _is_near(solid: Solid, lamp: Lamp) -> bool:
+    """True if the solid's bounding ball meets the lamp's reach."""
+    return float(np.linalg.norm(solid.center - lamp.center) - np.linalg.norm(solid.half)) < lamp.reach
+
+
+def _may_shade(solid: Solid, points: np.ndarray, light: Light | Lamp) -> np.ndarray:
     """Returns [n]: False if no path from a point [3, n] to the light meets the solid's bounding ball."""
     reach = float(np.linalg.norm(solid.half)) + light.radius + 0.01
     paths = points - light.center[:, None]
@@ -117,7 +151,8 @@ def _bake_maps(
 ) -> list[np.ndarray]:
     """Returns the irradiance [h, w, 3] of each face at its texture's shape, from `per_unit` samples per scene unit."""
     rates = [
-        per_unit * _get_density(s, face) * (0.4 if s.small else 1.0) * (0.5 if s.hollow else 1.0) for s, face in faces
+        per_unit * _get_density(s, face) * (0.4 if s.small else 1.0) * (0.5 if s.hollow else 1.0) * s.light_detail
+        for s, face in faces
     ]
     grids = [make_face_grid(*pair, rate, 5) for pair, rate in zip(faces, rates, strict=True)]
     places = [place_on_surface(*pair, u.ravel(), v.ravel()) for pair, (u, v) in zip(faces, grids, strict=True)]
@@ -141,20 +176,28 @@ def _drop_small(world: World) -> World:
     return dataclasses.replace(world, solids=solids, first_faces=world.first_faces[large], corners=world.corners[large])
 
 
-def make_world(solids: tuple[Solid, ...], light: Light) -> World:
+def _paint_faces(faces: list[tuple[Solid, int]], find_paint: Callable[[Solid], Painter | None]) -> np.ndarray:
+    """Returns what the solids' painters paint on every texel [t, 3]; 0 where a solid has no such painter."""
+    painted = []
+    for solid, face in faces:
+        u, v = make_face_grid(solid, face, solid.texels * _get_density(solid, face), 4)
+        paint = find_paint(solid)
+        colors = paint(face, *scale_to_face(solid, face, u, v)) if paint else np.zeros((*u.shape, 3))
+        painted.append(colors.reshape(-1, 3))
+    return np.concatenate(painted).astype(np.float32)
+
+
+def make_world(solids: tuple[Solid, ...], light: Light, lamps: tuple[Lamp, ...] = ()) -> World:
     """Paints every face and bakes its light: direct with soft shadows, ambient occlusion, and one diffuse bounce.
 
     Args:
       solids: at most 256. One of them is hollow and surrounds all others and every camera, so that no ray misses.
-      light: the only lamp.
-    Deterministic.
+      light: shines on everything: the sun, the moon, or the lamp of a room.
+      lamps: more lights, of a short reach each.
+    Deterministic. Reflected light is clipped at white, as paint is; the emission of a solid is added unclipped.
     """
     faces = [(solid, face) for solid in solids for face in range(NUM_FACES[solid.kind])]
-    albedos = []
-    for solid, face in faces:
-        u, v = make_face_grid(solid, face, solid.texels * _get_density(solid, face), 4)
-        albedos.append(solid.paint(face, *scale_to_face(solid, face, u, v)).reshape(-1, 3))
-    albedo = np.concatenate(albedos).astype(np.float32)
+    albedo = _paint_faces(faces, lambda solid: solid.paint)
     shapes = np.array(
         [make_face_grid(s, face, s.texels * _get_density(s, face), 4)[0].shape for s, face in faces], np.int32
     )
@@ -168,11 +211,19 @@ def make_world(solids: tuple[Solid, ...], light: Light) -> World:
         corners=np.stack([find_bounding_corners(solid) for solid in solids]),
         atlas=albedo,
     )
-    maps = _bake_maps(faces, shapes, _DIRECT_PER_UNIT, lambda p, n: _light_directly(solids, p, n, light))
+
+    def light_directly(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        by_light = _light_directly(solids, points, normals, light)
+        return by_light + _light_by_lamps(solids, points, normals, lamps) if lamps else by_light
+
+    maps = _bake_maps(faces, shapes, _DIRECT_PER_UNIT, light_directly)
     irradiance = np.concatenate([part.reshape(-1, 3) for part in maps])
     world = dataclasses.replace(world, atlas=albedo * irradiance)
     maps = _bake_maps(
         faces, shapes, _BOUNCE_PER_UNIT, lambda p, n: _light_indirectly(_drop_small(world), solids, p, n, light)
     )
     irradiance += np.concatenate([part.reshape(-1, 3) for part in maps])
-    return dataclasses.replace(world, atlas=np.clip(albedo * irradiance, 0.0, 1.0))
+    atlas = np.clip(albedo * irradiance, 0.0, 1.0)
+    if any(solid.emission for solid in solids):
+        atlas += _paint_faces(faces, lambda solid: solid.emission)
+    return dataclasses.replace(world, atlas=atlas)

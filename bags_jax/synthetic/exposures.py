@@ -1,5 +1,6 @@
 """Photographs of a world: sharp, with camera shake, or out of focus. All are averages in linear light over poses."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -16,10 +17,26 @@ _LATTICE = (
 SHAKE_SHARES = np.array([1.0, 1.0, 0.5, 0.25, 0.25, 0.35])
 
 
+@dataclasses.dataclass(frozen=True)
+class Exposure:
+    """How one photograph is exposed: a camera path and a thin lens."""
+
+    shake: Float[np.ndarray, "3 6"]  # the path, as `shake_pose` takes it
+    length: float  # of the path on the screen, px; 0: the camera stands still
+    focus: float  # camera z of the plane of focus, scene units
+    aperture: float  # diameter of the lens, scene units; 0: a pinhole
+
+
 def encode_srgb(linear: Float[np.ndarray, "*axes"]) -> UInt8[np.ndarray, "*axes"]:
     """Converts linear light in [0, 1] to 8-bit sRGB."""
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-8) ** (1 / 2.4) - 0.055)
     return np.round(255 * np.clip(encoded, 0.0, 1.0)).astype(np.uint8)
+
+
+def decode_srgb(image: UInt8[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes"]:
+    """Converts 8-bit sRGB to linear light in [0, 1]."""
+    values = image / 255.0
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def _shift_center(K: np.ndarray, x: float, y: float) -> np.ndarray:
@@ -66,6 +83,13 @@ def make_path_lengths(num: int) -> Float[np.ndarray, "num"]:
     return np.concatenate([np.linspace(0.1, 0.3, num_sharp), shaken])
 
 
+def make_varied_path_lengths(num: int) -> Float[np.ndarray, "num"]:
+    """Returns path lengths from 1.5 to 7.5 px at width 128, evenly spread in their logarithm; 1 view in 12 nearly sharp."""
+    num_sharp = round(num / 12)
+    spread = np.geomspace(1.5, 7.5, max(num - num_sharp, 1))
+    return np.concatenate([np.linspace(0.1, 0.3, num_sharp), spread])[:num]
+
+
 def draw_shake(key: np.random.Generator) -> Float[np.ndarray, "3 6"]:
     """Draws a curved path, 0 at t = 0: coefficients of t, t^2, t^3 for translation (scene units) and rotation (rad)."""
     linear = key.normal(size=6) * SHAKE_SHARES
@@ -103,21 +127,35 @@ def measure_path(points: np.ndarray, viewmat: np.ndarray, K: np.ndarray, shake: 
     return float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum(0).mean())
 
 
-def render_shaken(
+def scale_shake(
     world: raycast.World,
     viewmat: np.ndarray,
     K: np.ndarray,
     length: float,
-    key: np.random.Generator,
+    shake: np.ndarray,
+    *,
+    height: int,
+    width: int,
+) -> Float[np.ndarray, "3 6"]:
+    """Scales a camera path, as `draw_shake` returns one, so that its mean length on the screen is `length` px."""
+    points = find_visible_points(world, viewmat, K, height=height, width=width)
+    shake = 0.02 * shake
+    for _ in range(2):  # the length is nearly linear in the coefficients
+        shake = shake * length / measure_path(points, viewmat, K, shake)
+    return shake
+
+
+def render_shaken(
+    world: raycast.World,
+    viewmat: np.ndarray,
+    K: np.ndarray,
+    shake: np.ndarray,
+    length: float,
     *,
     height: int,
     width: int,
 ) -> Float[np.ndarray, "height width 3"]:
-    """Renders the average, in linear light, along a random camera path whose mean screen length is `length` px."""
-    points = find_visible_points(world, viewmat, K, height=height, width=width)
-    shake = 0.02 * draw_shake(key)
-    for _ in range(2):  # the length is nearly linear in the coefficients
-        shake = shake * length / measure_path(points, viewmat, K, shake)
+    """Renders the average, in linear light, along a camera path of a screen length of about `length` px."""
     num = max(16, math.ceil(1.25 * length))
     total = np.zeros((height, width, 3), np.float32)
     for i, (x, y) in enumerate(_spread_samples(num)):
@@ -148,4 +186,37 @@ def render_defocused(
         # A point in the plane of focus projects to the same pixel from each point of the lens.
         lens_K = _shift_center(K, x - focal * u / depth, y - focal * v / depth)
         total += raycast.render_frame(world, pose, lens_K, height=height, width=width)[0]
+    return total / num
+
+
+def render_both(
+    world: raycast.World,
+    viewmat: np.ndarray,
+    K: np.ndarray,
+    exposure: Exposure,
+    *,
+    height: int,
+    width: int,
+) -> Float[np.ndarray, "height width 3"]:
+    """Renders the average, in linear light, over a camera path and a thin lens at once.
+
+    An aperture of 0 equals `render_shaken`, a length of 0 `render_defocused`.
+    """
+    size = {"height": height, "width": width}
+    if not exposure.aperture:
+        return render_shaken(world, viewmat, K, exposure.shake, exposure.length, **size)
+    if not exposure.length:
+        return render_defocused(world, viewmat, K, exposure.focus, exposure.aperture, **size)
+    num = max(48, math.ceil(2.5 * exposure.length), min(160, round(48 * (width / 128) ** 2)))
+    stride = next(n for n in range(round(0.62 * num), num) if math.gcd(n, num) == 1)
+    lens_points = exposure.aperture / 2 * _spread_lens_points(num)
+    focal, total = float(K[0, 0]), np.zeros((height, width, 3), np.float32)
+    for i, (x, y) in enumerate(_spread_samples(num)):
+        u, v = lens_points[
+            i * stride % num
+        ]  # in another order than the times, so that no part of the lens has its own time
+        pose = shake_pose(viewmat, exposure.shake, (i + 0.5) / num - 0.5)
+        pose = make_rigid(np.eye(3), np.array([-u, -v, 0.0])) @ pose
+        lens_K = _shift_center(K, x - focal * u / exposure.focus, y - focal * v / exposure.focus)
+        total += raycast.render_frame(world, pose, lens_K, **size)[0]
     return total / num

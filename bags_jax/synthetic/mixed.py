@@ -9,6 +9,7 @@ from PIL import Image
 from bags_jax.data.area import average_areas
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
+from bags_jax.synthetic import true_blur
 
 
 def coarsen(image: UInt8[np.ndarray, "_H _W 3"], factor: int) -> UInt8[np.ndarray, "_H _W 3"]:
@@ -43,7 +44,9 @@ def mix_resolutions(scene: Scene, factors: tuple[int, ...], *, seed: int) -> Sce
             f"data.mixed_factors is {tuple(factors)}: expected downscale factors of at least 1, such as (1, 2, 4, 8)"
         )
     views = np.random.default_rng(seed).permutation(scene.train_ids)
-    images = list(scene.images)
+    images, blur_px = list(scene.images), [true_blur.still(*image.shape[:2]) for image in scene.images]
     for i, view in enumerate(views):
-        images[view] = coarsen(images[view], factors[i % len(factors)])
-    return dataclasses.replace(scene, images=tuple(images), sharp_images=scene.images)
+        factor = factors[i % len(factors)]
+        images[view] = coarsen(images[view], factor)
+        blur_px[view] = true_blur.of_resolution(factor, *images[view].shape[:2])
+    return dataclasses.replace(scene, images=tuple(images), sharp_images=scene.images, blur_px=tuple(blur_px))

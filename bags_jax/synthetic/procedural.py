@@ -6,7 +6,9 @@ fits these scenes recovers nothing that the same model has put in.
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float
@@ -15,21 +17,28 @@ from bags_jax.cache_home import find_cache_home
 from bags_jax.data import poses
 from bags_jax.data.scene import Scene
 from bags_jax.errors import UserError
-from bags_jax.synthetic import corner, exposures, mixed, raycast, relief, scene_cache, still_life
+from bags_jax.synthetic import corner, exposures, flight, mixed, raycast, relief, scene_cache, still_life, true_blur
 from bags_jax.synthetic.layout import Layout
 
 # Part of the key of each cached scene. Increase it with every change of the pixels, poses or points of a scene.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
-BLURS = ("motion", "defocus", "mixed", "reduced", "none")
-LAYOUTS = {"still_life": still_life.LAYOUT, "corner": corner.LAYOUT, "relief": relief.LAYOUT}
+BLURS = ("motion", "defocus", "mixed", "reduced", "both", "varied", "none")
+LAYOUTS = {
+    "still_life": still_life.LAYOUT,
+    "corner": corner.LAYOUT,
+    "relief": relief.LAYOUT,
+    "flight": flight.LAYOUT,
+}
 
+_MAX_REDRAWS = 30  # of points that lie too far away
 _COLOR_NOISE = 0.03  # standard deviation of the points' colours, sRGB
 _MIXED_FACTORS, _MIXED_FACTORS_EASY = (1, 2, 4, 8), (1, 1, 2, 4)
 _REDUCED_FACTORS, _REDUCED_FACTORS_EASY = (4,), (1, 4)  # as the authors of BAGS made their photographs: see mixed.py
+_BOTH_KINDS = ("both", "motion", "both", "defocus")
 _MAX_BLUR_SCALE = 4.0  # larger blur takes minutes to render
 # One random stream for each purpose, so that all blurs of a seed share their cameras.
-_STREAMS = {"cameras": 0, "blur": 1, "points": 2, "poses": 3}
+_STREAMS = {"cameras": 0, "blur": 1, "points": 2, "poses": 3, "noise": 4}  # 5: auto_exposure.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +83,12 @@ def make_scene(
     Args:
       blur: "motion" (6-DoF camera shake during the exposure), "defocus" (thin lens), "mixed" (training views of
         1, 1/2, 1/4, 1/8 of the resolution, resized back), "reduced" (training views of 1/4 of the resolution, as the authors
-        of BAGS made theirs), or "none".
-      layout: "still_life" (a playroom, cameras on an arc), "corner" (a room corner from inside, cameras on a track), or
-        "relief" (an ivy-grown wall, a forward-facing grid of cameras).
-      blur_scale: factor of the camera paths (motion) and the aperture (defocus): 1 is hard, 0.5 easy. "mixed": up to
+        of BAGS made theirs), "both" (each training view has motion, defocus or both at once), "varied" (motion whose
+        length differs by 5 times between views), or "none".
+      layout: "still_life" (a playroom, cameras on an arc), "corner" (a room corner from inside, cameras on a track),
+        "relief" (an ivy-grown wall, a forward-facing grid of cameras), or "flight" (a town by night from a drone that flies
+        above a street; training photographs have photon and read noise, and motion is the flight and its vibration).
+      blur_scale: factor of the camera paths (motion, both, varied) and the aperture (defocus, both): 1 is hard, 0.5 easy. "mixed": up to
         0.5 the training views have 1, 1, 1/2, 1/4 of the resolution. "reduced": up to 0.5 half of the training views are
         sharp.
       pose_noise_px: error of the training poses. 6-DoF errors of the size that moves the contents of a view by that
@@ -86,7 +97,7 @@ def make_scene(
       num_train: training views, at least 2.
       num_test: test views.
       num_points: noisy surface points visible to the training cameras, as structure from motion would return them.
-      seed: of the cameras, the blur, the points and the pose errors, each independently.
+      seed: of the cameras, the blur, the points, the pose errors and the noise, each independently.
     Returns:
       Scene, cached in `$XDG_CACHE_HOME/bags_jax/procedural` (else `~/.cache`) if that folder can be written.
     Raises:
@@ -137,8 +148,9 @@ def _generate(options: _Options) -> Scene:
     size = {"height": options.height, "width": options.width}
     truth = [exposures.encode_srgb(exposures.render_sharp(world, viewmat, K, **size)) for viewmat in viewmats]
     train_ids = np.arange(options.num_test, options.num_test + options.num_train)
-    images = truth[: options.num_test] + _expose(options, world, viewmats[train_ids], K, truth[options.num_test :])
-    points, colors = _sample_points(world, viewmats[train_ids], K, options, noise=layout.point_noise)
+    photos, blur_px = _expose(options, world, viewmats[train_ids], K, truth[options.num_test :])
+    images = truth[: options.num_test] + photos
+    points, colors = _sample_points(world, viewmats[train_ids], K, options)
     if options.pose_noise_px:
         viewmats[train_ids] = _perturb_poses(world, viewmats[train_ids], K, options)
     names = [f"test_{i:03d}.png" for i in range(options.num_test)]
@@ -153,6 +165,7 @@ def _generate(options: _Options) -> Scene:
         points=points,
         point_colors=colors,
         sharp_images=tuple(truth),
+        blur_px=(*[true_blur.still(**size)] * options.num_test, *blur_px),
     )
 
 
@@ -173,28 +186,58 @@ def _make_viewmat(center: np.ndarray, target: np.ndarray, roll: float) -> Float[
 
 def _expose(
     options: _Options, world: raycast.World, viewmats: np.ndarray, K: np.ndarray, truth: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Renders the training photographs."""
-    layout, key, num = LAYOUTS[options.layout], options.make_key("blur"), options.num_train
-    size = {"height": options.height, "width": options.width}
-    if options.blur == "motion":
-        lengths = key.permutation(exposures.make_path_lengths(num)) * options.width / 128 * options.blur_scale
-        views = zip(viewmats, lengths, strict=True)
-        frames = [exposures.render_shaken(world, pose, K, float(length), key, **size) for pose, length in views]
-        return [exposures.encode_srgb(frame) for frame in frames]
-    if options.blur == "defocus":
-        depths = np.resize(layout.focus_depths, num) * key.uniform(0.92, 1.08, num)  # never exactly the same twice
-        views, aperture = zip(viewmats, depths, strict=True), layout.aperture * options.blur_scale
-        frames = [exposures.render_defocused(world, pose, K, float(depth), aperture, **size) for pose, depth in views]
-        return [exposures.encode_srgb(frame) for frame in frames]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Renders the training photographs, and the true blur of each of their pixels, px."""
+    key, num, size = options.make_key("blur"), options.num_train, {"height": options.height, "width": options.width}
+    if options.blur in ("motion", "defocus", "both", "varied"):
+        shots = list(_plan_exposures(options, world, viewmats, K, key))
+        views = list(zip(viewmats, shots, strict=True))
+        photos = _develop(options, [exposures.render_both(world, viewmat, K, shot, **size) for viewmat, shot in views])
+        return photos, [true_blur.of_exposure(world, viewmat, K, shot, **size) for viewmat, shot in views]
     is_hard = options.blur_scale > 0.5
     if options.blur == "mixed":
-        factors = key.permutation(np.resize(_MIXED_FACTORS if is_hard else _MIXED_FACTORS_EASY, num))
-        return [mixed.coarsen(image, int(factor)) for image, factor in zip(truth, factors, strict=True)]
-    if options.blur == "reduced":
-        factors = key.permutation(np.resize(_REDUCED_FACTORS if is_hard else _REDUCED_FACTORS_EASY, num))
-        return [mixed.reduce_and_enlarge(image, int(factor)) for image, factor in zip(truth, factors, strict=True)]
-    return list(truth)
+        coarsen, all_factors = mixed.coarsen, _MIXED_FACTORS if is_hard else _MIXED_FACTORS_EASY
+    elif options.blur == "reduced":
+        coarsen, all_factors = mixed.reduce_and_enlarge, _REDUCED_FACTORS if is_hard else _REDUCED_FACTORS_EASY
+    else:
+        return _add_noise(options, truth), [true_blur.still(**size)] * num
+    factors = [int(factor) for factor in key.permutation(np.resize(all_factors, num))]
+    photos = [coarsen(image, factor) for image, factor in zip(truth, factors, strict=True)]
+    return _add_noise(options, photos), [true_blur.of_resolution(factor, **size) for factor in factors]
+
+
+def _plan_exposures(
+    options: _Options, world: raycast.World, viewmats: np.ndarray, K: np.ndarray, key: np.random.Generator
+) -> Iterator[exposures.Exposure]:
+    """Draws how each training view is exposed. Motion is drawn first: "both" moves as "motion" does."""
+    layout, num, size = LAYOUTS[options.layout], options.num_train, {"height": options.height, "width": options.width}
+    lengths, shakes = np.zeros(num), [np.zeros((3, 6))] * num
+    if options.blur != "defocus":
+        make_lengths = exposures.make_varied_path_lengths if options.blur == "varied" else exposures.make_path_lengths
+        lengths = key.permutation(make_lengths(num)) * options.width / 128 * options.blur_scale
+        views = zip(viewmats, lengths.tolist(), strict=True)
+        shakes = [exposures.scale_shake(world, x, K, n, layout.draw_motion(x, key), **size) for x, n in views]
+    depths, apertures = np.resize(layout.focus_depths, num).astype(float), np.zeros(num)
+    if options.blur in ("defocus", "both"):
+        depths *= key.uniform(0.92, 1.08, num)  # never exactly the same twice
+        apertures += layout.aperture * options.blur_scale
+    if options.blur == "both":
+        kinds = key.permutation(np.resize(_BOTH_KINDS, num))
+        lengths, apertures = lengths * (kinds != "defocus"), apertures * (kinds != "motion")
+    yield from itertools.starmap(
+        exposures.Exposure, zip(shakes, lengths.tolist(), depths.tolist(), apertures.tolist(), strict=True)
+    )
+
+
+def _develop(options: _Options, frames: list[np.ndarray]) -> list[np.ndarray]:
+    """Converts light of training views to photographs, with the noise of the layout's sensor."""
+    sensor, key = LAYOUTS[options.layout].sensor, options.make_key("noise")
+    return [exposures.encode_srgb(sensor.expose(frame, key) if sensor else frame) for frame in frames]
+
+
+def _add_noise(options: _Options, photos: list[np.ndarray]) -> list[np.ndarray]:
+    """Adds the noise of the layout's sensor to photographs."""
+    return _develop(options, [exposures.decode_srgb(x) for x in photos]) if LAYOUTS[options.layout].sensor else photos
 
 
 def _perturb_poses(
@@ -223,19 +266,26 @@ def _sample_points(
     viewmats: np.ndarray,
     K: np.ndarray,
     options: _Options,
-    *,
-    noise: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns noisy points [P, 3] on the surfaces visible to the cameras, and their noisy sRGB colours."""
-    key = options.make_key("points")
-    points, colors = [], []
+    key, layout = options.make_key("points"), LAYOUTS[options.layout]
+    points, colors, depths = [], [], []
     for viewmat, share in zip(viewmats, np.array_split(np.arange(options.num_points), len(viewmats)), strict=True):
         pixels = key.random((2, len(share))) * np.array([[options.width], [options.height]])
         origin, directions = raycast.make_camera_rays(viewmat, K, pixels)
         t, radiance = raycast.cast(world, origin, directions)
+        for _ in range(_MAX_REDRAWS):
+            far = np.flatnonzero(t > layout.farthest_point)
+            if not far.size:
+                break
+            pixels = key.random((2, far.size)) * np.array([[options.width], [options.height]])
+            directions[:, far] = raycast.make_camera_rays(viewmat, K, pixels)[1]
+            t[far], radiance[far] = raycast.cast(world, origin, directions[:, far])
         points.append((origin + t * directions).T)
         colors.append(exposures.encode_srgb(radiance) / 255)
+        depths.append(t)
     points, colors = np.concatenate(points), np.concatenate(colors)
+    noise = layout.point_noise * (np.concatenate(depths)[:, None] if layout.grows_with_depth else 1.0)
     points = points + noise * key.normal(size=points.shape)
     colors = np.clip(colors + _COLOR_NOISE * key.normal(size=colors.shape), 0.0, 1.0)
     return points.astype(np.float32), colors.astype(np.float32)

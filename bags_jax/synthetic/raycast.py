@@ -42,6 +42,8 @@ class Solid:
     small: bool = False  # coarse light map, and no bounce of light off this solid
     hollow: bool = False  # visible from inside: the room
     hidden_faces: tuple[int, ...] = ()  # these have a coarse texture
+    emission: Painter | None = None  # radiance that the surface sends out itself, any size; lights no other solid
+    light_detail: float = 1.0  # factor of the light map's samples per scene unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class World:
     face_widths: Int[np.ndarray, "F"]  # texels
     face_heights: Int[np.ndarray, "F"]  # texels; rows go up
     corners: Float[np.ndarray, "S 3 8"]  # bounding box of each solid, world frame
-    atlas: Float[np.ndarray, "T 3"]  # linear light, in [0, 1]
+    atlas: Float[np.ndarray, "T 3"]  # linear light: in [0, 1], and above where a solid shines
 
 
 def rotate_to_local(solid: Solid, vectors: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ def read_cache(path: pathlib.Path | None, num_views: int, shape: tuple[int, int,
         if any(stack.shape != (num_views, *shape) or stack.dtype != np.uint8 for stack in stacks):
             return None
         names = tuple(str(name) for name in fields.pop("names"))
-        return Scene(names=names, images=tuple(stacks[0]), sharp_images=tuple(stacks[1]), **fields)
+        tuples = {"images": tuple(stacks[0]), "sharp_images": tuple(stacks[1]), "blur_px": tuple(fields.pop("blur_px"))}
+        return Scene(names=names, **tuples, **fields)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 

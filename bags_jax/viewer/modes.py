@@ -97,7 +97,7 @@ def draw(
     if mode is Mode.REBLURRED:
         return Picture(put_in_frame(sharp, to_uint8(blur.blurred), box), depths)
     limit = choose_limit(run)
-    scale = Scale("Blur width, mask × RMS kernel width", "0", f"{limit:g} px")
+    scale = Scale("Blur width, RMS", "0", f"{limit:g} px")
     return Picture(put_in_frame(sharp, colorize(blur.widths_px / limit), box), depths, scale)
 
 

@@ -102,4 +102,4 @@ def _blur(
 ) -> tuple[Float[Array, "h w 3"], Float[Array, "_h _w"]]:
     field = propose_blur(model, params, index, rendered, stage=stage)
     blurred, moments = apply_blur(field, rendered, stage=stage)
-    return blurred, field.mask * pixel_statistics(moments).rms_width
+    return blurred, pixel_statistics(moments).rms_width

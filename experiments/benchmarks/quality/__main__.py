@@ -2,6 +2,7 @@
 
   python -m experiments.benchmarks.quality --suite=procedural --seeds=3 --workdir=runs/quality --jobs=2
   python -m experiments.benchmarks.quality --suite=blurball --data=DATA/blurball --seeds=3 --workdir=runs/quality_ball
+  python -m experiments.benchmarks.quality --suite=ablations --seeds=3 --workdir=runs/ablations
 
 Prints one line per finished run, then the tables. Writes results.csv (one line per run), results.md and results.tex
 after every run, and marks figures that another commit has trained. The same command resumes a stopped benchmark:
@@ -22,7 +23,11 @@ from experiments.benchmarks.quality import runs, suites, tables
 from experiments.benchmarks.rows import find_commit
 
 _SUITE = flags.DEFINE_enum("suite", "procedural", suites.SUITES, "Suite of cases.")
-_CASES = flags.DEFINE_list("cases", "all", "Names or patterns; all: every case that does not end in -large.")
+_CASES = flags.DEFINE_list(
+    "cases",
+    "all",
+    "Names or patterns; all: those of the suite (procedural: every case without large, flight, both or varied in its name).",
+)
 _METHODS = flags.DEFINE_list("methods", "all", f"Some of {', '.join(suites.METHODS)}; all: those of the suite.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_seed", 100, "First seed; seeds under 100 are for tuning.", lower_bound=0)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bags_jax.atomic import write_atomic
+from bags_jax.report.psnr_by_blur import name_bins
 from bags_jax.report.tables import latex_cell, latex_table, markdown_table
 from experiments.benchmarks.quality.suites import FOOTNOTES, METHODS, Case, label
 
@@ -140,6 +141,7 @@ def compare(results: Results, case: str, method: str, seed: int) -> dict[str, fl
     return {
         "over plain": subtract(psnr, plain),
         "over published": subtract(psnr, results.psnr(case, "published", seed)),
+        "over default": subtract(psnr, results.psnr(case, "default", seed)),
         "share closed": share_closed(psnr, plain, oracle),
         "gap": subtract(oracle, plain) if psnr is not None else None,
     }
@@ -182,6 +184,22 @@ def detail_table(results: Results) -> Table:
     return Table("Differences, size and time", header, lines)
 
 
+def blur_table(results: Results) -> Table:
+    """PSNR of the training views without blur against their sharp truth, by the true blur of the photographs.
+
+    Only cases and methods that have a figure: rows of earlier versions and captures without truth have none.
+    """
+    lines = []
+    for case in results.cases:
+        for method in results.methods:
+            bins = [results.over_seeds(case.name, method, "PSNR_by_blur", name, "PSNR") for name in name_bins()]
+            if any(bins):
+                cells = ["-" if psnr is None else format_spread(psnr, 2) for psnr in bins]
+                lines.append([case.name, label(method), results.num_done([case.name], method), *cells])
+    title = "Training views without blur against sharp truth, PSNR in dB, by the true RMS blur of the photograph"
+    return Table(title, ("case", "method", "seeds", *name_bins()), lines)
+
+
 def _minutes(results: Results, case: str, method: str, seed: int) -> float | None:
     seconds = results.value(case, method, seed, "train_seconds")
     return None if seconds is None else seconds / 60
@@ -213,9 +231,29 @@ def _mean_of(cases: Sequence[Mapping[str, float | None]]) -> dict[str, float | N
     }
 
 
+def ablation_table(results: Results) -> Table:
+    """One line for each method: PSNR, difference to the default on the same seeds, and share closed, for each case."""
+    header, lines = ["method", "what it is"], []
+    for case in results.cases:
+        header += [f"{case.name}: PSNR, dB", "over default, dB", "share closed, %"]
+    for method in results.methods:
+        cells = []
+        for case in results.cases:
+            found = [compare(results, case.name, method, seed) for seed in results.seeds]
+            share = format_spread(spread([d["share closed"] for d in found]), 0, factor=100.0)
+            difference = format_spread(spread([d["over default"] for d in found]), 2, sign=True)
+            cells.append(format_spread(results.over_seeds(case.name, method, "deblur_nerf", "PSNR"), 2))
+            cells.append("-" if method == "default" else difference)
+            cells.append("-" if method in ("plain", "oracle") else share)
+        lines.append([label(method), METHODS[method], *cells])
+    return Table("Ablations: the default with one thing changed", tuple(header), lines)
+
+
 def all_tables(results: Results) -> list[Table]:
-    """The summary (if there is more than plain splatting), one table per protocol, and the details."""
-    tables = [summary_table(results), *(protocol_table(results, p) for p in PROTOCOLS), detail_table(results)]
+    """The summary (if there is more than plain splatting), one table per protocol, PSNR by blur, and the details."""
+    is_ablation = any(case.suite == "ablations" for case in results.cases)
+    summary = ablation_table(results) if is_ablation else summary_table(results)
+    tables = [summary, *(protocol_table(results, p) for p in PROTOCOLS), blur_table(results), detail_table(results)]
     return [table for table in tables if table.rows]
 
 
@@ -223,6 +261,7 @@ CSV_FIELDS: tuple[tuple[str, ...], ...] = (
     *((protocol, score) for protocol in PROTOCOLS for score in ("PSNR", "SSIM", "LPIPS")),
     ("shift_aligned", "PSNR"),
     ("shift_aligned", "unshifted_PSNR"),
+    *(("PSNR_by_blur", name, "PSNR") for name in name_bins()),
     *(("no_truth", name) for name in ("reblur_PSNR", "sharpness_gain", "held_out_fitted_PSNR")),
     *((name,) for name in ("num_gaussians", "step", "train_seconds", "evaluate_seconds", "cpu_seconds", "sessions")),
     *((name,) for name in ("commit", "cpu", "cores", "device", "jax", "date")),

@@ -21,7 +21,7 @@ from bags_jax.atomic import write_atomic
 from bags_jax.cli.launch import launch, use_compilation_cache
 from bags_jax.evaluation import evaluate
 from bags_jax.training import train
-from experiments.benchmarks.quality import runs, suites
+from experiments.benchmarks.quality import ablations, runs, suites
 from experiments.benchmarks.rows import find_commit
 
 _SUITE = flags.DEFINE_enum("suite", "procedural", suites.SUITES, "Suite of the case.")
@@ -65,9 +65,10 @@ def main() -> None:
     commit = find_commit()  # now: somebody may commit during the hours of training
     use_compilation_cache(run.config.compilation_cache)
     starts = record_start(run.folder)
-    train(run.config, run.folder)
+    make_model = ablations.find_make_model(run.method)
+    train(run.config, run.folder, make_model=make_model)
     trained = time.time()
-    results = evaluate(run.folder)
+    results = evaluate(run.folder, make_model=make_model)
     row = {
         "suite": case.suite,
         "case": run.case.name,
