@@ -19,7 +19,6 @@ from bags_jax.feed import Feed, make_feed
 from bags_jax.growth import NEARLY_FULL, growth_on
 from bags_jax.job import Job
 from bags_jax.ops.rasterize import buffer_size
-from bags_jax.parallel import WHOLE, Shards
 from bags_jax.platforms import current_platform
 from bags_jax.programs import (
     Programs,
@@ -37,6 +36,7 @@ from bags_jax.scene.optimizer import Optimizers, make_optimizers, scale_rates
 from bags_jax.scene.rows import grow, join_rows, row_axes, split_rows, ungrow
 from bags_jax.schedule import Stage, count_steps, late_from, stage_at
 from bags_jax.settings import Settings
+from bags_jax.shards import WHOLE, Shards
 from bags_jax.step import Recipe
 from bags_jax.structs import Dataset, TrainState, network_name
 

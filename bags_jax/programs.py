@@ -13,11 +13,11 @@ from jaxtyping import Array
 from bags_jax import parallel
 from bags_jax.geometry import smoothing_filter
 from bags_jax.ops.rasterize import count_intersections
-from bags_jax.parallel import WHOLE, Shards
 from bags_jax.platforms import count_cores, current_platform
 from bags_jax.rendering import View, project_gaussians
 from bags_jax.scene.density import Thresholds, densify_and_prune, reset_opacity
 from bags_jax.scene.rows import row_axes
+from bags_jax.shards import WHOLE, Shards
 from bags_jax.step import Recipe, is_finite, train_steps
 from bags_jax.structs import Dataset, TrainState
 
@@ -86,7 +86,7 @@ class Programs:
             functools.partial(train_steps, recipe=recipe),
             num_args=3,
             num_devices=self.num_devices,
-            shards=recipe.shards,
+            num_shards=recipe.shards.num,
             axes=row_axes(state) if recipe.shards.are_split else None,
         )
         lowered = mapped.lower(ranks, state, dataset, jnp.int32(0), jnp.int32(1))
@@ -138,7 +138,7 @@ def _map_operation(operation: Any, keys: tuple[bool, ...], shards: Shards, stati
         return operation.__wrapped__(state, *args, shards=shards, **dict(static)), {}
 
     return parallel.parallelize(
-        step, num_args=len(keys), num_devices=shards.num, shards=shards, axes=structure.row_axes()
+        step, num_args=len(keys), num_devices=shards.num, num_shards=shards.num, axes=structure.row_axes()
     )
 
 
@@ -226,7 +226,7 @@ def _map_survey(shards: Shards, structure: _Structure) -> Callable:
     def look(state):
         return {"num_gaussians": shards.sum(jnp.sum(state.alive)), "is_finite": shards.all(is_finite(state))}
 
-    return parallel.measure(look, num_args=0, num_devices=shards.num, shards=shards, axes=structure.row_axes())
+    return parallel.measure(look, num_args=0, num_devices=shards.num, num_shards=shards.num, axes=structure.row_axes())
 
 
 def largest_count(state: TrainState, dataset: Dataset, view: View) -> int:
@@ -255,4 +255,6 @@ def _map_counts(view: View, shards: Shards, structure: _Structure) -> Callable:
         intersections, visible = jax.lax.map(count, dataset.cameras)
         return jnp.max(shards.sum(intersections)), shards.largest(jnp.max(visible))
 
-    return parallel.measure(count_all, num_args=1, num_devices=shards.num, shards=shards, axes=structure.row_axes())
+    return parallel.measure(
+        count_all, num_args=1, num_devices=shards.num, num_shards=shards.num, axes=structure.row_axes()
+    )

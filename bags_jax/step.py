@@ -18,7 +18,7 @@ from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.blur_model.statistics import shares, view_statistics
 from bags_jax.geometry import LARGEST
 from bags_jax.numerics import weigh_gradient
-from bags_jax.parallel import WHOLE, Shards, pmax, psum
+from bags_jax.parallel import pmax, psum
 from bags_jax.rendering import Rendered, View, draw, keep_visible, render, render_blurred, see
 from bags_jax.scene.confidence import pose_trust, view_confidence
 from bags_jax.scene.density import add_stats, sum_view_stats, view_stats
@@ -27,6 +27,7 @@ from bags_jax.scene.optimizer import Optimizers
 from bags_jax.scene.pose_refinement import corrected_camera, hold_gauge
 from bags_jax.schedule import Stage
 from bags_jax.settings import Loss
+from bags_jax.shards import WHOLE, Shards
 from bags_jax.spherical_harmonics import MAX_DEGREE
 from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, Projected, Seen, TrainState, network_name
 

@@ -51,6 +51,7 @@ from bags_jax.rendering import render
 from bags_jax.scene.density import Thresholds
 from bags_jax.scene.initialize import with_optimizers
 from bags_jax.scene.rows import grow, map_rows, row_axes
+from bags_jax.shards import Shards
 from bags_jax.splatting import rasterization
 from bags_jax.step import train_steps
 from bags_jax.training import make_job_optimizers
@@ -206,14 +207,14 @@ def step_row(machine: Machine, width: int, height: int, stride: int, determinist
 def split_row(machine: Machine, gaussians: int, sent: int, width: int, height: int, devices: int) -> dict:
     """Compiles a dispatch of the last stage, one view per device, with Gaussians that are split over the devices."""
     make, state, dataset = last_stage(width, height, 2, False)
-    shards = parallel.Shards(devices)
+    shards = Shards(devices)
     rows = devices, -(-gaussians // devices)
     state = map_rows(state, lambda x: jax.ShapeDtypeStruct((*rows, *x.shape[1:]), x.dtype))
     axes = row_axes(state)
     with machine.here(devices):
         recipe = dataclasses.replace(make(num_devices=devices), views_per_step=devices, shards=shards, max_sent=sent)
         step = functools.partial(train_steps, recipe=recipe)
-        mapped: Any = parallel.parallelize(step, num_args=3, num_devices=devices, shards=shards, axes=axes)
+        mapped: Any = parallel.parallelize(step, num_args=3, num_devices=devices, num_shards=devices, axes=axes)
         ranks = machine.place(jax.ShapeDtypeStruct((devices,), jnp.int32), devices, axes=(parallel.AXIS,))
         number = jax.ShapeDtypeStruct((), jnp.int32)
         is_whole = lambda axis: axis is None

@@ -43,6 +43,7 @@ LAYERS = (
         "published",
         "schedule",
         "sfm.client",
+        "shards",
         "spherical_harmonics",
     ),
     (

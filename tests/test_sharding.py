@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax import parallel, programs
+from bags_jax import parallel, programs, shards
 from bags_jax.checkpoint import Checkpoints
 from bags_jax.config import read_config
 from bags_jax.data.pyramid import make_dataset
@@ -18,13 +18,13 @@ from bags_jax.dispatch import check_shards, make_recipe, make_shards
 from bags_jax.errors import UserError
 from bags_jax.job import first_state, make_job
 from bags_jax.memory import forecast_memory
-from bags_jax.parallel import WHOLE, Shards
 from bags_jax.programs import apply, control_density, largest_count, largest_counts, refresh_filter
 from bags_jax.rendering import keep_visible, see
 from bags_jax.run import open_run
 from bags_jax.scene.density import Thresholds
 from bags_jax.scene.initialize import with_optimizers
 from bags_jax.scene.rows import grow, join_rows, row_axes, split_rows, ungrow
+from bags_jax.shards import WHOLE, Shards
 from bags_jax.step import train_step
 from bags_jax.training import make_job_optimizers, train
 from configs import procedural
@@ -124,7 +124,7 @@ def step_once(state, dataset, recipe):
     own = parallel.without_empty(jax.tree.map(jnp.array, own))  # copies, which are donated
     axes = row_axes(own) if shards.are_split else None
     step = functools.partial(train_step, recipe=recipe)
-    mapped = parallel.parallelize(step, num_args=1, num_devices=2, shards=shards, axes=axes)
+    mapped = parallel.parallelize(step, num_args=1, num_devices=2, num_shards=shards.num, axes=axes)
     after, metrics = mapped(parallel.ranks(2), own, dataset)
     after = parallel.with_empty(after, split_rows(state, shards) if shards.are_split else state)
     return join_rows(after, max_rows=len(state.alive)) if shards.are_split else after, jax.device_get(metrics)
@@ -237,7 +237,7 @@ def test_several_processes_do_the_same(setting, monkeypatch):
 
 
 def test_rows_move_in_several_exchanges(monkeypatch):
-    monkeypatch.setattr(parallel, "MOVED_AT_ONCE", 3)
+    monkeypatch.setattr(shards, "MOVED_AT_ONCE", 3)
     values = np.arange(20.0).reshape(2, 5, 2)  # row i at [i % 2, i // 2]
     sources, targets = jnp.array([7, 0, 2, 9, 4, 5, 1, 3, 6, 8]), jnp.array([1, 9, 8, 3, 10, 10, 10, 10, 10, 10])
 
@@ -268,7 +268,7 @@ def test_state_of_a_device_is_its_share(setting):
         own = parallel.without_empty(split_rows(state, shards) if shards.are_split else state)
         axes = row_axes(own) if shards.are_split else None
         step = lambda rank, state: (state, {})
-        mapped: Any = parallel.parallelize(step, num_args=0, num_devices=shards.num, shards=shards, axes=axes)
+        mapped: Any = parallel.parallelize(step, num_args=0, num_devices=shards.num, num_shards=shards.num, axes=axes)
         return mapped.lower(parallel.ranks(shards.num), own).compile().memory_analysis().argument_size_in_bytes
 
     rows = state.gaussians, state.gaussians_opt, state.density, state.filter_3d, state.alive

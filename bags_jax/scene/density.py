@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.geometry import apply_filter_3d, rotation_from_quat
-from bags_jax.parallel import WHOLE, Shards
 from bags_jax.settings import Density
+from bags_jax.shards import WHOLE, Shards
 from bags_jax.structs import DensityStats, Gaussians, Projected, TrainState
 
 SPLIT_SHRINK = 1.6

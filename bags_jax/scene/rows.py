@@ -1,4 +1,4 @@
-"""The rows of a state: every array that has one for each Gaussian, whole or split over devices (parallel.Shards).
+"""The rows of a state: every array that has one for each Gaussian, whole or split over devices (shards.Shards).
 
 A whole state has arrays [N ...]. In a split state they are [D n ...]: row i is at [i % D, i // D]. New rows, at the end, and
 those that density control fills, the first that are free, are thus spread evenly over the devices, and the state grows without
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bags_jax.parallel import Shards, gather_shards, own_shards
+from bags_jax.parallel import gather_shards, own_shards
+from bags_jax.shards import Shards
 from bags_jax.structs import TrainState
 
 FIELDS = ("gaussians", "alive", "filter_3d", "gaussians_opt", "density")  # of a state, that have such arrays

@@ -24,10 +24,10 @@ from bags_jax.data.pyramid import make_dataset
 from bags_jax.dispatch import make_job_optimizers, make_recipe
 from bags_jax.errors import UserError
 from bags_jax.job import first_state, make_job
-from bags_jax.parallel import WHOLE, Shards
 from bags_jax.report.tables import markdown_table
 from bags_jax.scene.initialize import with_optimizers
 from bags_jax.scene.rows import map_rows, row_axes
+from bags_jax.shards import WHOLE, Shards
 from bags_jax.step import train_steps
 from configs import procedural
 from experiments.benchmarks.arguments import parse_counts
@@ -60,7 +60,7 @@ def compile_step(num_devices: int, shards: Shards, max_sent: int) -> Any:
         functools.partial(train_steps, recipe=recipe),
         num_args=3,
         num_devices=num_devices,
-        shards=shards,
+        num_shards=shards.num,
         axes=row_axes(state) if shards.are_split else None,
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
