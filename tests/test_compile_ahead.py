@@ -27,6 +27,12 @@ def compile_ahead(machine, *arguments, **environment):
     return row
 
 
+def test_20_million_split_gaussians_compile_for_eight_h200():
+    """Each device has an eighth of the state; what it draws has buffers for 8 x 524 288 visible Gaussians."""
+    row = compile_ahead("h200", "split", 20_000_000, 1 << 19, 1296, 840, 8)
+    assert row["argument_bytes"] < 2e9 and row["temporary_bytes"] < 3e9 and row["waits"] == 0
+
+
 @pytest.mark.parametrize("cameras, deterministic", [(1, False), (2, True)])
 def test_rasterization_compiles_for_an_h200(cameras, deterministic):
     row = compile_ahead("h200", "rasterization", cameras, int(deterministic))
