@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from bags_jax.atomic import write_atomic
 from bags_jax.config import shipped_configs
@@ -32,6 +32,27 @@ SCORES = ("PSNR", "SSIM", "LPIPS")  # of the protocol of Deblur-NeRF
 PERIOD = 0.5  # seconds between two looks at the jobs
 
 _child: subprocess.Popen | None = None  # the command that runs now, in the process of a task
+
+
+@runtime_checkable
+class Runnable(Protocol):
+    """A task: what the executors of a sweep run. submitit sends it to its process by pickle."""
+
+    @property
+    def name(self) -> str:
+        """Names the task among the others."""
+        ...
+
+    def __call__(self, cores: Sequence[int] = ()) -> str:
+        """Runs the task on some CPU cores, (): all. Returns the line of the error, "" without one."""
+        ...
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """Stops before the cluster takes the machine away; see stop_and_queue."""
+        ...
+
+
+T = TypeVar("T", bound=Runnable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,25 +74,19 @@ class Task:
         Args:
           cores: CPU cores to use; (): all.
         """
-        if cores:
-            os.sched_setaffinity(0, cores)
+        take_cores(cores)
         settings = [f"--config.{setting}" for setting in (*self.settings, f"seed={self.seed}")]
         for command in (["train", f"--config={self.config}", *settings], ["evaluate"]):
             if command == ["evaluate"] and self.is_scored():
                 continue
-            if code := _run([*command, f"--workdir={self.folder}"], pathlib.Path(self.folder) / LOG_FILE):
+            line = ["-m", "bags_jax", *command, f"--workdir={self.folder}"]
+            if code := run_python(line, pathlib.Path(self.folder) / LOG_FILE):
                 return self.last_error() or f"bags-jax {command[0]} ended with exit code {code}"
         return ""
 
     def checkpoint(self, *arguments: Any) -> Any:
-        """Stops the training, which saves its state, before the cluster takes the machine away. submitit queues it again."""
-        from submitit.helpers import DelayedSubmission
-
-        if _child is not None and _child.returncode is None:
-            _child.send_signal(signal.SIGTERM)
-            with contextlib.suppress(ChildProcessError):  # not _child.wait(): the code below this signal may be in it
-                os.waitid(os.P_PID, _child.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(self, *arguments)
+        """See stop_and_queue."""
+        return stop_and_queue(self, *arguments)
 
     def is_scored(self) -> bool:
         """True if the last checkpoint has its scores."""
@@ -95,21 +110,47 @@ class Task:
         return ""
 
 
-def _run(arguments: list[str], log: pathlib.Path) -> int:
-    """Runs a command of bags-jax, with its output in a new log. Returns its exit code."""
+def take_cores(cores: Sequence[int]) -> None:
+    """Keeps this process and its children on some CPU cores; (): on all."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def stop_and_queue(task: Runnable, *arguments: Any) -> Any:
+    """Stops the command of a task, which saves its state, before the cluster takes the machine away. submitit queues it again."""
+    from submitit.helpers import DelayedSubmission
+
+    _stop()
+    return DelayedSubmission(task, *arguments)
+
+
+def _stop() -> None:
+    """Stops the command that runs, if any, and waits for its end."""
+    if _child is not None and _child.returncode is None:
+        _child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ChildProcessError):  # not _child.wait(): the code below a signal may be in it
+            os.waitid(os.P_PID, _child.pid, os.WEXITED | os.WNOWAIT)
+
+
+def run_python(arguments: Sequence[str], log: pathlib.Path, *, mode: str = "wb") -> int:
+    """Runs Python with these arguments and its output in a log. Returns its exit code. An interruption stops it, too."""
     global _child
     log.parent.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}  # it runs alone
-    with log.open("wb") as file, _ignore(signal.SIGUSR1, signal.SIGUSR2):
+    with log.open(mode) as file, _ignore(signal.SIGUSR1, signal.SIGUSR2):
         _child = subprocess.Popen(
-            [sys.executable, "-m", "bags_jax", *arguments],
+            [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
             env=kept,
         )
-    while _child.poll() is None:
-        time.sleep(0.1)
+    try:
+        while _child.poll() is None:
+            time.sleep(0.1)
+    except BaseException:
+        _stop()
+        raise
     return _child.returncode
 
 
@@ -164,25 +205,33 @@ def make_tasks(
 
 
 def run_tasks(
-    tasks: Sequence[Task], start: Callable[[Task, int], Any], *, at_once: int, tell: Callable[[Task, str], None]
-) -> dict[Task, str]:
-    """Runs tasks, so many at once, and returns the error of each, "" without one.
+    tasks: Sequence[T], start: Callable[[T, int], Any], *, at_once: int, tell: Callable[[T, str], None]
+) -> dict[T, str]:
+    """Runs tasks, so many at once, and returns the error of each, "" without one. An interruption stops those of this machine.
 
     Args:
       start: starts a task in a slot, 0 <= slot < at_once, and returns its submitit job.
       tell: called at the end of each task.
     """
     waiting, running, errors = list(tasks), {}, {}
-    while waiting or running:
-        for slot in [slot for slot in range(at_once) if slot not in running][: len(waiting)]:
-            task = waiting.pop(0)
-            running[slot] = task, start(task, slot)
-        for slot, (task, job) in list(running.items()):
-            if job.done():
-                del running[slot]
-                errors[task] = read_result(job)
-                tell(task, errors[task])
-        time.sleep(PERIOD if running else 0)
+    try:
+        while waiting or running:
+            for slot in [slot for slot in range(at_once) if slot not in running][: len(waiting)]:
+                task = waiting.pop(0)
+                running[slot] = task, start(task, slot)
+            for slot, (task, job) in list(running.items()):
+                if job.done():
+                    del running[slot]
+                    errors[task] = read_result(job)
+                    tell(task, errors[task])
+            time.sleep(PERIOD if running else 0)
+    except BaseException:
+        for _, job in running.values():
+            if hasattr(
+                job, "_process"
+            ):  # submitit's local job; those of a cluster go on, and the same command awaits them
+                job.cancel(check=False)
+        raise
     return errors
 
 
@@ -195,7 +244,7 @@ def read_result(job: Any) -> str:
         return f"its process was lost ({line}): see {job.paths.stderr}"
 
 
-def make_local(folder: pathlib.Path, *, at_once: int, hours: float) -> tuple[Callable[[Task, int], Any], int]:
+def make_local(folder: pathlib.Path, *, at_once: int, hours: float) -> tuple[Callable[[Runnable, int], Any], int]:
     """How to start a task on this machine, and how many at once: one for each GPU, or each CPU core where there is none.
 
     Each gets a GPU, or its share of the cores, of its own.
@@ -207,7 +256,7 @@ def make_local(folder: pathlib.Path, *, at_once: int, hours: float) -> tuple[Cal
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     executor = submitit.LocalExecutor(folder)
 
-    def start(task: Task, slot: int) -> Any:
+    def start(task: Runnable, slot: int) -> Any:
         visible = [gpus[slot % len(gpus)]] if gpus else []
         executor.update_parameters(timeout_min=60 * hours, gpus_per_node=len(visible), visible_gpus=visible)
         own = cores[slot::at_once] or cores[slot % max(1, len(cores)) :][:1]
@@ -217,14 +266,14 @@ def make_local(folder: pathlib.Path, *, at_once: int, hours: float) -> tuple[Cal
 
 
 def make_slurm(
-    folder: pathlib.Path, tasks: Sequence[Task], *, at_once: int, hours: float, parameters: dict[str, Any]
-) -> tuple[Callable[[Task, int], Any], int]:
+    folder: pathlib.Path, tasks: Sequence[T], *, at_once: int, hours: float, parameters: dict[str, Any]
+) -> tuple[Callable[[T, int], Any], int]:
     """Submits the tasks to SLURM as one array, but for those of an earlier call that have not ended; see `make_local`."""
     import submitit
 
     path = folder / JOBS_FILE
     known: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
-    jobs: dict[Task, Any] = {}
+    jobs: dict[T, Any] = {}
     for task in tasks:
         if task.name in known and not (job := submitit.SlurmJob(folder, known[task.name])).done():
             jobs[task] = job

@@ -349,7 +349,7 @@ def test_capture_that_is_none(call, tmp_path, photographs):
         (("--methods=plain,best",), "'best', expected all"),
         (("--suite=blurball", "--data=/nowhere"), "--data=/nowhere is no folder"),
         (("--seeds=0",), "seeds"),
-        (("--jobs=0",), "jobs"),
+        (("--at_once=-1",), "at_once"),
         (("--tables_only",), "no run of these cases, methods and seeds is done"),
     ],
 )

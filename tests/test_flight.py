@@ -14,11 +14,16 @@ SIZE = {"width": 48, "height": 32}
 OPTIONS = {"layout": "flight", **SIZE, "num_train": 4, "num_test": 1, "num_points": 120, "seed": 3}
 
 
-def generate(blur, **options):
-    """Renders a small scene without the cache."""
+@pytest.fixture(autouse=True, scope="module")
+def no_cache():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(procedural, "_find_cache_path", lambda _: None)
-        return procedural.make_scene(blur, **(OPTIONS | options))
+        yield
+
+
+def generate(blur, **options):
+    """Renders a small scene."""
+    return procedural.make_scene(blur, **(OPTIONS | options))
 
 
 @pytest.fixture(scope="module")

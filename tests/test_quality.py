@@ -174,16 +174,6 @@ def test_time_of_interrupted_sessions(tmp_path):
     assert runs.past_seconds(tmp_path, [1000.0, 2000.0, 3000.0, 4000.0]) == 80
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
-def test_cores_are_split_between_jobs():
-    cores = sorted(os.sched_getaffinity(0))
-    for jobs in (1, 2, 5):
-        groups = runs.split_cores(jobs)
-        assert len(groups) == jobs and all(groups)
-        assert sorted({c for g in groups for c in g}) == cores
-    assert runs.split_cores(1) == [cores]
-
-
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 
@@ -351,7 +341,7 @@ def benchmark(*arguments):
 
 def test_benchmark_trains_scores_and_repeats_nothing(tmp_path):
     """Uses two methods that share their compiled programs."""
-    arguments = ["--smoke", "--seeds=1", "--cases=still_life-defocus-hard", "--methods=plain,oracle"]
+    arguments = ["--smoke", "--seeds=1", "--at_once=1", "--cases=still_life-defocus-hard", "--methods=plain,oracle"]
     arguments += [f"--workdir={tmp_path}"]
     first = benchmark(*arguments)
     assert first.returncode == 0, first.stderr + first.stdout
@@ -384,21 +374,11 @@ def assert_latex_is_complete(latex):
         assert {line.count(" & ") for line in body} == {len(columns) - 1}
 
 
-def test_a_failed_run_does_not_stop_the_others(tmp_path):
-    """There are more runs than jobs."""
-    cases = suites.find_cases("procedural", ["*-none"])
-    waiting = runs.distinct(runs.list_runs(tmp_path, cases, ["plain"], [100]))
-    done = []
-
-    def make_command(run):
-        line = "import sys; sys.exit('error: no such luck')"
-        if "corner" not in run.name:
-            line = f"open({str(run.folder / 'row.json')!r}, 'w').write('{{}}')"
-        return ["-c", line]
-
-    failed = runs.run_all(
-        waiting, make_command=make_command, jobs=2, finished=lambda run, _, ok: done.append((run, ok))
+def test_a_task_fails_with_the_last_line_of_its_log(tmp_path):
+    write = f"open({str(tmp_path / 'row.json')!r}, 'w').write('{{}}')"
+    assert runs.Task("x", str(tmp_path), ("-c", write))() == ""
+    assert (
+        runs.Task("x", str(tmp_path), ("-c", "import sys; sys.exit('error: no such luck')"))() == "error: no such luck"
     )
-    assert [run.case.name for run in failed] == ["corner-none"] and len(done) == 3
-    assert runs.last_line(failed[0]) == "error: no such luck"
-    assert sorted(ok for _, ok in done) == [False, True, True]
+    (tmp_path / "row.json").unlink()
+    assert "no such luck" in runs.Task("x", str(tmp_path), ("-c", "pass"))()  # ended well, but left no row

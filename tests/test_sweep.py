@@ -140,7 +140,7 @@ def test_preempted_task_stops_its_training_and_goes_on(stub, tmp_path, monkeypat
     before = signal.signal(signal.SIGALRM, lambda *_: delayed.append(task.checkpoint([])))
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(sweep, "_run", wait_and_ring(sweep._run, tmp_path / "slow" / "begun"))
+            patch.setattr(sweep, "run_python", wait_and_ring(sweep.run_python, tmp_path / "slow" / "begun"))
             assert "exit code 130" in task()
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -8,18 +8,16 @@ The same command goes on where it stopped. A task that fails is named and stops 
 of all scores is in WORKDIR/sweep.csv. Needs the extra [sweep]: pip install 'bags-jax[sweep]'
 """
 
-import importlib.util
 import pathlib
 
 from absl import flags
 
+from bags_jax.cli.executor import interrupt_on_sigterm, start_executor
 from bags_jax.cli.launch import launch
 from bags_jax.errors import UserError
 from bags_jax.sweep import (
     LOG_FILE,
     TABLE_FILE,
-    make_local,
-    make_slurm,
     make_tasks,
     run_tasks,
     split_configs,
@@ -35,27 +33,14 @@ _VARIANT = flags.DEFINE_multi_string("variant", [""], "Settings of one variant; 
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_seed", 0, "The first seed.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep; one folder in it for each task.", required=True)
-_EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Where the tasks run.")
-_AT_ONCE = flags.DEFINE_integer(
-    "at_once", 0, "Tasks at once; 0: local: one for each GPU, or core without one; slurm: all.", lower_bound=0
-)
-_HOURS = flags.DEFINE_float("hours", 24.0, "Time limit of a task; on SLURM it is then queued again.", lower_bound=0.01)
-_PARTITION = flags.DEFINE_string("partition", None, "SLURM: partition.")
-_ACCOUNT = flags.DEFINE_string("account", None, "SLURM: account.")
-_GPUS = flags.DEFINE_integer("gpus", 1, "SLURM: GPUs of a task.", lower_bound=0)
-_CORES = flags.DEFINE_integer("cores", 8, "SLURM: CPU cores of a task.", lower_bound=1)
-_MEMORY = flags.DEFINE_integer("memory_gb", 64, "SLURM: memory of a task, GB.", lower_bound=1)
 
 
 def main() -> None:
     """Runs the sweep of the flags and prints its table."""
-    if importlib.util.find_spec("submitit") is None:
-        raise UserError("a sweep needs submitit: pip install 'bags-jax[sweep]'")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     configs = [name for text in _CONFIG.value for name in split_configs(text)]
     seeds = range(_FIRST.value, _FIRST.value + _SEEDS.value)
     tasks = make_tasks(configs, _VARIANT.value, seeds, settings=_SETTINGS.value, workdir=workdir)
-    limits = {"at_once": _AT_ONCE.value, "hours": _HOURS.value}
     num_done = 0
 
     def tell(task, error):
@@ -63,16 +48,8 @@ def main() -> None:
         num_done += 1
         print(f"[{num_done}/{len(tasks)}] {task.name}: {f'FAILED: {error}' if error else 'done'}", flush=True)
 
-    with lock_workdir(workdir):
-        folder = workdir / "jobs"
-        try:
-            folder.mkdir(exist_ok=True)
-            if _EXECUTOR.value == "slurm":
-                start, at_once = make_slurm(folder, tasks, parameters=_slurm_parameters(), **limits)
-            else:
-                start, at_once = make_local(folder, **limits)
-        except (OSError, RuntimeError, LookupError) as error:
-            raise UserError(f"--executor={_EXECUTOR.value} cannot start ({' '.join(str(error).split())})") from error
+    with lock_workdir(workdir), interrupt_on_sigterm():
+        start, at_once = start_executor(tasks, workdir)
         print(f"{len(tasks)} tasks, {at_once} at once; logs: {workdir}/*/{LOG_FILE}", flush=True)
         errors = run_tasks(tasks, start, at_once=at_once, tell=tell)
         print(write_table(tasks, errors, workdir), f"\nWrote {workdir / TABLE_FILE}", sep="\n")
@@ -80,14 +57,6 @@ def main() -> None:
         raise UserError(
             f"{len(failed)} of {len(tasks)} tasks failed, the first: {failed[0].name}: {errors[failed[0]]}; the same command tries them again"
         )
-
-
-def _slurm_parameters() -> dict:
-    """Parameters of submitit."""
-    given = {"slurm_partition": _PARTITION.value, "slurm_account": _ACCOUNT.value}
-    sizes = {"cpus_per_task": _CORES.value, "mem_gb": _MEMORY.value, "slurm_signal_delay_s": 120}
-    gpus = {"gpus_per_node": _GPUS.value} if _GPUS.value else {}
-    return {**sizes, **gpus, **{name: value for name, value in given.items() if value}}
 
 
 def run() -> None:

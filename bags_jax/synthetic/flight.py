@@ -224,7 +224,7 @@ def _blocks(key: np.random.Generator) -> list[Solid]:
         for number in range(-1, 7):
             if ring in (1, 5) and number not in ((2, 3, 4, 5) if ring == 1 else (1, 2)):
                 continue
-            is_lawn = bool(_find_lawns(np.array(ring), np.array(number)))
+            is_lawn = _find_lawns(np.array([ring]), np.array([number]))[0]
             for side in (0.29, 0.71):
                 if is_lawn and key.random() < 0.6:
                     continue
