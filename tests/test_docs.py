@@ -150,6 +150,8 @@ def check_command(words):
     else:
         module, arguments = ROOT / arguments[1].replace(".", "/"), arguments[2:]
         files = [module / "__main__.py"] if module.is_dir() else [module.with_suffix(".py")]
+    if "bags_jax.cli.executor" in read(files[0]):
+        files.append(ROOT / "bags_jax" / "cli" / "executor.py")
     known = flags_of(*files)
     if words[:2] == ["bags-jax", "run"]:  # its first argument is a path, and it has a default configuration
         assert arguments and not arguments[0].startswith("--"), words
