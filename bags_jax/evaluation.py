@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from bags_jax import metrics
 from bags_jax.atomic import write_atomic
+from bags_jax.data.pyramid import resize
 from bags_jax.errors import UserError
 from bags_jax.job import MakeModel, hash_photographs
 from bags_jax.ops.blur.blocks import repeat_blocks
@@ -191,7 +192,8 @@ def evaluate_training_views(run: Run) -> TrainingResults:
             np.asarray(view.sharp), np.asarray(view.blurred), view.photo, view.valid
         )
         if scene.sharp_images is not None and scene.blur_px is not None:
-            truth = scene.sharp_images[i], scene.blur_px[i]
+            sharp = resize(scene.sharp_images[i], run.stage.scale)
+            truth = sharp, with_truth.mean_of_blocks(scene.blur_px[i], sharp.shape[:2])
             found.by_blur.append(psnr_by_blur.score_render(np.asarray(view.sharp), *truth, view.valid))
         pictures, in_place = take_pictures(run, name, view), None
         if view.blur is not None and pictures.blur is not None:

@@ -31,7 +31,9 @@ def draw_run(workdir: pathlib.Path, limit_px: float) -> list[np.ndarray]:
     index = int(np.argmax([maps[i].std() for i in run.scene.train_ids]))
     views = list(render_training_views(run))
     found = [
-        FoundBlur(np.asarray(v.blur.mask), np.asarray(v.blur.widths), mean_of_blocks(maps[i], np.asarray(v.blur.mask).shape))
+        FoundBlur(
+            np.asarray(v.blur.mask), np.asarray(v.blur.widths), mean_of_blocks(maps[i], np.asarray(v.blur.mask).shape)
+        )
         for i, v in zip(run.scene.train_ids, views, strict=True)
         if v.blur is not None
     ]
