@@ -4,6 +4,7 @@ PYTHON ?= python3
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 FUZZ_ARGS ?= --cases=2000
+FAULTS_ARGS ?= --faults=120
 SOURCES := bags_jax configs experiments tests tools docs setup.py
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/bags_jax/xla_tests
 PYTEST := .venv/bin/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
@@ -13,7 +14,7 @@ QUICK := rasterize geometry blur layers tiles metrics proposal_network backends 
   pose_refinement losses optimizer initialize convolution density confidence numerics spherical_harmonics \
   settings configs schedule api package
 
-.PHONY: help demo quick test docs check fuzz gpu-check tpu-check lint types format clean new-venv
+.PHONY: help demo quick test slow docs check fuzz faults gpu-check tpu-check lint types format clean new-venv
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -24,8 +25,11 @@ demo: .venv/.installed  ## train on a small blurred scene, on a CPU, and write r
 quick: lint  ## for every edit: format, rules, layers, public API, maths; under 2 minutes on 2 cores
 	$(PYTEST) $(PYTEST_ARGS) $(wildcard $(QUICK:%=tests/test_%.py))
 
-test: .venv/.installed-dev  ## all tests, on the CPU as 2 devices (PYTEST_ARGS="-k blur" selects some)
-	$(PYTEST) --durations=10 $(PYTEST_ARGS)
+test: .venv/.installed-dev  ## all tests but the slow ones, on the CPU as 2 devices (PYTEST_ARGS="-k blur" selects some)
+	$(PYTEST) -m "not slow" --durations=10 $(PYTEST_ARGS)
+
+slow: .venv/.installed-dev  ## the slow tests: trainings to the end, whole Pallas kernels; about 8 minutes
+	$(PYTEST) -m slow --durations=10 $(PYTEST_ARGS)
 
 docs: .venv/.installed-dev  ## build the documentation into build/docs; a warning is an error
 	.venv/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
@@ -34,6 +38,9 @@ check: lint types test docs  ## everything that .ci/run checks: ruff, pyright, p
 
 fuzz: .venv/.installed-dev  ## 2000 damaged captures, runs and checkpoints through all readers, about 4 minutes
 	JAX_PLATFORMS=cpu .venv/bin/python tests/fuzz.py $(FUZZ_ARGS)
+
+faults: .venv/.installed-dev  ## 120 kills, signals and full disks while training; the runs must end equal; 20 minutes
+	.venv/bin/python tests/faults.py $(FAULTS_ARGS)
 
 gpu-check: .venv-gpu/.installed  ## compile the CUDA kernels for an H200 on a machine without one, in its own .venv-gpu
 	.venv-gpu/bin/python -m pytest -q -n 0 -rs tests/test_cuda_build.py tests/test_compile_ahead.py

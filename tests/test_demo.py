@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 import trimesh
 
 
+@pytest.mark.slow
 def test_demo_writes_its_files_and_prints_its_scores(tmp_path):
     command = [sys.executable, "-m", "experiments.demo", "--smoke", f"--workdir={tmp_path}"]
     as_users_compile = {**os.environ, "XLA_FLAGS": ""}

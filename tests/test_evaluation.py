@@ -302,7 +302,8 @@ def test_the_report_of_an_unusual_capture(run, workdir, results, tmp_path):
     scene, first = run.scene, run.scene.train_ids[0]
     images, names = list(scene.images), list(scene.names)
     images[first], names[first] = images[first][:, :17], "<b>&\"'.png"
-    scene = dataclasses.replace(scene, images=tuple(images), names=tuple(names), test_ids=scene.test_ids[:0])
+    unknown = {"test_ids": scene.test_ids[:0], "sharp_images": None, "blur_px": None}
+    scene = dataclasses.replace(scene, images=tuple(images), names=tuple(names), **unknown)
     odd = dataclasses.replace(run, workdir=tmp_path, job=dataclasses.replace(run.job, scene=scene))
     training = evaluate_training_views(odd)
     summary = no_truth.summarize(training.scores, {}, has_blur_model=True)

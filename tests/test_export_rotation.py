@@ -41,6 +41,7 @@ def render(gaussians: Gaussians, viewmat, degree: int) -> np.ndarray:
     return np.asarray(image[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_a_rotated_camera_sees_the_same(degree):
     gaussians, viewmat = cloud(40, degree), make_rigid(make_rotation(np.array([0.1, 0.2, 0.3])), np.array([0, 0.1, 4]))

@@ -79,6 +79,7 @@ def true_log_gains(run):
     return np.array(gains) - np.mean(gains, axis=0)
 
 
+@pytest.mark.slow
 def test_training_finds_the_gains(run):
     true, found = true_log_gains(run), np.asarray(run.state.exposures)
     assert true.std() > 0.2

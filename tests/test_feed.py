@@ -33,6 +33,7 @@ def make_config(**changes):
     return config
 
 
+@pytest.mark.slow
 def test_training_from_the_host_is_equal_bit_for_bit(tmp_path, monkeypatch):
     states = {}
     for place in ("device", "host"):

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 from bags_jax.config import default_config, read_config
 from bags_jax.job import make_blur_model
@@ -41,6 +42,7 @@ def make_config(scales: tuple[float, ...], logit_bound: float, num_steps: int):
     return config
 
 
+@pytest.mark.slow
 def test_mask_stays_open_at_every_scale(tmp_path):
     bound = default_config().blur.logit_bound
     for scale, values in mean_masks(make_config((0.5, 1.0), bound, 420), tmp_path).items():
@@ -50,6 +52,7 @@ def test_mask_stays_open_at_every_scale(tmp_path):
         assert min(values) > 2.0 / (1.0 + math.exp(bound)), (scale, values)
 
 
+@pytest.mark.slow
 def test_without_the_bound_the_mask_closes(tmp_path):
     """Control of the test above: without the bound, as published, the same mask loss keeps closing the mask."""
     (values,) = mean_masks(make_config((1.0,), 0.0, 140), tmp_path).values()

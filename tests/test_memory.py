@@ -41,6 +41,7 @@ def test_counts_state_and_photographs(job):
     assert forecast_memory(masked, template).photographs == 4 * forecast.photographs // 3
 
 
+@pytest.mark.slow
 def test_temporaries_are_those_of_the_compiled_step(job):
     optimizers = make_job_optimizers(job)
     template = jax.eval_shape(lambda state: with_optimizers(state, optimizers), state_template(job))

@@ -103,6 +103,7 @@ def test_kernels_and_masks_follow_from_the_weights(head):
     assert field.bound == 0.0 and not np.asarray(field.bias).any()
 
 
+@pytest.mark.slow
 def test_mask_and_kernels_train_trunk_embedding_and_convolutions():
     network, params = make_network(conv_width=8, feature_width=8)
     of_mask = jax.grad(lambda p: jnp.sum(network.field(p, jnp.int32(1), RGBD, head=1).mask))(params)

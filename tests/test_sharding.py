@@ -130,6 +130,7 @@ def step_once(state, dataset, recipe):
     return join_rows(after, max_rows=len(state.alive)) if shards.are_split else after, jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_one_step_with_visible_gaussians_alone(setting):
     """Gradients (the first moments of Adam), statistics and metrics. Where the buffer is too small, nothing changes."""
     _, state, dataset, recipe = setting

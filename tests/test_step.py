@@ -303,6 +303,7 @@ def test_loop_of_known_length_takes_the_same_steps(start, run, num_steps):
     assert int(after.step) == num_steps and same(after, expected) and same(metrics, expected_metrics)
 
 
+@pytest.mark.slow
 def test_loop_of_known_length_ends_at_a_step_whose_buffer_is_too_small(start, run):
     """The third view needs one intersection more than fit into the buffer."""
     state, dataset, recipe = start

@@ -64,6 +64,7 @@ def differences(bits, exact, rounded):
     return np.abs(rough_picture - picture).max(), of_gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits, picture, gradient", [(10, 1e-3, 0.05), (7, 4e-3, 0.15)])
 def test_blur_and_gradients_are_nearly_the_same(bits, picture, gradient, exact, rounded):
     """Measured: 1.4e-4 and 0.03 in TF32, 9e-4 and 0.10 in bf16. Gradients of two views differ far more."""
@@ -71,6 +72,7 @@ def test_blur_and_gradients_are_nearly_the_same(bits, picture, gradient, exact, 
     assert of_picture < picture and of_gradient < gradient, (of_picture, of_gradient)
 
 
+@pytest.mark.slow
 def test_three_bits_would_be_noticed(exact, rounded):
     """Shows that the test above can fail."""
     of_picture, of_gradient = differences(3, exact, rounded)
@@ -109,6 +111,7 @@ def exact_psnr(tmp_path_factory) -> float:
     return evaluate(workdir)["deblur_nerf"]["PSNR"]
 
 
+@pytest.mark.slow
 def test_training_in_bf16_ends_as_sharp(tmp_path, exact_psnr, rounded):
     """TF32 rounds less."""
     seen = rounded(7)

@@ -106,6 +106,7 @@ def test_races_are_detected(_kernels):
     assert len(_kernels) == before + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capacity", [1, LANES, LANES + 1])
 def test_full_buffers(capacity):
     """Dropped intersections are counted, the rest is drawn, and no kernel reads behind the buffer."""
@@ -123,6 +124,7 @@ def test_too_many_tiles_are_refused():
         )
 
 
+@pytest.mark.slow
 def test_cameras_and_vmap():
     """The public function with two cameras, and vmap over Gaussians and cameras."""
     splats = make_splats()

@@ -273,6 +273,7 @@ def growing(tmp_path_factory):
     return config, state
 
 
+@pytest.mark.slow
 def test_growth_in_flight_is_the_same_after_an_interruption(growing, tmp_path, monkeypatch):
     config, straight = growing
     save = Checkpoints.save
@@ -307,6 +308,7 @@ def overflow_at_last_step(monkeypatch, where):
     return queued
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", [(2, 3), (4, 6), (10, 12)], ids=["before density control", "at a stage's end", "last"]
 )
@@ -318,6 +320,7 @@ def test_dispatch_that_falls_short_loses_nothing(straight, tmp_path, monkeypatch
     assert (where[1] - 1, where[1]) in [each[:2] for each in queued]
 
 
+@pytest.mark.slow
 def test_dispatch_that_falls_short_before_growth_is_finished_with_its_own_rows(growing, tmp_path, monkeypatch):
     config, straight = growing
     queued = overflow_at_last_step(monkeypatch, (2, 4))
@@ -326,6 +329,7 @@ def test_dispatch_that_falls_short_before_growth_is_finished_with_its_own_rows(g
     assert rows[3, 4] == rows[2, 4] < rows[4, 6]
 
 
+@pytest.mark.slow
 def test_overflow_grows_the_buffer_and_loses_nothing(straight, tmp_path, monkeypatch):
     """The first buffer of stage 1 is far too small: steps are repeated, and the result is the same."""
     buffers = []
@@ -361,8 +365,8 @@ def test_loss_that_is_not_finite_names_the_term_and_keeps_the_checkpoint(
     """A Gaussian whose mean is not finite is culled, so the loss alone would not show it."""
     after_steps = dispatch.after_steps
 
-    def poison(job, state, step, dataset):
-        state = after_steps(job, state, step, dataset)
+    def poison(job, state, step, dataset, **options):
+        state = after_steps(job, state, step, dataset, **options)
         if step != at:
             return state
         values = getattr(state.gaussians, field).at[0].set(jnp.nan)
@@ -417,6 +421,7 @@ def test_real_capture_trains(shared_data, tmp_path, monkeypatch):
     assert len(list((tmp_path / "blur").glob("*_mask.png"))) == 23
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps(straight, tmp_path, capsys):
     workdir, before = straight
     longer = shutil.copytree(workdir, tmp_path / "longer")

@@ -20,6 +20,7 @@ def error_deg(found: Upright, truth=Z_UP) -> float:
     return float(np.degrees(np.arccos(np.clip(found.direction @ truth, -1, 1))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["still_life", "corner", "relief"])
 def test_the_embedded_worlds_have_z_up(layout):
     config = load_config("procedural:motion,smoke")

@@ -138,6 +138,7 @@ def test_hand_over_enlarges_the_kernels(view_kernels):
     assert after["logits_0"] is params["logits_0"] and after["mask_1"] is not params["mask_0"]
 
 
+@pytest.mark.slow
 def test_run_of_the_page_trains_and_is_evaluated(view_kernels, trained):
     workdir, names, _ = trained
     assert names["results"]["step"] == 12 and 5 < names["results"]["deblur_nerf"]["PSNR"] < 60
