@@ -77,21 +77,21 @@ def train_with(fault: str, seed: int, workdir: pathlib.Path, *, seconds: float, 
     if fault == "clock jumps":
         now = time.time
         time.time = lambda: now() + draw.choice((-1e6, -3600.0, 0.0, 3600.0, 1e6))
-    if fault in SIGNALS:
-        delay = draw.uniform(0.0, SHARE * seconds)
+    begun, delay = [time.monotonic()], draw.uniform(0.0, SHARE * seconds)
 
-        def run_and_die(self, is_interrupted):
+    def begin(self, is_interrupted):  # the seconds count from the first step
+        begun[0] = time.monotonic()
+        if fault in SIGNALS:
             threading.Thread(target=_send, args=(fault, delay), daemon=True).start()
-            return run(self, is_interrupted)
+        return run(self, is_interrupted)
 
-        dispatch.Dispatcher.run = run_and_die
-    sys.argv, start = sys.argv[:1], time.monotonic()
-    launch(lambda: _train(train, workdir, start, count), resumes=True)
+    def train_and_measure():
+        train(make_config(), workdir)
+        print(f"measured {time.monotonic() - begun[0]:.2f} {count[0]}", flush=True)
 
-
-def _train(train, workdir: pathlib.Path, start: float, count: list[int]) -> None:
-    train(make_config(), workdir)
-    print(f"measured {time.monotonic() - start:.1f} {count[0]}", flush=True)
+    dispatch.Dispatcher.run = begin
+    sys.argv = sys.argv[:1]
+    launch(train_and_measure, resumes=True)
 
 
 def _send(fault: str, delay: float) -> None:
