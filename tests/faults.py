@@ -31,6 +31,7 @@ IN_FILES = ("kill in a file", "disk full", "read-only")
 FAULTS = (*SIGNALS, *IN_FILES, "clock jumps")
 SHARE = 0.7  # of a training, in which its fault comes: a session that goes on has less before it
 LIMIT_S = 600.0
+CAME = "<the fault>"  # printed when it comes
 
 
 @dataclasses.dataclass
@@ -96,7 +97,7 @@ def train_with(fault: str, seed: int, workdir: pathlib.Path, *, seconds: float, 
 
 def _send(fault: str, delay: float) -> None:
     time.sleep(delay)
-    print("fault", flush=True)
+    print(CAME, flush=True)
     os.kill(os.getpid(), getattr(signal, SIGNALS[fault]))
     if fault == "SIGINT twice":
         time.sleep(0.2)
@@ -120,12 +121,12 @@ def _watch_files(fault: str, number: int, workdir: pathlib.Path) -> list[int]:
         if not fault or count[0] < number:
             return
         if fault == "kill in a file":
-            print("fault", flush=True)
+            print(CAME, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if is_read or event in ("os.remove", "os.rmdir"):
             return
         if count[0] == number:
-            print("fault", flush=True)
+            print(CAME, flush=True)
         code = errno.ENOSPC if fault == "disk full" else errno.EROFS
         raise OSError(code, os.strerror(code), str(arguments[0]))
 
@@ -148,8 +149,8 @@ def start(fault: str, seed: int, workdir: pathlib.Path, measured: tuple[str, str
     pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, env=environment, timeout=LIMIT_S, check=False, **pipes)
     lines = [line.split("\r")[-1].strip() for line in done.stdout.splitlines()]
-    fired = "fault" in lines or fault == "clock jumps"
-    lines = [line for line in lines if line and line != "fault"] or [""]
+    fired = CAME in done.stdout or fault == "clock jumps"
+    lines = [line for line in lines if line and CAME not in line] or [""]
     session = Session(fault, done.returncode, fired, lines[-1])
     session.problem = find_problem(session, done.stdout)
     return session
