@@ -108,7 +108,7 @@ def _watch_files(fault: str, number: int, workdir: pathlib.Path) -> list[int]:
     """Counts the accesses of Python to files of the run. At the n-th comes the fault; a disk goes on to fail. "": none comes."""
     import errno
 
-    count, inside = [0], str(workdir)
+    count, told, inside = [0], [], str(workdir)
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
     def look(event: str, arguments: tuple) -> None:
@@ -125,7 +125,8 @@ def _watch_files(fault: str, number: int, workdir: pathlib.Path) -> list[int]:
             os.kill(os.getpid(), signal.SIGKILL)
         if is_read or event in ("os.remove", "os.rmdir"):
             return
-        if count[0] == number:
+        if not told:
+            told.append(True)
             print(CAME, flush=True)
         code = errno.ENOSPC if fault == "disk full" else errno.EROFS
         raise OSError(code, os.strerror(code), str(arguments[0]))

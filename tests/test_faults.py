@@ -11,15 +11,15 @@ from bags_jax.run import open_run
 from bags_jax.training import train
 
 
-@pytest.mark.parametrize(
-    "num, faults", [(3, ("kill", "kill in a file", "disk full")), pytest.param(10, FAULTS, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num, faults", [(3, ("kill", "kill in a file", "disk full")), (10, FAULTS)])
 def test_runs_with_faults_equal_the_one_without(num, faults, tmp_path):
     sessions = run_faults(num, seed=7, place=tmp_path, faults=faults)
     assert not [session for session in sessions if session.problem], sessions
     assert sum(session.fired for session in sessions) == num
 
 
+@pytest.mark.slow
 def test_a_run_is_read_while_it_is_written(tmp_path):
     """Every look finds a whole checkpoint of the training, or none yet."""
     steps, is_over = [], threading.Event()
