@@ -28,7 +28,7 @@ quick: lint  ## for every edit: format, rules, layers, public API, maths; under 
 test: .venv/.installed-dev  ## all tests but the slow ones, on the CPU as 2 devices (PYTEST_ARGS="-k blur" selects some)
 	$(PYTEST) -m "not slow" --durations=10 $(PYTEST_ARGS)
 
-slow: .venv/.installed-dev  ## the slow tests: trainings to the end, whole Pallas kernels; about 8 minutes
+slow: .venv/.installed-dev  ## the slow tests: trainings to the end, whole Pallas kernels, the demo
 	$(PYTEST) -m slow --durations=10 $(PYTEST_ARGS)
 
 docs: .venv/.installed-dev  ## build the documentation into build/docs; a warning is an error
@@ -39,7 +39,7 @@ check: lint types test docs  ## everything that .ci/run checks: ruff, pyright, p
 fuzz: .venv/.installed-dev  ## 2000 damaged captures, runs and checkpoints through all readers, about 4 minutes
 	JAX_PLATFORMS=cpu .venv/bin/python tests/fuzz.py $(FUZZ_ARGS)
 
-faults: .venv/.installed-dev  ## 120 kills, signals and full disks while training; the runs must end equal; 20 minutes
+faults: .venv/.installed-dev  ## 120 kills, signals and full disks while training; the runs must end equal
 	.venv/bin/python tests/faults.py $(FAULTS_ARGS)
 
 gpu-check: .venv-gpu/.installed  ## compile the CUDA kernels for an H200 on a machine without one, in its own .venv-gpu

@@ -28,9 +28,10 @@ MAX_POINTS = 10_000  # points of which the median depth is computed
 
 
 def follow_shutter_anchor(settings: Settings) -> Settings:
-    """Settings for poses at the start or the end of the exposures: poses are kept, and kernels need not be centred.
+    """Settings for a capture whose poses are those of the start or the end of each exposure.
 
-    Such poses are exact, and the blur lies on one side of each pixel: the term that centres kernels would move the scene instead.
+    The kernels of such a view lie on one side of the pixel. loss.centroid would pull them to the middle, and the scene would move
+    instead; so it is set to 0. The poses are not refined, because they are exact.
 
     Raises:
       UserError: an unknown moment.
