@@ -192,9 +192,9 @@ def evaluate_training_views(run: Run) -> TrainingResults:
             np.asarray(view.sharp), np.asarray(view.blurred), view.photo, view.valid
         )
         if scene.sharp_images is not None and scene.blur_px is not None:
-            sharp = resize(scene.sharp_images[i], run.stage.scale)
-            truth = sharp, with_truth.mean_of_blocks(scene.blur_px[i], sharp.shape[:2])
-            found.by_blur.append(psnr_by_blur.score_render(np.asarray(view.sharp), *truth, view.valid))
+            truth = resize(scene.sharp_images[i], run.stage.scale)
+            blur_px = with_truth.mean_of_blocks(scene.blur_px[i], truth.shape[:2])
+            found.by_blur.append(psnr_by_blur.score_render(np.asarray(view.sharp), truth, blur_px, view.valid))
         pictures, in_place = take_pictures(run, name, view), None
         if view.blur is not None and pictures.blur is not None:
             found.blurs[name] = write_blur(run, stems[name], view.blur, *view.photo.shape[:2])

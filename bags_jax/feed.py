@@ -81,6 +81,8 @@ class Feed:
 def make_feed(job: Job) -> Feed | None:
     """The feed of a training whose photographs stay on the host; None: all of them go to the devices.
 
+    Several processes decide alike, because the decision shapes their program: where one has too little memory, all have a feed.
+
     Raises:
       UserError: an unknown data.resident.
     """
@@ -89,7 +91,8 @@ def make_feed(job: Job) -> Feed | None:
     if place not in PLACES:
         raise UserError(f"config.data.resident is {place!r}, expected one of {', '.join(PLACES)}")
     if place == "auto":
-        place = "host" if free is not None and sum(per_scale) > SHARE_OF_DEVICE * free else "device"
+        is_too_large = free is not None and sum(per_scale) > SHARE_OF_DEVICE * free
+        place = "host" if parallel.largest(int(is_too_large)) else "device"
     if place == "device":
         return None
     num_views, period = len(job.scene.train_ids), min(settings.log_every, settings.density.every)

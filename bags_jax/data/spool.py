@@ -4,7 +4,6 @@ The arrays are ordinary NumPy arrays that map the file: the system reads their p
 memory is needed. The file has no name, so that nothing is left behind, however the process ends.
 """
 
-import math
 import mmap
 import os
 import pathlib
@@ -36,16 +35,9 @@ class Spool:
 
     def keep(self, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         """Writes an array to the file and returns it as a read-only map of the file."""
-        found = self.zeros(array.shape, array.dtype)
-        found[...] = array
-        found.flags.writeable = False
-        return found
-
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
-        """Returns a new array of zeros that maps the file. It can be written."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
+        size = array.nbytes
         if not size:
-            return np.zeros(shape, dtype)
+            return array
         with self._lock:
             start = self._size
             self._size += -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
@@ -57,7 +49,10 @@ class Spool:
         except OSError as error:
             raise self._make_error(error) from error
         pages = mmap.mmap(self._file.fileno(), size, offset=start)
-        return np.frombuffer(pages, dtype, count=math.prod(shape)).reshape(shape)
+        found = np.frombuffer(pages, array.dtype, count=array.size).reshape(array.shape)
+        found[...] = array
+        found.flags.writeable = False
+        return found
 
     def _make_error(self, error: OSError) -> UserError:
         return UserError(
