@@ -123,11 +123,9 @@ def render(
     *,
     view: View,
     sh_degree: Int[Array, ""] | int = MAX_DEGREE,
-    probe_px: Float[Array, "N 2"] | None = None,
 ) -> Rendered:
-    """Renders the scene sharp, with its depth: `draw` of what `see` gives."""
-    seen = see(gaussians, alive, filter_3d, camera, view=view, sh_degree=sh_degree, probe_px=probe_px)
-    return draw(seen, view=view)
+    """Renders the scene sharp, with its depth: `draw` of what `see` gives, which describes the arguments."""
+    return draw(see(gaussians, alive, filter_3d, camera, view=view, sh_degree=sh_degree), view=view)
 
 
 def see(
