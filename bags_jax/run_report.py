@@ -90,8 +90,8 @@ def make_page(
         subtitle=f"{method}, step {results['step']} of {settings.num_steps}, {len(entries)} photographs, "
         f"{len(held_out)} held-out views",
         scores=[*([title, *format_scores(results[protocol])] for protocol, title in PROTOCOLS.items()), *aligned],
-        no_truth=[
-            *format_rows(results["no_truth"]),
+        no_truth=format_rows(results["no_truth"]),
+        with_truth=[
             *with_truth.format_rows(results["true_blur"]),
             *psnr_by_blur.format_rows(results["PSNR_by_blur"]),
         ],

@@ -66,6 +66,7 @@ def make_page(*, is_blurred=True, num_held_out=2, has_logs=True, names=(NASTY, "
         subtitle="a & b",
         scores=[["Deblur-NeRF", "25.00", "0.900", "-"], ["After the best sub-pixel shift", "25.50", "", ""]],
         no_truth=[["re-blur PSNR", "30.00 dB", "a > b"]],
+        with_truth=[["mask against the truth", "0.987", "c > d"]],
         facts=[("Gaussians", "5,000"), ("Capture", NASTY)],
         settings=facts.list_settings(dataclasses.replace(Settings(), num_steps=20)),
         software=[("jax", "1 <2>")],

@@ -13,9 +13,7 @@ ALIGNED = {  # title: figure of results["shift_aligned"]
     "After the best sub-pixel shift, without the border": "PSNR",
     "Not shifted, without the border": "unshifted_PSNR",
 }
-RANKED_BY_BLUR = (
-    "From the blurriest to the sharpest: by mean mask times mean RMS width of the kernels, in pixels of the photograph."
-)
+RANKED_BY_BLUR = "From the blurriest to the sharpest: by the mean RMS width of the blur, in pixels of the photograph."
 RANKED_BY_PSNR = "Plain splatting estimates no blur: sorted by the PSNR of the render, the worst first."
 CHART_PX = (280, 110)
 TITLES = {

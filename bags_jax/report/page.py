@@ -64,6 +64,7 @@ class Page:
     subtitle: str
     scores: Sequence[Sequence[str]]  # protocol or kind of PSNR, PSNR, SSIM, LPIPS
     no_truth: Sequence[Sequence[str]]  # name, value, meaning
+    with_truth: Sequence[Sequence[str]]  # the same; empty: the true blur is not known
     facts: Sequence[tuple[str, str]]
     settings: Sequence[dict[str, Any]]  # see facts.list_settings
     software: Sequence[tuple[str, str]]

@@ -67,7 +67,7 @@ class PhotoBlur:
     """A view, blurred as one photograph is, at the image scale of the last training stage."""
 
     blurred: Float[np.ndarray, "h w 3"]  # sRGB
-    widths_px: Float[np.ndarray, "_h _w"]  # mask times RMS width of the kernels, px of the photograph
+    widths_px: Float[np.ndarray, "_h _w"]  # RMS width of the blur, px of the photograph
 
 
 def blur_as_photo(run: Run, buffers: Buffers, index: int, viewmat: Float[np.ndarray, "4 4"]) -> PhotoBlur | None:

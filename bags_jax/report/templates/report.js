@@ -87,7 +87,6 @@
       read("width", `${grid.widths[i].toFixed(2)} px`);
       read("direction", grid.widths[i] > 0.3 ? `${grid.directions[i]}°` : "none");
       read("mask", grid.masks[i].toFixed(2));
-      read("reach", `${(grid.masks[i] * grid.widths[i]).toFixed(2)} px`);
       canvas.dataset.kernel = `${row},${column}`;
       if (atlas.complete && atlas.naturalWidth) draw();
       else atlas.decode().then(draw, () => read("pixel", "picture broken"));
@@ -108,7 +107,7 @@
       choose(row + move[0], column + move[1]);
     });
     for (const picture of [stage, ...view.querySelectorAll(".shot")]) picture.addEventListener("click", click);
-    const reach = grid.widths.map((width, i) => width * grid.masks[i]), widest = reach.indexOf(Math.max(...reach));
+    const widest = grid.widths.indexOf(Math.max(...grid.widths));
     choose(Math.floor(widest / grid.columns), widest % grid.columns);
   }
 
