@@ -264,7 +264,8 @@ def train_step(
 
     Args:
       rank: number of this device, which selects its share of the views of the step.
-      state: equal on all devices, but for the rows of the Gaussians where they are split.
+      state: equal on all devices, but for the rows of the Gaussians where they are split. Its parameters are finite; then those
+        of the state that is returned are, too: Adam's updates of finite gradients have a bound.
       dataset: equal on all devices.
       stop: the state does not advance beyond this step.
       recipe: static part.
@@ -306,9 +307,10 @@ def train_step(
         blur_px=blur_px,
         density=add_stats(state.density, stats),
     )
-    # Check gradients and parameters before the update: checking the updated ones makes XLA read Adam's arrays a second time.
     is_due, is_whole = state.step < stop, (largest["num_dropped"] == 0) & (largest["num_unsent"] == 0)
-    ok = _all(is_due, is_whole, jnp.isfinite(terms["total"]), *_finite((grads, _parameters(state))))
+    # Gradients of sh_rest are at most 4 times those of sh_dc, the ratio of the harmonics: 45 numbers a Gaussian need no look.
+    looked_at = dataclasses.replace(d_gaussians, sh_rest=jnp.zeros(0)), *grads[1:]
+    ok = _all(is_due, is_whole, jnp.isfinite(terms["total"]), *_finite(looked_at))
     ok = recipe.shards.all(ok)
     state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), advanced, state)
     return state, {**terms, **largest, "ok": ok.astype(jnp.int32)}
@@ -320,7 +322,7 @@ def _parameters(state: TrainState):
 
 @jax.jit
 def is_finite(state: TrainState) -> Bool[Array, ""]:
-    """True if all parameters are finite. Each step checks the state that it starts from; nothing else checks the last state."""
+    """True if all parameters are finite."""
     return _all(*_finite(_parameters(state)))
 
 
@@ -352,6 +354,8 @@ def train_steps(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Runs the steps from start to stop as one dispatch. A step that is not ok ends it; a state that is not at `start` stays.
 
+    Of a state whose parameters are not finite, one step is tried and rejected: its metrics say what is not.
+
     The host may therefore queue a dispatch before it has read the metrics of the one that leads to `start`.
 
     Returns:
@@ -359,11 +363,12 @@ def train_steps(
       of the state under "step".
     """
     first, stop = state.step, jnp.where(state.step == start, stop, state.step)
+    trusted_stop = jnp.where(recipe.shards.all(is_finite(state)), stop, first)
 
     def one_more(carry):
         state, metrics, sums = carry
         due = state.step < stop
-        state, tried = train_step(rank, state, dataset, stop, recipe=recipe)
+        state, tried = train_step(rank, state, dataset, trusted_stop, recipe=recipe)
         metrics = jax.tree.map(lambda new, old: jnp.where(due, new, old), tried, metrics)
         sums = {name: total + jnp.where(tried["ok"] > 0, tried[name], 0.0) for name, total in sums.items()}
         return state, metrics, sums

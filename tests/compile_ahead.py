@@ -1,12 +1,13 @@
 """Compiles `rasterization`, forward and backward, or a whole training step, for an accelerator that this machine lacks.
 
   python tests/compile_ahead.py MACHINE rasterization CAMERAS DETERMINISTIC
-  python tests/compile_ahead.py MACHINE step WIDTH HEIGHT STRIDE DETERMINISTIC DEVICES
+  python tests/compile_ahead.py MACHINE step WIDTH HEIGHT STRIDE DETERMINISTIC DEVICES [GAUSSIANS]
   python tests/compile_ahead.py MACHINE split GAUSSIANS SENT WIDTH HEIGHT DEVICES
   python tests/compile_ahead.py MACHINE between
 
-MACHINE is h200 or v5e. Prints a JSON row: compile time, custom calls, launches, waits for the host, exchanges between
-devices, and memory of each device. "split" compiles a step with Gaussians that are split over the devices, each of which
+MACHINE is h200 or v5e. Prints a JSON row: compile time, custom calls, launches, bytes that they move, waits for the host,
+exchanges between devices, and memory of each device. $COMPILED_TEXT is a file that the compiled program goes to, for
+experiments/benchmarks/traffic.py. "step" is one of BAGS; STRIDE 0: of plain splatting, poses kept. "split" compiles a step with Gaussians that are split over the devices, each of which
 sends up to SENT visible ones to each other (0: all). "between" compiles the operations of training between steps.
 
 Needs the compilers that `make gpu-check` or `make tpu-check` install, but no accelerator and no driver: XLA reads the
@@ -56,12 +57,12 @@ from bags_jax.splatting import rasterization
 from bags_jax.step import train_steps
 from bags_jax.training import make_job_optimizers
 from configs import procedural
+from experiments.benchmarks.traffic import launches
 
 H200 = pathlib.Path(__file__).parent / "golden" / "h200.txtpb"
 MAX_DEVICES = 8
 NUM, WIDTH, HEIGHT, BUFFER = 1_000_000, 1296, 840, 4_000_000
 TRIPS = "known_trip_count"
-NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
 
 
 class Machine(NamedTuple):
@@ -109,41 +110,20 @@ MACHINES = {
 }
 
 
-def count_launches(text: str) -> int:
-    """Counts kernels, copies and library calls of a program on a GPU, times the trip counts of its loops.
-
-    A loop with an unknown trip count counts once.
-    """
-    computations = {}
-    for part in re.split(r"\n(?=\S)", text):
-        if head := re.match(r"(ENTRY )?%?([\w.-]+) \(", part):
-            computations["ENTRY" if head[1] else head[2]] = part
-
-    def launches(name: str) -> int:
-        total = 0
-        for line in computations[name].splitlines():
-            found = re.match(r"\s+(?:ROOT )?%[\w.-]+ = .*? ([\w-]+)\(", line)
-            if found and found[1] == "while":
-                body, trips = re.search(r"body=%([\w.-]+)", line), re.search(rf'{TRIPS}":{{"n":"(\d+)"', line)
-                assert body
-                total += launches(body[1]) * (int(trips[1]) if trips else 1)
-            elif found and found[1] not in NO_LAUNCH:
-                total += 1
-        return total
-
-    return launches("ENTRY")
-
-
 def compile_ahead(lowered, options: dict[str, bool | str] | None = None) -> dict:
-    """Compiles a lowered program. Returns compile time, custom calls, launches and memory."""
+    """Compiles a lowered program. Returns compile time, custom calls, launches, their bytes, and memory."""
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=options)
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    if path := os.environ.get("COMPILED_TEXT"):
+        pathlib.Path(path).write_text(text)
+    launched = launches(text)
     return {
         "jax": jax.__version__,
         "seconds": round(time.perf_counter() - start, 1),
         "calls": collections.Counter(re.findall(r'custom_call_target="([^"]*)"', text)),
-        "launches": count_launches(text),
+        "launches": sum(each.turns for each in launched),
+        "moved_bytes": sum(each.bytes for each in launched),
         "waits": sum(
             " conditional(" in line or (" while(" in line and TRIPS not in line) for line in text.splitlines()
         ),
@@ -174,25 +154,29 @@ def rasterization_row(machine: Machine, cameras: int, deterministic: int) -> dic
         return compile_ahead(gradient.trace(*inputs).lower(lowering_platforms=(machine.platform,)))
 
 
-def last_stage(width: int, height: int, stride: int, deterministic: bool):
-    """Makes the last stage of a BAGS training: photographs of this size, kernels of 17 x 17, a million Gaussians."""
+def last_stage(width: int, height: int, stride: int, deterministic: bool, gaussians: int = NUM):
+    """Makes the last stage of a training: photographs of this size, kernels of 17 x 17; stride 0: plain splatting."""
     config = procedural.get_config("motion")  # a small scene; its shapes are replaced
-    config.sh_degree, config.blur.kernel_sizes, config.blur.strides = 3, (5, 9, 17), (1, 1, stride)
+    config.sh_degree, config.blur.kernel_sizes, config.blur.strides = 3, (5, 9, 17), (1, 1, max(stride, 1))
+    if not stride:
+        config.blur.enabled, config.optim.poses = False, 0.0
     config.num_devices = config.views_per_step = 1
     config.deterministic = deterministic
     job = make_job(read_config(config))
     optimizers = make_job_optimizers(job)
-    state = jax.eval_shape(lambda: grow(with_optimizers(first_state(job), optimizers), NUM))
+    state = jax.eval_shape(lambda: grow(with_optimizers(first_state(job), optimizers), gaussians))
     dataset = make_dataset(job.scene, 1.0, extent=job.extent, near_plane=job.near_plane)
     images = jax.ShapeDtypeStruct((dataset.images.shape[0], height, width, 3), jnp.uint8)
     dataset = dataclasses.replace(dataset, images=images, pose_frame=job.pose_frame)
-    recipe = functools.partial(make_recipe, job, optimizers, job.stages[-1], dataset, buffer=BUFFER)
+    recipe = functools.partial(make_recipe, job, optimizers, job.stages[-1], dataset, buffer=4 * gaussians)
     return recipe, state, dataset
 
 
-def step_row(machine: Machine, width: int, height: int, stride: int, deterministic: int, devices: int) -> dict:
-    """Compiles a dispatch of the last stage, one view per device; counts launches per step."""
-    make, state, dataset = last_stage(width, height, stride, bool(deterministic))
+def step_row(
+    machine: Machine, width: int, height: int, stride: int, deterministic: int, devices: int, gaussians: int = NUM
+) -> dict:
+    """Compiles a dispatch of the last stage, one view per device; counts launches and bytes per step."""
+    make, state, dataset = last_stage(width, height, stride, bool(deterministic), gaussians)
     with machine.here(devices):
         recipe = dataclasses.replace(make(num_devices=devices), views_per_step=devices)
         mapped = parallel.parallelize(functools.partial(train_steps, recipe=recipe), num_args=3, num_devices=devices)
@@ -201,7 +185,12 @@ def step_row(machine: Machine, width: int, height: int, stride: int, determinist
         number = jax.ShapeDtypeStruct((), jnp.int32)
         shapes = machine.place((parallel.without_empty(state), dataset, number, number), devices)
         row = compile_ahead(mapped.lower(ranks, *shapes), programs.compiler_options(recipe))
-    return {**row, "launches": row["launches"] // max(recipe.loop_length, 1)}
+    return per_step(row, recipe)
+
+
+def per_step(row: dict, recipe) -> dict:
+    """Launches and bytes of one step of a dispatch."""
+    return row | {name: row[name] // max(recipe.loop_length, 1) for name in ("launches", "moved_bytes")}
 
 
 def split_row(machine: Machine, gaussians: int, sent: int, width: int, height: int, devices: int) -> dict:
@@ -224,7 +213,7 @@ def split_row(machine: Machine, gaussians: int, sent: int, width: int, height: i
             mapped.lower(ranks, state, *machine.place((dataset, number, number), devices)),
             programs.compiler_options(recipe),
         )
-    return {**row, "launches": row["launches"] // max(recipe.loop_length, 1)}
+    return per_step(row, recipe)
 
 
 def between_row(machine: Machine) -> dict:
