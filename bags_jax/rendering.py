@@ -1,4 +1,4 @@
-"""From parameters to images: activation, 3D filter, colour, rasterizer; and the same image blurred."""
+"""From parameters to images: what a camera sees of each Gaussian, the rasterizer; and the same image blurred."""
 
 import dataclasses
 from typing import Any
@@ -10,13 +10,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.errors import UserError
-from bags_jax.geometry import apply_filter_3d, camera_center, project
-from bags_jax.numerics import EXACT, safe_normalize, safe_sqrt
+from bags_jax.ops import see as ops_see
 from bags_jax.ops.blur import blur
 from bags_jax.ops.blur.blocks import mean_blocks
 from bags_jax.ops.rasterize import rasterize
+from bags_jax.ops.see import xla
 from bags_jax.schedule import Stage
-from bags_jax.spherical_harmonics import MAX_DEGREE, SH_C0, degree_of, sh_basis
+from bags_jax.spherical_harmonics import MAX_DEGREE
 from bags_jax.structs import BlurField, BlurMoments, Camera, Gaussians, Projected, Seen
 from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
@@ -62,57 +62,18 @@ class Rendered:
         return dataclasses.replace(self, image=image, depth=depth, alpha=alpha, margin=0)
 
 
-def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"]):
-    """Scales and opacities after exp and sigmoid, the 3D filter, and opacity 0 for dead rows."""
-    scales, opacities = jnp.exp(gaussians.log_scales), jax.nn.sigmoid(gaussians.logit_opacities)
-    scales, opacities = apply_filter_3d(scales, opacities, filter_3d)
-    return scales, jnp.where(alive, opacities, 0.0)
-
-
 def project_gaussians(
     gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"], camera: Camera, view: View
 ) -> Projected:
     """Projects living Gaussians to the canvas of a view, with both filters of Mip-Splatting."""
-    scales, opacities = activate(gaussians, alive, filter_3d)
     width, height = view.canvas
-    return project(
-        gaussians.means,
-        gaussians.quats,
-        scales,
-        opacities,
-        _with_margin(camera, view.margin),
-        width=width,
-        height=height,
-        near_plane=view.near_plane,
-        eps_2d=view.eps_2d,
-        antialiased=True,
-    )
+    how = {"width": width, "height": height, "near_plane": view.near_plane, "eps_2d": view.eps_2d}
+    return xla.project_gaussians(gaussians, alive, filter_3d, _with_margin(camera, view.margin), **how)
 
 
 def _with_margin(camera: Camera, margin: int) -> Camera:
     """The camera of a canvas that extends `margin` px beyond the image on each side."""
     return dataclasses.replace(camera, K=camera.K.at[:2, 2].add(margin)) if margin else camera
-
-
-def colors_towards(gaussians: Gaussians, camera: Camera, sh_degree: Int[Array, ""] | int) -> Float[Array, "N 3"]:
-    """RGB of each Gaussian seen from a camera; sh_degree may be traced: coefficients above it count as 0.
-
-    The coefficients, 45 numbers a Gaussian, are read once: joining sh_dc and sh_rest, or zeroing the rest instead of the
-    harmonics, would be passes over memory of their own, and passes of their gradients.
-    """
-    num_rest = gaussians.sh_rest.shape[1]
-    degree = degree_of(1 + num_rest)
-    degrees = jnp.floor(jnp.sqrt(jnp.arange(1, 1 + num_rest) + 1e-3))
-    directions = safe_normalize(gaussians.means - camera_center(camera.viewmat)[None])
-    basis = jnp.where(degrees <= sh_degree, sh_basis(directions, degree=degree)[:, 1:], 0.0)
-    rest = jnp.einsum("nl,nlc->nc", basis, gaussians.sh_rest, precision=EXACT)
-    return jnp.maximum(SH_C0 * gaussians.sh_dc[:, 0] + rest + 0.5, 0.0)
-
-
-def distances_from(gaussians: Gaussians, camera: Camera) -> Float[Array, "N"]:
-    """Distance of each mean from the camera, scene units: depth along the ray, as the authors of BAGS have it."""
-    offsets = gaussians.means - camera_center(camera.viewmat)[None]
-    return safe_sqrt(jnp.sum(offsets * offsets, axis=-1))
 
 
 def render(
@@ -149,11 +110,24 @@ def see(
       sh_degree: highest degree in use.
       probe_px: zeros added to the projected means; density control uses their gradient.
     """
-    projected = project_gaussians(gaussians, alive, filter_3d, camera, view)
-    if probe_px is not None:
-        projected = dataclasses.replace(projected, means_px=projected.means_px + probe_px)
-    distances = distances_from(gaussians, camera) if view.ray_depth else None
-    return Seen(projected, colors_towards(gaussians, camera, sh_degree), distances)
+    width, height = view.canvas
+    seen = ops_see.see(
+        gaussians,
+        alive,
+        filter_3d,
+        _with_margin(camera, view.margin),
+        width=width,
+        height=height,
+        sh_degree=sh_degree,
+        near_plane=view.near_plane,
+        eps_2d=view.eps_2d,
+        ray_depth=view.ray_depth,
+        backend=view.backend,
+    )
+    if probe_px is None:
+        return seen
+    projected = dataclasses.replace(seen.projected, means_px=seen.projected.means_px + probe_px)
+    return dataclasses.replace(seen, projected=projected)
 
 
 def keep_visible(seen: Seen, size: int) -> tuple[Seen, Int[Array, "S"]]:
@@ -169,13 +143,10 @@ def keep_visible(seen: Seen, size: int) -> tuple[Seen, Int[Array, "S"]]:
 
 def draw(seen: Seen, *, view: View) -> Rendered:
     """Rasterizes what one camera sees, over the background of its view."""
-    projected = seen.projected
-    depths = projected.depths if seen.distances is None else seen.distances
-    features = jnp.concatenate([seen.colors, depths[:, None]], axis=-1)
     width, height = view.canvas
     output = rasterize(
-        projected,
-        features,
+        seen.projected,
+        seen.features,
         width=width,
         height=height,
         max_intersections=view.max_intersections,
@@ -186,7 +157,7 @@ def draw(seen: Seen, *, view: View) -> Rendered:
         image=output.colors[..., :3] + (1.0 - output.alphas[..., None]) * jnp.asarray(view.background)[None, None],
         depth=output.colors[..., 3],
         alpha=output.alphas,
-        projected=projected,
+        projected=seen.projected,
         num_intersections=output.num_intersections,
         num_dropped=output.num_dropped,
         margin=view.margin,

@@ -59,8 +59,7 @@ class Seen:
     """N Gaussians as one camera sees them."""
 
     projected: Projected
-    colors: Float[Array, "N 3"]
-    distances: Any  # [N], from the camera, scene units; None: the depth is camera z
+    features: Float[Array, "N 4"]  # RGB, and the depth that is drawn, scene units
 
 
 @struct.dataclass

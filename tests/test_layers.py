@@ -29,14 +29,21 @@ LAYERS = (
         "tone",
     ),
     ("ops.limits",),
+    ("geometry", "spherical_harmonics"),
     ("ops.toolchain",),
-    ("ops.blur", "ops.convolution", "ops.rasterize", "ops.ssim"),  # implementations and oracles
+    ("ops.blur", "ops.convolution", "ops.rasterize", "ops.see", "ops.ssim"),  # implementations and oracles
     ("ops.backends",),  # the table of implementations
     ("ops.blur.stream",),
-    ("ops.__init__", "ops.blur.__init__", "ops.convolution.__init__", "ops.rasterize.__init__", "ops.ssim.__init__"),
+    (
+        "ops.__init__",
+        "ops.blur.__init__",
+        "ops.convolution.__init__",
+        "ops.rasterize.__init__",
+        "ops.see.__init__",
+        "ops.ssim.__init__",
+    ),
     (
         "config",
-        "geometry",
         "growth",
         "metrics",
         "processes",
@@ -44,7 +51,6 @@ LAYERS = (
         "schedule",
         "sfm.client",
         "shards",
-        "spherical_harmonics",
     ),
     (
         "blur_model",

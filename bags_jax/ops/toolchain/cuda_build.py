@@ -22,6 +22,7 @@ PROGRAMS = {
     "binning": {},
     **{f"blend_{num}": {"CHANNELS": num} for num in CHANNELS},
     **{f"blur_{stride}": {"STRIDE": stride} for stride in STRIDES},
+    "see": {},
     "ssim": {"WINDOW": WINDOW},
 }
 PTX_VERSION = (

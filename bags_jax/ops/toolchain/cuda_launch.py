@@ -47,7 +47,7 @@ class Kernel(NamedTuple):
 def kernel_folder(program: str) -> pathlib.Path:
     """Returns the folder of a program's source: that of the operator of its name, else of the rasterizer."""
     name = program.partition("_")[0]
-    return FOLDER.parent / (name if name in ("blur", "ssim") else "rasterize") / "cuda"
+    return FOLDER.parent / (name if name in ("blur", "see", "ssim") else "rasterize") / "cuda"
 
 
 def ptx_path(program: str) -> pathlib.Path:

@@ -20,6 +20,7 @@ constexpr int LANE_ROWS = WARP / PATCH_WIDTH;          // distance of the pixels
 constexpr int GEOMETRY = 6;                            // x, y, three terms of the exponent, opacity
 constexpr int QUADS = (GEOMETRY + CHANNELS + 3) / 4;   // float4s of a Gaussian
 constexpr int SUMS = GEOMETRY + CHANNELS;              // values of the gradient of a Gaussian
+constexpr int FINISH_THREADS = 256;
 
 // Distribution of a tile over the threads of a block.
 template <int PIXELS>
@@ -401,4 +402,22 @@ KERNEL __launch_bounds__(Patches<BACKWARD_PIXELS>::THREADS, 8) blend_backward(
     __syncthreads();
     scatter(batch, gradients, min(Split::THREADS, end - first), gradient);
   }
+}
+
+// Turns the sums of `blend_backward`, [gaussians][SUMS], into gradients: moments 1, x, y, xx, xy, yy of dL/dsigma, where
+// sigma = (xx dx^2 + yy dy^2) / 2 + xy dx dy, and the features, as they are.
+KERNEL finish_gradient(const int* sizes, const float* conics, const float* opacities, const float* sums,
+                       float* of_means, float* of_conics, float* of_opacities, float* of_features) {
+  const size_t i = size_t(blockIdx.x) * FINISH_THREADS + threadIdx.x;
+  if (i >= sizes[0]) return;
+  const float* sum = sums + i * SUMS;
+  const float xx = conics[3 * i], xy = conics[3 * i + 1], yy = conics[3 * i + 2];
+  of_means[2 * i] = xx * sum[1] + xy * sum[2];
+  of_means[2 * i + 1] = yy * sum[2] + xy * sum[1];
+  of_conics[3 * i] = 0.5f * sum[3];
+  of_conics[3 * i + 1] = sum[4];
+  of_conics[3 * i + 2] = 0.5f * sum[5];
+  of_opacities[i] = -sum[0] / fmaxf(opacities[i], 1e-6f);
+#pragma unroll
+  for (int c = 0; c < CHANNELS; ++c) of_features[i * CHANNELS + c] = sum[GEOMETRY + c];
 }

@@ -13,7 +13,7 @@ from bags_jax.ops.rasterize.cuda.binning import Intersections, sum_slots
 from bags_jax.ops.rasterize.tiles import grid_size
 from bags_jax.ops.toolchain.cuda_launch import Kernel, launch
 
-BACKWARD_THREADS = 64  # threads of a block; blend.cu has the same number
+BACKWARD_THREADS, FINISH_THREADS = 64, 256  # threads of a block; blend.cu has the same numbers
 GEOMETRY = 6  # values of a Gaussian before its features, and values of its gradient before theirs
 LOG2_E = math.log2(math.e)
 
@@ -73,18 +73,17 @@ def blend_views(splats: Splats, intersections: Intersections, *, width: int, hei
 
 def blend_gradient(splats: Splats, intersections: Intersections, image: Image, cotangent: Image) -> Splats:
     """Computes the gradient of `blend_views`, in a fixed order if there are slots, else by atomic additions."""
-    gradients, features = None, []
+    groups = []
     for first, end, channels in channel_groups(splats.features.shape[-1]):
         group = splats._replace(features=pad_channels(splats.features[..., first:end], channels))
         # The gradient is a sum over channels, so groups add up. Opacity counts as a channel of the first group.
         of_alphas = cotangent.alphas if first == 0 else jnp.zeros_like(cotangent.alphas)
         colors, of_colors = (pad_channels(x.colors[..., first:end], channels) for x in (image, cotangent))
         sums = _gradient_sums(group, intersections, Image(colors, image.alphas), Image(of_colors, of_alphas))
-        geometry = sums[..., :GEOMETRY]
-        gradients = geometry if gradients is None else gradients + geometry
-        features.append(sums[..., GEOMETRY : GEOMETRY + end - first])
-    assert gradients is not None
-    return _from_moments(splats, gradients, jnp.concatenate(features, axis=-1))
+        gradient = _from_sums(group, sums)
+        groups.append(gradient._replace(features=gradient.features[..., : end - first]))
+    *geometry, features = zip(*groups, strict=True)
+    return Splats(*(sum(parts[1:], start=parts[0]) for parts in geometry), jnp.concatenate(features, axis=-1))
 
 
 def _gradient_sums(
@@ -115,13 +114,10 @@ def _gradient_sums(
     return sum_slots(intersections, sums) if by_slot else sums
 
 
-def _from_moments(splats: Splats, moments: Float[Array, "C N 6"], features: Float[Array, "C N D"]) -> Splats:
-    """Turns the moments 1, x, y, xx, xy, yy of dL/dsigma into gradients, sigma = (xx dx^2 + yy dy^2) / 2 + xy dx dy."""
-    m, mx, my, mxx, mxy, myy = jnp.moveaxis(moments, -1, 0)
-    xx, xy, yy = jnp.moveaxis(splats.conics, -1, 0)
-    return Splats(
-        means_px=jnp.stack([xx * mx + xy * my, yy * my + xy * mx], axis=-1),
-        conics=jnp.stack([0.5 * mxx, mxy, 0.5 * myy], axis=-1),
-        opacities=-m / jnp.maximum(splats.opacities, 1e-6),
-        features=features,
-    )
+def _from_sums(splats: Splats, sums: Float[Array, "C N V"]) -> Splats:
+    """Turns the sums of one group of channels into gradients."""
+    kernel = Kernel(f"blend_{splats.features.shape[-1]}", "finish_gradient", FINISH_THREADS)
+    outputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), splats)
+    num = splats.opacities.size
+    operands = jnp.array([num], jnp.int32), splats.conics, splats.opacities, sums
+    return Splats(*launch(kernel, outputs, *operands, grid=(-(-num // FINISH_THREADS), 1)))

@@ -1,0 +1,76 @@
+"""What one camera sees by see.cu: one launch for the values, one for the gradient."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bags_jax.geometry import camera_center
+from bags_jax.ops.toolchain.cuda_launch import Kernel, launch
+from bags_jax.spherical_harmonics import SH_C0
+from bags_jax.structs import Camera, Gaussians, Projected, Seen
+
+BLOCK, NUM_CAMERA = 128, 20  # Gaussians of a block, numbers of a camera; see.cu has the same numbers
+DEAD = -1.0  # filter of the rows that are not in use
+
+
+def _launch(name: str, widths: tuple[int, ...], gaussians: Gaussians, view, *cotangents, sums: bool = False):
+    """Launches a kernel. `widths`: numbers of a Gaussian in each result; `sums`: one more has the sums of the blocks."""
+    numbers, asked, filter_3d = view
+    num, num_rest, _ = gaussians.sh_rest.shape
+    blocks = -(-num // BLOCK)
+    shapes = [(num, width) for width in widths] + [(blocks, NUM_CAMERA)] * sums
+    outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    rest = gaussians.sh_rest if num_rest else gaussians.sh_dc  # an array of size 0 has no address
+    arrays = gaussians.means, gaussians.quats, gaussians.log_scales, gaussians.logit_opacities, gaussians.sh_dc, rest
+    sizes = jnp.array([num, num_rest], jnp.int32)
+    operands = sizes, numbers, asked, *arrays, filter_3d, *cotangents
+    return launch(Kernel("see", name, BLOCK), outputs, *operands, grid=(blocks, 1))
+
+
+@jax.custom_vjp
+def _see(gaussians: Gaussians, numbers: Float[Array, "20"], asked: Float[Array, "6"], filter_3d: Float[Array, "N"]):
+    means, covs, conics, depths, opacities, radii, features = _launch(
+        "see", (2, 3, 3, 1, 1, 2, 4), gaussians, (numbers, asked, filter_3d)
+    )
+    return Seen(Projected(means, covs, conics, depths[:, 0], opacities[:, 0], radii), features)
+
+
+def _forward(*inputs):
+    return _see(*inputs), inputs
+
+
+def _backward(inputs, cotangent: Seen):
+    gaussians, *view = inputs
+    of, num_rest = cotangent.projected, gaussians.sh_rest.shape[1]
+    widths = 3, 4, 3, 1, 3, max(num_rest, 1)
+    cotangents = of.means_px, of.conics, of.opacities, cotangent.features
+    means, quats, log_scales, logits, dc, harmonics, sums = _launch(
+        "see_gradient", widths, gaussians, view, *cotangents, sums=True
+    )
+    # XLA computes this product where the optimizer needs it: 45 numbers a Gaussian are not written.
+    rest = harmonics[:, :num_rest, None] * (dc / SH_C0)[:, None]
+    d_gaussians = Gaussians(means, quats, log_scales, logits[:, 0], dc[:, None], rest)
+    return d_gaussians, jnp.sum(sums, axis=0), None, None
+
+
+_see.defvjp(_forward, _backward)
+
+
+def see(
+    gaussians: Gaussians,
+    alive: Bool[Array, "N"],
+    filter_3d: Float[Array, "N"],
+    camera: Camera,
+    *,
+    width: int,
+    height: int,
+    sh_degree: Int[Array, ""] | int,
+    near_plane: float,
+    eps_2d: float,
+    ray_depth: bool,
+) -> Seen:
+    """See ops/see/__init__.py."""
+    intrinsics = jnp.concatenate([camera.K[0], camera.K[1, 1:]])
+    numbers = jnp.concatenate([camera.viewmat[:3].reshape(-1), intrinsics, camera_center(camera.viewmat)])
+    asked = jnp.array([width, height, near_plane, eps_2d, sh_degree, ray_depth], jnp.float32)
+    return _see(gaussians, numbers, asked, jax.lax.stop_gradient(jnp.where(alive, filter_3d, DEAD)))
