@@ -34,6 +34,8 @@ from bags_jax.parallel import is_alone
 from bags_jax.structs import Gaussians, TrainState
 
 ARRAYS = "default"  # Orbax' folder in that of a checkpoint
+# Orbax gives up a save after this time by the wall clock, which jumps where a machine sleeps or its clock is set.
+SAVE_LIMIT_S = 10**7
 # Exceptions of a failed write: from Python, TensorStore and the threads of Orbax.
 WRITE_PROBLEMS = (OSError, ValueError, RuntimeError)
 
@@ -274,7 +276,8 @@ class Checkpoints:
             # By itself Orbax waits for all processes of jax.distributed; here only one of them saves and restores.
             own = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="bags_jax")
             options: dict[str, Any] = {} if is_alone() else {"multiprocessing_options": own}
-            self._orbax = ocp.StandardCheckpointer(**options)
+            limit = ocp.options.AsyncOptions(timeout_secs=SAVE_LIMIT_S)
+            self._orbax = ocp.StandardCheckpointer(async_options=limit, **options)
         return self._orbax
 
     def _unwritten(self, error: Exception) -> UserError:

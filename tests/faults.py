@@ -1,7 +1,7 @@
 """Faults while training: kills, signals, disks that fill, clocks that jump. The run that goes on equals one without faults.
 
   make faults                                    120 faults, a table
-  .venv/bin/python tests/faults.py --faults=10 --seed=3
+  .venv/bin/python tests/faults.py --faults=10 --seed=3 --only=kill
 
 A training with blur model, refined poses and density control under way is started again and again in one directory, each time with
 a fault, until it is done. Then the SHA-256 of all arrays of its last checkpoint must be those of a training without faults, and its
@@ -193,6 +193,7 @@ def run_faults(num_faults: int, *, seed: int, place: pathlib.Path, faults: tuple
             session = start(fault, 1000 * seed + len(sessions), workdir, (seconds, accesses))
             sessions.append(session)
             count += session.fired
+            print(f"{count:4} {number:3} {fault:15} {session.problem or 'ok'}", file=sys.stderr, flush=True)
             if session.code == 0 and (workdir / "checkpoints" / str(NUM_STEPS)).is_dir():
                 break
         if read_result(workdir) != expected:
@@ -217,6 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=FAULTS, action="append", help="One kind; may be repeated.")
     parser.add_argument("--train", help=argparse.SUPPRESS)
     parser.add_argument("--workdir", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--measured", nargs=2, default=("0", "0"), help=argparse.SUPPRESS)
@@ -226,7 +228,8 @@ def main() -> None:
         train_with(options.train, options.seed, options.workdir, seconds=seconds, accesses=accesses)
         return
     with tempfile.TemporaryDirectory(prefix="faults_") as place:
-        sessions = run_faults(options.faults, seed=options.seed, place=pathlib.Path(place))
+        faults = tuple(options.only or FAULTS)
+        sessions = run_faults(options.faults, seed=options.seed, place=pathlib.Path(place), faults=faults)
     print_table(sessions)
     sys.exit(any(session.problem for session in sessions))
 

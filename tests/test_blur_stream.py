@@ -18,7 +18,7 @@ from bags_jax.blur_model.statistics import (
     whole_kernels,
 )
 from bags_jax.numerics import clip_with_return
-from bags_jax.ops.blur import kernel_side, kernels_of, rows_per_block, stream_blur, tap_moments
+from bags_jax.ops.blur import kernel_side, kernels_of, rows_per_block, stream, stream_blur, tap_moments
 from bags_jax.ops.blur.blocks import repeat_blocks
 from bags_jax.ops.blur.reference import apply_kernels
 from bags_jax.structs import BlurField, BlurMoments
@@ -189,3 +189,22 @@ def test_memory_at_full_resolution(stride):
     memory = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*args).compile().memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 1 << 30
+
+
+def test_bias_as_rows_of_the_weight_keeps_its_precision(monkeypatch):
+    """What an accelerator computes equals the sum, also where products keep 8 bits of the bias."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, weight = jax.random.normal(keys[0], (50, 7)), jax.random.normal(keys[1], (7, 25))
+    bias, d_logits = 6.0 * jax.random.normal(keys[2], (25,)), jax.random.normal(keys[3], (25, 50))
+    summed = stream._logits(x, weight, bias), *stream._logits_gradient(x, weight, d_logits)
+    monkeypatch.setattr(stream, "current_platform", lambda: "gpu")
+    joined = stream._logits(x, weight, bias), *stream._logits_gradient(x, weight, d_logits)
+    for found, expected in zip(joined, summed, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    alone = stream._logits(0.0 * x, weight, bias)
+    monkeypatch.setattr(stream, "_product", lambda a, b: (_few_bits(a).T @ _few_bits(b).T))
+    np.testing.assert_allclose(stream._logits(0.0 * x, weight, bias), alone, atol=6.0 * 2.0**-16)
+
+
+def _few_bits(x):
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

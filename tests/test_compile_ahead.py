@@ -10,6 +10,7 @@ import sys
 import pytest
 
 SCRIPT = pathlib.Path(__file__).parent / "compile_ahead.py"
+TRAFFIC = json.loads((SCRIPT.parent / "golden" / "traffic.json").read_text())
 COMPILERS = {"h200": ("jax_cuda13_plugin", "make gpu-check"), "v5e": ("libtpu", "make tpu-check")}
 
 
@@ -55,6 +56,16 @@ def test_training_step_compiles_for_an_h200(stride, deterministic, devices, laun
     assert row["argument_bytes"] + row["temporary_bytes"] + row["output_bytes"] < 6e9
     assert row["waits"] == 0 and row["launches"] <= launches
     assert (row["exchanges"] > 0) == (devices > 1)
+
+
+@pytest.mark.parametrize("name", TRAFFIC)
+def test_launches_and_bytes_of_a_step_stay_in_their_band(name):
+    """Those of golden/traffic.json, to 3 percent: an edit that changes them says so there, and in docs/backends.md."""
+    golden = TRAFFIC[name]
+    row = compile_ahead("h200", "step", *golden["arguments"])
+    for count in ("launches", "moved_bytes"):
+        assert 0.97 * golden[count] <= row[count] <= 1.03 * golden[count], (count, row[count], golden[count])
+    assert row["temporary_bytes"] <= 1.03 * golden["temporary_bytes"]
 
 
 @pytest.mark.parametrize("devices", [1, 4])

@@ -7,7 +7,7 @@ Goes on after a failure; --folder gets the traceback of each failure, the table 
 Without a GPU the parts that the emulator can run, run small: that tests this script. Parts:
 0 machine and packages   1 JAX computes   2 the driver translates every kernel   3, 4 the two launch routes   5 lists of
 intersections   6 blending against the oracle   7 gradients in a fixed order   8 blur against XLA   11 SSIM against XLA
-9 rasterizer   10 plain step   12 the longest tile alone   13 step of BAGS
+14 projection and colour against XLA   9 rasterizer   10 plain step   12 the longest tile alone   13 step of BAGS
 """
 
 import ctypes
@@ -39,6 +39,7 @@ from bags_jax.ops.rasterize.cuda.binding import rasterize as rasterize_cuda
 from bags_jax.ops.rasterize.cuda.binning import bin_views
 from bags_jax.ops.rasterize.cuda.blend import Image, Splats, blend_gradient, blend_views
 from bags_jax.ops.rasterize.tiles import bin_tiles
+from bags_jax.ops.see import see
 from bags_jax.ops.ssim import ssim
 from bags_jax.ops.toolchain import cuda_build, cuda_launch
 from bags_jax.programs import compiler_options, largest_count
@@ -48,7 +49,7 @@ from bags_jax.schedule import Stage
 from bags_jax.settings import Blur, Loss, Optim
 from bags_jax.splatting import rasterization
 from bags_jax.step import train_steps
-from bags_jax.structs import Camera
+from bags_jax.structs import Camera, Gaussians
 from experiments.benchmarks.cases import RATE, TRAINED, make_case
 from experiments.benchmarks.rasterizer import Scene, make_random_scene
 from tools.ptx_emulator import emulated
@@ -241,6 +242,32 @@ def compare_similarity() -> str:
     return f"largest relative difference {max(errors):.1e}"
 
 
+def compare_seeing() -> str:
+    """What a camera sees of each Gaussian, and its gradients, against XLA."""
+    draw, num = np.random.default_rng(0), 1000
+    normal = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
+    means = normal(num, 3) + jnp.array([[0.0, 0.0, 3.0]])
+    gaussians = Gaussians(means, normal(num, 4), normal(num, 3) - 2.0, normal(num), normal(num, 1, 3), normal(num, 15, 3))
+    camera = Camera(jnp.eye(4), jnp.array([[60.0, 0.0, 32.0], [0.0, 60.0, 24.0], [0.0, 0.0, 1.0]]))
+    alive, filter_3d = jnp.asarray(draw.random(num) < 0.9), jnp.full(num, 0.01)
+    weights = [normal(num, width) for width in (2, 3, 1, 4)]
+    how = {**SIZE, "sh_degree": 3, "near_plane": 0.2, "eps_2d": 0.1}
+
+    def total(gaussians, camera, backend):
+        seen = see(gaussians, alive, filter_3d, camera, backend=backend, **how)
+        parts = seen.projected.means_px, seen.projected.conics, seen.projected.opacities[:, None], seen.features
+        shown = seen.projected.radii_px[:, :1] > 0
+        return sum(jnp.sum(jnp.where(shown, x * weight, 0.0)) for x, weight in zip(parts, weights, strict=True))
+
+    both = jax.value_and_grad(total, (0, 1))
+    expected = jax.jit(functools.partial(both, backend="xla"))(gaussians, camera)
+    with emulated():
+        found = jax.jit(functools.partial(both, backend="cuda"))(gaussians, camera)
+    errors = list(map(distance, jax.tree.leaves(found), jax.tree.leaves(expected)))
+    assert max(errors) < 1e-3, errors
+    return f"largest relative difference {max(errors):.1e}"
+
+
 def time_calls(run: Callable[[], object], calls: int, name: str) -> str:
     """Wall time of a call, and on a GPU a table of its kernels."""
     run()
@@ -407,6 +434,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "7": ("fixed order, twice", repeat_in_fixed_order),
     "8": ("blur", compare_blur),
     "11": ("SSIM", compare_similarity),
+    "14": ("projection and colour", compare_seeing),
     "9": ("rasterizer", time_rasterizer),
     "10": ("plain steps", time_plain_steps),
     "12": ("longest tile alone", time_longest_tile),

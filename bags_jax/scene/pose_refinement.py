@@ -116,5 +116,17 @@ def hold_gauge(
     normal = jnp.einsum("vik,vil->kl", weighted, frame.gauge, precision=EXACT)
     absent = jnp.where(jnp.diagonal(normal) > 0.0, 0.0, 1.0)
     right = jnp.einsum("vik,vi->k", weighted, corrections_px, precision=EXACT)
-    along = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(normal + jnp.diag(absent)), right)
+    along = _solve(normal + jnp.diag(absent), right)
     return corrections_px - jnp.einsum("vik,k->vi", frame.gauge, along, precision=EXACT)
+
+
+def _solve(matrix: Float[Array, "k k"], right: Float[Array, "k"]) -> Float[Array, "k"]:
+    """Solves a small system with a positive definite matrix by Gauss-Jordan elimination.
+
+    On a GPU LAPACK's routines are library calls, each longer than this, and keep the step out of CUDA graphs.
+    """
+    rows, places = jnp.concatenate([matrix, right[:, None]], axis=1), jnp.arange(right.shape[0])
+    for k in range(right.shape[0]):
+        pivot = rows[k] / rows[k, k]
+        rows = jnp.where((places == k)[:, None], pivot[None], rows - rows[:, k, None] * pivot[None])
+    return rows[:, -1]

@@ -4,7 +4,7 @@
 
 The text is that of `jax.stages.Compiled.as_text()`; tests/compile_ahead.py writes it for an H200 on any machine. Each launch
 reads its operands once, but for the parts that it slices away, and writes its results: an upper bound, since what is still
-in the cache is not read from memory. A loop counts as often as it turns; one whose number of turns is unknown, once.
+in the cache is not read from memory. The workspaces of libraries do not count. A loop counts as often as it turns; one whose number of turns is unknown, once.
 """
 
 import dataclasses
@@ -101,7 +101,8 @@ def _launches_of(computations: dict[str, str], name: str, turns: int) -> Iterato
         read = sum(_read(instructions[operand].shape, i, fused) for i, operand in enumerate(operands))
         target = _named(r'custom_call_target="([^"]+)"', each.rest)
         source = _named(r'op_name="([^"]*)"', each.rest)
-        yield Launch(own, f"{each.kind} {target}".strip(), source, turns, read, size_of(each.shape))
+        written = size_of(re.sub(r"\bs8\[\d+\]", "", each.shape) if target.startswith("__cu") else each.shape)
+        yield Launch(own, f"{each.kind} {target}".strip(), source, turns, read, written)
 
 
 def _read(shape: str, index: int, fused: dict[str, _Instruction]) -> int:

@@ -129,10 +129,43 @@ class _BlockView:
             self.put_rows(whole.normalizer, normalizer, 0),
         )
 
-    def logits(self, features, weight, bias):
-        """Returns the features [n F] of the block and its logits [KK n], not clipped."""
-        x = self.rows(features, 0).reshape(-1, features.shape[-1])
-        return x, jax.lax.dot_general(weight, x, (((0,), (1,)), ((), ()))) + bias[:, None]
+    def features(self, features):
+        """The features [n F] of the block."""
+        return self.rows(features, 0).reshape(-1, features.shape[-1])
+
+
+def _logits(x: Float[Array, "n F"], weight: Float[Array, "F KK"], bias: Float[Array, "KK"]) -> Float[Array, "KK n"]:
+    """The last layer, not clipped.
+
+    An accelerator has the bias as two more rows of the weight: added, it would be a pass over the largest array of a step, and
+    its gradient another. Two, since a product keeps 11 bits of each (TF32; 8 on a TPU): the bias is larger than the other
+    terms. The block of a CPU lies in its cache.
+    """
+    if current_platform() == "cpu":
+        return _product(weight, x) + bias[:, None]
+    joined = _with_ones(x)
+    high = jax.lax.reduce_precision(bias, exponent_bits=8, mantissa_bits=7)
+    zeros = jnp.zeros((joined.shape[1] - x.shape[1] - 2, bias.shape[0]))
+    return _product(jnp.concatenate([weight, high[None], (bias - high)[None], zeros]), joined)
+
+
+def _logits_gradient(x, weight, d_logits: Float[Array, "KK n"]):
+    """Gradients in features, weight and bias."""
+    d_x, num = _product(d_logits, weight), x.shape[1]
+    if current_platform() == "cpu":
+        return d_x, _product(x, d_logits), d_logits @ jnp.ones(d_logits.shape[1])
+    d_rows = _product(_with_ones(x), d_logits)
+    return d_x, d_rows[:num], d_rows[num]
+
+
+def _product(a: Float[Array, "k m"], b: Float[Array, "n k"]) -> Float[Array, "m n"]:
+    return jax.lax.dot_general(a, b, (((0,), (1,)), ((), ())))
+
+
+def _with_ones(x: Float[Array, "n F"]) -> Float[Array, "n G"]:
+    """Adds two features that are 1, and zeros up to whole float4s."""
+    added = [1.0, 1.0] + [0.0] * (-(x.shape[1] + 2) % 4)
+    return jnp.concatenate([x, jnp.broadcast_to(jnp.array([added]), (x.shape[0], len(added)))], axis=1)
 
 
 def _forward(split, features, weight, bias, block: KernelBlock, name: str) -> Filtered:
@@ -140,7 +173,7 @@ def _forward(split, features, weight, bias, block: KernelBlock, name: str) -> Fi
 
     def add_block(filtered, index):
         view = _BlockView(index, h, block)
-        logits = view.logits(features, weight, bias)[1]
+        logits = _logits(view.features(features), weight, bias)
         return view.put_filtered(filtered, IMPLEMENTATIONS[name].filter_rows(view.slab(split), logits, block)), None
 
     phases, channels = (split.shape[0] + 1) // 2, split.shape[1]
@@ -165,18 +198,19 @@ def _stream_bwd(block: KernelBlock, name: str, residuals, cotangents):
     def add_block(carry, index):
         d_split, d_features, d_weight, d_bias = carry
         view = _BlockView(index, h, block)
-        x, logits = view.logits(features, weight, bias)
+        x = view.features(features)
+        logits = _logits(x, weight, bias)
         slab, fresh = view.slab(split), view.fresh
         d_image = view.pixels(cotangents[0]) * jnp.repeat(fresh, block.stride)[None, None, :, None]
         d_moments = view.rows(cotangents[1], 1) * fresh[None, :, None]
         found = view.filtered(filtered)
         d_slab, d_logits = IMPLEMENTATIONS[name].filter_rows_gradient(slab, logits, found, d_image, d_moments, block)
-        d_x = jax.lax.dot_general(d_logits, weight, (((0,), (1,)), ((), ()))).reshape(block.rows, w, num_features)
+        d_x, of_weight, of_bias = _logits_gradient(x, weight, d_logits)
         return (
             view.put_pixels(d_split, view.slab(d_split) + d_slab),
-            view.put_rows(d_features, view.rows(d_features, 0) + d_x, 0),
-            d_weight + jax.lax.dot_general(x, d_logits, (((0,), (1,)), ((), ()))),
-            d_bias + d_logits @ jnp.ones(d_logits.shape[1]),
+            view.put_rows(d_features, view.rows(d_features, 0) + d_x.reshape(block.rows, w, num_features), 0),
+            d_weight + of_weight,
+            d_bias + of_bias,
         ), None
 
     zeros = jax.tree.map(jnp.zeros_like, (split, features, weight, bias))
