@@ -202,7 +202,7 @@ def test_bias_as_rows_of_the_weight_keeps_its_precision(monkeypatch):
     for found, expected in zip(joined, summed, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     alone = stream._logits(0.0 * x, weight, bias)
-    monkeypatch.setattr(stream, "_product", lambda a, b: (_few_bits(a).T @ _few_bits(b).T))
+    monkeypatch.setattr(stream, "_product", lambda a, b: _few_bits(a).T @ _few_bits(b).T)
     np.testing.assert_allclose(stream._logits(0.0 * x, weight, bias), alone, atol=6.0 * 2.0**-16)
 
 

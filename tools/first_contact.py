@@ -247,7 +247,9 @@ def compare_seeing() -> str:
     draw, num = np.random.default_rng(0), 1000
     normal = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
     means = normal(num, 3) + jnp.array([[0.0, 0.0, 3.0]])
-    gaussians = Gaussians(means, normal(num, 4), normal(num, 3) - 2.0, normal(num), normal(num, 1, 3), normal(num, 15, 3))
+    gaussians = Gaussians(
+        means, normal(num, 4), normal(num, 3) - 2.0, normal(num), normal(num, 1, 3), normal(num, 15, 3)
+    )
     camera = Camera(jnp.eye(4), jnp.array([[60.0, 0.0, 32.0], [0.0, 60.0, 24.0], [0.0, 0.0, 1.0]]))
     alive, filter_3d = jnp.asarray(draw.random(num) < 0.9), jnp.full(num, 0.01)
     weights = [normal(num, width) for width in (2, 3, 1, 4)]

@@ -11,7 +11,6 @@ poses better, so sharper views have larger weights there.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
