@@ -175,7 +175,7 @@ def test_visible_gaussians_are_kept_in_order(setting):
     visible = np.flatnonzero(seen.projected.radii_px[:, 0] > 0)
     kept, rows = keep_visible(seen, len(visible) + 3)
     np.testing.assert_array_equal(rows, [*visible, *[201] * 3])
-    np.testing.assert_array_equal(kept.colors[:-3], seen.colors[visible])
+    np.testing.assert_array_equal(kept.features[:-3], seen.features[visible])
     assert not kept.projected.radii_px[-3:].any()
 
 

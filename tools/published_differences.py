@@ -47,8 +47,9 @@ def make_network(difference: str, **sizes) -> PublishedNetwork:
 
     class Network(PublishedNetwork):
         def setup(self):
-            unit = {} if difference == "embedding" else {"embedding_init": nn.initializers.normal(1.0)}
-            self.embedding = nn.Embed(self.num_views, self.embedding_width, **unit)
+            of_flax = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+            spread = of_flax if difference == "embedding" else nn.initializers.normal(1.0)
+            self.embedding = nn.Embed(self.num_views, self.embedding_width, embedding_init=spread)
             layer = lecun_layer if ours else published.uniform_layer
             self.render_features = RenderFeatures(self.conv_width, self.feature_width, self.backend, layer)
             inputs = self.embedding_width + 2 * published.POSITION_WIDTH + self.feature_width

@@ -42,8 +42,8 @@ XLA = Implementation("", lambda: "")
 
 # The best implementation of an operator first. An operator without a row for a backend runs on XLA there.
 TABLE: dict[str, dict[str, Implementation]] = {
-    "see": {"cuda": CUDA, "xla": XLA},
     "rasterize": {"cpu": CPP, "cuda": CUDA, "tpu": PALLAS, "xla": XLA},
+    "see": {"cuda": CUDA, "xla": XLA},
     "blur": {"cpu": CPP, "cuda": CUDA, "xla": XLA},
     "ssim": {"cpu": CPP, "cuda": CUDA, "xla": XLA},
     "convolution": {"cpu": Implementation("cpu", _find_problem_with_cpu), "xla": XLA},

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bags_jax.geometry import rotation_from_quat
-from bags_jax.rendering import activate
+from bags_jax.ops.see.xla import activate
 from bags_jax.run import Run
 from bags_jax.spherical_harmonics import SH_C0
 

@@ -73,7 +73,7 @@ def blend_views(splats: Splats, intersections: Intersections, *, width: int, hei
 
 def blend_gradient(splats: Splats, intersections: Intersections, image: Image, cotangent: Image) -> Splats:
     """Computes the gradient of `blend_views`, in a fixed order if there are slots, else by atomic additions."""
-    groups = []
+    total, features = None, []
     for first, end, channels in channel_groups(splats.features.shape[-1]):
         group = splats._replace(features=pad_channels(splats.features[..., first:end], channels))
         # The gradient is a sum over channels, so groups add up. Opacity counts as a channel of the first group.
@@ -81,9 +81,11 @@ def blend_gradient(splats: Splats, intersections: Intersections, image: Image, c
         colors, of_colors = (pad_channels(x.colors[..., first:end], channels) for x in (image, cotangent))
         sums = _gradient_sums(group, intersections, Image(colors, image.alphas), Image(of_colors, of_alphas))
         gradient = _from_sums(group, sums)
-        groups.append(gradient._replace(features=gradient.features[..., : end - first]))
-    *geometry, features = zip(*groups, strict=True)
-    return Splats(*(sum(parts[1:], start=parts[0]) for parts in geometry), jnp.concatenate(features, axis=-1))
+        features.append(gradient.features[..., : end - first])
+        geometry = gradient._replace(features=())
+        total = geometry if total is None else jax.tree.map(jnp.add, total, geometry)
+    assert total is not None
+    return total._replace(features=jnp.concatenate(features, axis=-1))
 
 
 def _gradient_sums(
