@@ -34,8 +34,7 @@ from bags_jax.parallel import is_alone
 from bags_jax.structs import Gaussians, TrainState
 
 ARRAYS = "default"  # Orbax' folder in that of a checkpoint
-# Orbax gives up a save after this time by the wall clock, which jumps where a machine sleeps or its clock is set.
-SAVE_LIMIT_S = 10**7
+SAVE_LIMIT_S = 10**7  # by the wall clock, which jumps where a machine sleeps or its clock is set
 # Exceptions of a failed write: from Python, TensorStore and the threads of Orbax.
 WRITE_PROBLEMS = (OSError, ValueError, RuntimeError)
 
@@ -276,8 +275,9 @@ class Checkpoints:
             # By itself Orbax waits for all processes of jax.distributed; here only one of them saves and restores.
             own = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="bags_jax")
             options: dict[str, Any] = {} if is_alone() else {"multiprocessing_options": own}
-            limit = ocp.options.AsyncOptions(timeout_secs=SAVE_LIMIT_S)
-            self._orbax = ocp.StandardCheckpointer(async_options=limit, **options)
+            # Folders made in the background would be waited for by the wall clock, with a limit of their own.
+            background = ocp.options.AsyncOptions(timeout_secs=SAVE_LIMIT_S, create_directories_asynchronously=False)
+            self._orbax = ocp.StandardCheckpointer(async_options=background, **options)
         return self._orbax
 
     def _unwritten(self, error: Exception) -> UserError:
