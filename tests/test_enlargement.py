@@ -115,6 +115,7 @@ def test_interrupted_and_resumed_equals_straight(straight, tmp_path, monkeypatch
     jax.tree.map(np.testing.assert_array_equal, train(make_config(), tmp_path), straight[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newest", [START - 3, START])
 def test_killed_after_the_settings_were_written_and_before_the_next_checkpoint(straight, tmp_path, monkeypatch, newest):
     """The settings have the larger kernels, the newest checkpoint the smaller ones."""
