@@ -34,7 +34,8 @@ from bags_jax.parallel import is_alone
 from bags_jax.structs import Gaussians, TrainState
 
 ARRAYS = "default"  # Orbax' folder in that of a checkpoint
-SAVE_LIMIT_S = 10**7  # by the wall clock, which jumps where a machine sleeps or its clock is set
+# Limit of a save. Orbax measures it by the wall clock, which jumps when a machine sleeps or its clock is set, from 1970 at worst.
+SAVE_LIMIT_S = 2 * 10**9
 # Exceptions of a failed write: from Python, TensorStore and the threads of Orbax.
 WRITE_PROBLEMS = (OSError, ValueError, RuntimeError)
 
@@ -275,7 +276,7 @@ class Checkpoints:
             # By itself Orbax waits for all processes of jax.distributed; here only one of them saves and restores.
             own = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="bags_jax")
             options: dict[str, Any] = {} if is_alone() else {"multiprocessing_options": own}
-            # Folders made in the background would be waited for by the wall clock, with a limit of their own.
+            # In the background Orbax waits for folders by the wall clock, with another limit: make them before the save.
             background = ocp.options.AsyncOptions(timeout_secs=SAVE_LIMIT_S, create_directories_asynchronously=False)
             self._orbax = ocp.StandardCheckpointer(async_options=background, **options)
         return self._orbax

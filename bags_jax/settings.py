@@ -354,7 +354,7 @@ class Settings:
         older=False,
     )
     backend: str = setting(
-        "auto", "Implementation of rasterizer, blur, SSIM and convolution: auto, cpu, cuda, tpu or xla."
+        "auto", "Implementation of projection, rasterizer, blur, SSIM and convolution: auto, cpu, cuda, tpu or xla."
     )
     deterministic: bool = setting(
         False, "Sum gradients in a fixed order on a GPU: slower, and equal bit for bit in every run."

@@ -1,7 +1,7 @@
 """One training step: render, blur, compare, differentiate, update. Pure and un-mapped: parallel.py maps it over devices.
 
 A step is a function of the state alone: `state.step` decides which views it trains on. A step that cannot be trusted (the
-intersection buffer was too small, or loss, gradients or parameters are not finite) returns the state unchanged. The host may
+intersection buffer was too small, or loss or gradients are not finite) returns the state unchanged. The host may
 therefore read the metrics later, enlarge the buffer and run the step again: nothing is lost and nothing is done twice.
 """
 
@@ -264,8 +264,8 @@ def train_step(
 
     Args:
       rank: number of this device, which selects its share of the views of the step.
-      state: equal on all devices, but for the rows of the Gaussians where they are split. Its parameters are finite; then those
-        of the state that is returned are, too: Adam's updates of finite gradients have a bound.
+      state: equal on all devices, but for the rows of the Gaussians where they are split. The caller has checked that all
+        parameters are finite (`train_steps`); they stay so, because Adam's updates of finite gradients have a bound.
       dataset: equal on all devices.
       stop: the state does not advance beyond this step.
       recipe: static part.
@@ -308,7 +308,8 @@ def train_step(
         density=add_stats(state.density, stats),
     )
     is_due, is_whole = state.step < stop, (largest["num_dropped"] == 0) & (largest["num_unsent"] == 0)
-    # Gradients of sh_rest are at most 4 times those of sh_dc, the ratio of the harmonics: 45 numbers a Gaussian need no look.
+    # In a view |d sh_rest| is at most sqrt(7) |d sh_dc|, the ratio of the harmonics of degree 3 and 0, and no loss term reads
+    # sh_rest: a finite d_sh_dc stands for both, and 45 numbers a Gaussian need no look.
     looked_at = [x for name, x in vars(d_gaussians).items() if name != "sh_rest"], *grads[1:]
     ok = _all(is_due, is_whole, jnp.isfinite(terms["total"]), *_finite(looked_at))
     ok = recipe.shards.all(ok)
@@ -354,7 +355,7 @@ def train_steps(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Runs the steps from start to stop as one dispatch. A step that is not ok ends it; a state that is not at `start` stays.
 
-    Of a state whose parameters are not finite, one step is tried and rejected: its metrics say what is not.
+    If the parameters of the state are not finite, no step is accepted; the metrics are those of a rejected step.
 
     The host may therefore queue a dispatch before it has read the metrics of the one that leads to `start`.
 

@@ -177,7 +177,7 @@ def check_alive(done: Dispatch, settings: Settings) -> None:
 def check_finite(done: Dispatch, checkpoints: Checkpoints) -> None:
     """Raises UserError, with the loss terms that are not finite, if a step was rejected or the state to be saved is not finite.
 
-    A state that is not finite and not to be saved passes: the next step rejects it, and knows the term.
+    A state that is not finite and not to be saved passes: the next dispatch rejects it, and names the term if the loss shows it.
     """
     metrics = done.metrics
     if metrics["ok"] and (metrics["is_finite"] or done.saved is None):

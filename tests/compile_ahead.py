@@ -7,7 +7,7 @@
 
 MACHINE is h200 or v5e. Prints a JSON row: compile time, custom calls, launches, bytes that they move, waits for the host,
 exchanges between devices, and memory of each device. $COMPILED_TEXT is a file that the compiled program goes to, for
-experiments/benchmarks/traffic.py. "step" is one of BAGS; STRIDE 0: of plain splatting, poses kept. "split" compiles a step with Gaussians that are split over the devices, each of which
+experiments/benchmarks/traffic.py. "step" is one of BAGS; STRIDE 0: of plain splatting, poses not refined. "split" compiles a step with Gaussians that are split over the devices, each of which
 sends up to SENT visible ones to each other (0: all). "between" compiles the operations of training between steps.
 
 Needs the compilers that `make gpu-check` or `make tpu-check` install, but no accelerator and no driver: XLA reads the

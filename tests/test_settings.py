@@ -134,7 +134,7 @@ OUT_OF_RANGE += [("init.opacity", 1.0), ("init.opacity", 0.0), ("loss.ssim", 1.5
 
 @pytest.mark.parametrize("name, value", OUT_OF_RANGE)
 def test_rates_are_finite_and_shares_are_shares(name, value):
-    """A step checks gradients and parameters before the update, so a rate must not make the updated ones infinite."""
+    """Parameters are checked once a dispatch, so a rate must not make the updated ones infinite."""
     assert_refused(change({name: value}), rf"config\.{name} is {value}, expected")
 
 

@@ -1,6 +1,6 @@
 """First contact with a GPU: every part of the GPU path, one line each, in the order in which one part needs the other.
 
-  python -m tools.first_contact --only=0 --only=1 --only=2 --only=3 --only=4   # is it right? 2 minutes
+  python -m tools.first_contact                                                # all
   python -m tools.first_contact --only=9 --only=10 --only=12 --only=13         # how fast, and why?
 
 Goes on after a failure; --folder gets the traceback of each failure, the table of kernels of each timed part, and summary.txt.

@@ -25,8 +25,6 @@ from experiments.benchmarks.quality import suites
 _WORKDIR = flags.DEFINE_string("workdir", "runs/differences", "Folder of the runs.")
 _CASE = flags.DEFINE_string("case", "still_life-motion-hard", "Case of the quality benchmark.")
 _SEED = flags.DEFINE_integer("seed", 150, "Seed of the scene and of the training.")
-_ONLY = flags.DEFINE_multi_string("only", [], "Differences to undo; all by default.")
-
 HE, SMALL = nn.initializers.he_normal(), nn.initializers.variance_scaling(0.01, "fan_in", "normal")
 DIFFERENCES = {
     "none": "as published",
@@ -38,6 +36,7 @@ DIFFERENCES = {
     "border": "the last pixel goes on beyond the border",
     "depth": "depth is camera z",
 }
+_ONLY = flags.DEFINE_multi_enum("only", [], list(DIFFERENCES), "Differences to undo; all by default.")
 
 
 def make_network(difference: str, **sizes) -> PublishedNetwork:

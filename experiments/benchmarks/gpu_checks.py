@@ -62,9 +62,10 @@ CLOUDS = "100000:1296x840,500000:1296x840,1000000:1296x840,3000000:1296x840"
 EVALUATE_TWICE = f"rm -rf {{runs}}/smoke; {SMOKE}/smoke && JAX_PLATFORMS=cpu {EVALUATE}/smoke && {EVALUATE}/smoke"
 CACHED = " --config.compilation_cache={runs}/cache"
 EVERY_BACKEND = f"{TESTS} tests/test_rasterize.py tests/test_splatting.py tests/test_tiles.py"
+KERNELS = "tests/test_cuda.py tests/test_blur_rows.py tests/test_see.py tests/test_ssim.py"
 
 PARTS = (
-    Part("1", "kernels against the oracle", 130, f"{TESTS} tests/test_cuda.py tests/test_blur_rows.py", alone=False),
+    Part("1", "kernels against the oracle", 130, f"{TESTS} {KERNELS}", alone=False),
     Part("1", "every backend", 130, EVERY_BACKEND, alone=False),
     Part("1", "smoke on the GPU, on the CPU and back", 130, EVALUATE_TWICE, alone=False),
     Part("3", "rasterizer, random scenes", 100, f"{RASTERIZER} --backends=cuda,cuda! --scenes={CLOUDS}"),

@@ -137,9 +137,9 @@ class _BlockView:
 def _logits(x: Float[Array, "n F"], weight: Float[Array, "F KK"], bias: Float[Array, "KK"]) -> Float[Array, "KK n"]:
     """The last layer, not clipped.
 
-    An accelerator has the bias as two more rows of the weight: added, it would be a pass over the largest array of a step, and
-    its gradient another. Two, since a product keeps 11 bits of each (TF32; 8 on a TPU): the bias is larger than the other
-    terms. The block of a CPU lies in its cache.
+    On an accelerator the bias is two more rows of the weight. Adding it would read and write the logits, the largest array of
+    a step, once more, and so would its gradient. Two rows, because a product keeps 10 bits of each number (TF32; 7 on a TPU),
+    and the bias is larger than the other terms. On a CPU the logits of a block stay in the cache.
     """
     if current_platform() == "cpu":
         return _product(weight, x) + bias[:, None]

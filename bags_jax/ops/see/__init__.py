@@ -1,4 +1,4 @@
-"""`see`: Gaussians of the scene on the screen of one camera, with colour and depth; each row for itself."""
+"""`see`: Gaussians of the scene on the screen of one camera, with colour and depth."""
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -40,9 +40,9 @@ def see(
       eps_2d: variance of the 2D filter, px^2.
       ray_depth: the depth is the distance from the camera; False: camera z.
       backend: "cuda" is for NVIDIA GPUs; "xla" runs everywhere; "auto" takes the best of this machine. "cpu" and "tpu" run on
-        "xla" there.
+        "xla".
     Returns:
-      Projected, and RGB and depth of each Gaussian. Those of culled ones, of radius 0, mean nothing.
+      Projected, and RGB and depth of each Gaussian. Culled Gaussians have radius 0; their features are undefined.
     Raises:
       ValueError: a backend that is unknown or that this machine cannot run.
     Differentiable in Gaussians and camera, once, in reverse mode, through means_px, conics, opacities and features.

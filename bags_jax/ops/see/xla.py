@@ -22,7 +22,7 @@ def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Arr
 def project_gaussians(
     gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"], camera: Camera, **how
 ) -> Projected:
-    """Projects living Gaussians with both filters of Mip-Splatting; `how` as of `see`, without colour and depth."""
+    """Projects living Gaussians with both filters of Mip-Splatting; `how`: width, height, near_plane and eps_2d of `see`."""
     scales, opacities = activate(gaussians, alive, filter_3d)
     return project(gaussians.means, gaussians.quats, scales, opacities, camera, antialiased=True, **how)
 

@@ -13,8 +13,11 @@ import tempfile
 
 import numpy as np
 
+from bags_jax.geometry import FAR_PLANE, FOV_MARGIN, LARGEST, LARGEST_PX
+from bags_jax.numerics import TINY
 from bags_jax.ops.limits import CHANNELS, COLORS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, STRIDES, TILE, WINDOW
 from bags_jax.ops.toolchain.cuda_launch import kernel_folder, ptx_path
+from bags_jax.spherical_harmonics import SH_C0
 
 TOOLCHAIN = pathlib.Path(__file__).parent
 # Names of the PTX files, with the macros that each is compiled with.
@@ -22,7 +25,14 @@ PROGRAMS = {
     "binning": {},
     **{f"blend_{num}": {"CHANNELS": num} for num in CHANNELS},
     **{f"blur_{stride}": {"STRIDE": stride} for stride in STRIDES},
-    "see": {},
+    "see": {
+        "LARGEST": LARGEST,
+        "LARGEST_PX": LARGEST_PX,
+        "FAR_PLANE": FAR_PLANE,
+        "FOV_MARGIN": FOV_MARGIN,
+        "TINY_SQUARE": TINY**2,  # squares up to this count as 0
+        "SH_C0": SH_C0,
+    },
     "ssim": {"WINDOW": WINDOW},
 }
 PTX_VERSION = (
@@ -34,9 +44,9 @@ NVCC = ("nvcc", "-ptx", "-O3", "-std=c++17", "-arch=compute_80", "-fmad=false")
 def defines(program: str) -> list[str]:
     """Returns the macros of a program: shared limits (floats as float32), and its own from PROGRAMS."""
     limits = {"MIN_ALPHA": MIN_ALPHA, "MAX_ALPHA": MAX_ALPHA, "MIN_TRANSMITTANCE": MIN_TRANSMITTANCE}
-    macros = [f"-D{name}={np.float32(value):.9g}f" for name, value in limits.items()]
-    numbers = {"TILE": TILE, "COLORS": COLORS, **PROGRAMS[program]}
-    return macros + [f"-D{name}={number}" for name, number in numbers.items()]
+    numbers = {**limits, "TILE": TILE, "COLORS": COLORS, **PROGRAMS[program]}
+    in_c = lambda x: f"{np.float32(x):.9g}f" if isinstance(x, float) else str(x)
+    return [f"-D{name}={in_c(number)}" for name, number in numbers.items()]
 
 
 def source(program: str) -> pathlib.Path:

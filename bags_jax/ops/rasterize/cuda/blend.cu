@@ -404,20 +404,20 @@ KERNEL __launch_bounds__(Patches<BACKWARD_PIXELS>::THREADS, 8) blend_backward(
   }
 }
 
-// Turns the sums of `blend_backward`, [gaussians][SUMS], into gradients: moments 1, x, y, xx, xy, yy of dL/dsigma, where
-// sigma = (xx dx^2 + yy dy^2) / 2 + xy dx dy, and the features, as they are.
+// Turns the sums of `blend_backward`, [gaussians][SUMS], into gradients. The sums are the moments 1, x, y, xx, xy, yy of
+// dL/dsigma, where sigma = (a dx^2 + c dy^2) / 2 + b dx dy for the conic (a, b, c), and the gradients of the features.
 KERNEL finish_gradient(const int* sizes, const float* conics, const float* opacities, const float* sums,
                        float* of_means, float* of_conics, float* of_opacities, float* of_features) {
   const size_t i = size_t(blockIdx.x) * FINISH_THREADS + threadIdx.x;
   if (i >= sizes[0]) return;
   const float* sum = sums + i * SUMS;
-  const float xx = conics[3 * i], xy = conics[3 * i + 1], yy = conics[3 * i + 2];
-  of_means[2 * i] = xx * sum[1] + xy * sum[2];
-  of_means[2 * i + 1] = yy * sum[2] + xy * sum[1];
+  const float a = conics[3 * i], b = conics[3 * i + 1], c = conics[3 * i + 2];
+  of_means[2 * i] = a * sum[1] + b * sum[2];
+  of_means[2 * i + 1] = c * sum[2] + b * sum[1];
   of_conics[3 * i] = 0.5f * sum[3];
   of_conics[3 * i + 1] = sum[4];
   of_conics[3 * i + 2] = 0.5f * sum[5];
   of_opacities[i] = -sum[0] / fmaxf(opacities[i], 1e-6f);
 #pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) of_features[i * CHANNELS + c] = sum[GEOMETRY + c];
+  for (int k = 0; k < CHANNELS; ++k) of_features[i * CHANNELS + k] = sum[GEOMETRY + k];
 }

@@ -13,9 +13,15 @@ BLOCK, NUM_CAMERA = 128, 20  # Gaussians of a block, numbers of a camera; see.cu
 DEAD = -1.0  # filter of the rows that are not in use
 
 
-def _launch(name: str, widths: tuple[int, ...], gaussians: Gaussians, view, *cotangents, sums: bool = False):
-    """Launches a kernel. `widths`: numbers of a Gaussian in each result; `sums`: one more has the sums of the blocks."""
-    numbers, asked, filter_3d = view
+def _launch(name: str, widths: tuple[int, ...], gaussians: Gaussians, inputs, *cotangents, sums: bool = False):
+    """Launches a kernel.
+
+    Args:
+      widths: columns of each result, which has a row for each Gaussian.
+      inputs: numbers of the camera, settings of the view, and 3D filter.
+      sums: add a result with a row of camera gradients for each block.
+    """
+    camera, settings, filter_3d = inputs
     num, num_rest, _ = gaussians.sh_rest.shape
     blocks = -(-num // BLOCK)
     shapes = [(num, width) for width in widths] + [(blocks, NUM_CAMERA)] * sums
@@ -23,14 +29,14 @@ def _launch(name: str, widths: tuple[int, ...], gaussians: Gaussians, view, *cot
     rest = gaussians.sh_rest if num_rest else gaussians.sh_dc  # an array of size 0 has no address
     arrays = gaussians.means, gaussians.quats, gaussians.log_scales, gaussians.logit_opacities, gaussians.sh_dc, rest
     sizes = jnp.array([num, num_rest], jnp.int32)
-    operands = sizes, numbers, asked, *arrays, filter_3d, *cotangents
+    operands = sizes, camera, settings, *arrays, filter_3d, *cotangents
     return launch(Kernel("see", name, BLOCK), outputs, *operands, grid=(blocks, 1))
 
 
 @jax.custom_vjp
-def _see(gaussians: Gaussians, numbers: Float[Array, "20"], asked: Float[Array, "6"], filter_3d: Float[Array, "N"]):
+def _see(gaussians: Gaussians, camera: Float[Array, "20"], settings: Float[Array, "6"], filter_3d: Float[Array, "N"]):
     means, covs, conics, depths, opacities, radii, features = _launch(
-        "see", (2, 3, 3, 1, 1, 2, 4), gaussians, (numbers, asked, filter_3d)
+        "see", (2, 3, 3, 1, 1, 2, 4), gaussians, (camera, settings, filter_3d)
     )
     return Seen(Projected(means, covs, conics, depths[:, 0], opacities[:, 0], radii), features)
 
@@ -40,14 +46,14 @@ def _forward(*inputs):
 
 
 def _backward(inputs, cotangent: Seen):
-    gaussians, *view = inputs
+    gaussians, *others = inputs
     of, num_rest = cotangent.projected, gaussians.sh_rest.shape[1]
     widths = 3, 4, 3, 1, 3, max(num_rest, 1)
     cotangents = of.means_px, of.conics, of.opacities, cotangent.features
     means, quats, log_scales, logits, dc, harmonics, sums = _launch(
-        "see_gradient", widths, gaussians, view, *cotangents, sums=True
+        "see_gradient", widths, gaussians, others, *cotangents, sums=True
     )
-    # XLA computes this product where the optimizer needs it: 45 numbers a Gaussian are not written.
+    # With one view a step, on one device, XLA computes this product where the optimizer needs it: it is never written.
     rest = harmonics[:, :num_rest, None] * (dc / SH_C0)[:, None]
     d_gaussians = Gaussians(means, quats, log_scales, logits[:, 0], dc[:, None], rest)
     return d_gaussians, jnp.sum(sums, axis=0), None, None
@@ -72,5 +78,5 @@ def see(
     """See ops/see/__init__.py."""
     intrinsics = jnp.concatenate([camera.K[0], camera.K[1, 1:]])
     numbers = jnp.concatenate([camera.viewmat[:3].reshape(-1), intrinsics, camera_center(camera.viewmat)])
-    asked = jnp.array([width, height, near_plane, eps_2d, sh_degree, ray_depth], jnp.float32)
-    return _see(gaussians, numbers, asked, jax.lax.stop_gradient(jnp.where(alive, filter_3d, DEAD)))
+    settings = jnp.array([width, height, near_plane, eps_2d, sh_degree, ray_depth], jnp.float32)
+    return _see(gaussians, numbers, settings, jax.lax.stop_gradient(jnp.where(alive, filter_3d, DEAD)))

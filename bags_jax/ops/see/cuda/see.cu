@@ -1,24 +1,19 @@
 // What one camera sees of each Gaussian, and the gradient of that in Gaussians and camera: the maths of ../xla.py, a
-// thread for each Gaussian. XLA makes of it some thirty passes over memory; here numbers of a Gaussian are read once.
+// thread for each Gaussian. XLA makes of it some thirty passes over memory; each kernel here reads a Gaussian once.
 //
 //   see           activates, filters, projects and colours
 //   see_gradient  does it again, and goes back through it
 //
 // A culled Gaussian has radius 0, neither colour nor depth, and gradient 0. The coefficients of the harmonics, up to 45
 // a Gaussian, go through shared memory: a block reads and writes rows of them in one piece. There are no atomics:
-// results are equal bit for bit in every run.
+// results are equal bit for bit in every run. cuda_build.py defines the limits and constants of geometry.py, numerics.py
+// and spherical_harmonics.py that it needs.
 #include "device.cuh"
 
 constexpr int BLOCK = 128;           // threads and Gaussians of a block; binding.py has the same number
 constexpr int MAX_HARMONICS = 15;    // without the first
 constexpr int COLORS_OF = 3;
 constexpr int NUM_CAMERA = 20;       // numbers of a camera
-constexpr float LARGEST = 1e18f;     // limits of geometry.py
-constexpr float LARGEST_PX = 1e9f;
-constexpr float FAR_PLANE = 1e10f;
-constexpr float FOV_MARGIN = 0.3f;
-constexpr float TINY_SQUARE = 1e-24f;  // squares up to this count as 0
-constexpr float SH_C0 = 0.28209479177387814f;
 
 struct Vector {
   float x, y, z;
@@ -43,7 +38,7 @@ __device__ __forceinline__ void store(float* array, size_t i, Vector a) {
   array[3 * i + 2] = a.z;
 }
 
-// A camera and what is asked of it. Rows of the rotation, translation, intrinsics and centre are differentiated.
+// The camera, and the settings of the view.
 struct Camera {
   Vector row[3];
   Vector translation;
@@ -196,7 +191,7 @@ __device__ __forceinline__ void each_harmonic(Vector d, int num, float degree, F
   function(14, -e * x * (xx - 3.0f * yy), Vector{-3.0f * e * (xx - yy), 6.0f * e * x * y, 0.0f});
 }
 
-// Copies `count` numbers between memory and a block's shared memory, of which the threads take turns.
+// All threads of a block copy `count` numbers between memory and shared memory.
 __device__ __forceinline__ void copy(const float* from, float* to, int count) {
   for (int i = threadIdx.x; i < count; i += BLOCK) to[i] = from[i];
 }
@@ -251,7 +246,7 @@ KERNEL see(const int* sizes, const float* camera_numbers, const float* view, con
   features[4 * i + 3] = depth;
 }
 
-// Gradient in the numbers of the camera, in their order: NUM_CAMERA.
+// Gradient of the NUM_CAMERA numbers, in the order in which Camera reads them.
 struct CameraGradient {
   Vector row[3], translation;
   float fx, skew, cx, fy, cy;
@@ -279,8 +274,8 @@ struct GaussianGradient {
 
 // Goes back through `project`: from gradients in what it returns to those in Gaussian and camera.
 __device__ __forceinline__ void go_back(const Projection& p, const Camera& camera, float d_x_px, float d_y_px,
-                                        Vector d_conic, float d_opacity, float d_depth, GaussianGradient& of,
-                                        CameraGradient& to) {
+                                        Vector d_conic, float d_opacity, float d_depth, GaussianGradient& d_gaussian,
+                                        CameraGradient& d_camera) {
   // Conic and opacity, as functions of the covariance and of the determinants.
   const float inverse = 1.0f / p.det;
   float d_xx = d_conic.z * inverse, d_xy = -d_conic.y * inverse, d_yy = d_conic.x * inverse;
@@ -304,38 +299,38 @@ __device__ __forceinline__ void go_back(const Projection& p, const Camera& camer
   const Vector to_x = p.right - p.clipped_x * p.ahead, to_y = p.down - p.clipped_y * p.ahead;
   const Vector d_to_x = camera.fx * per_depth * d_row_x;
   const Vector d_to_y = per_depth * (camera.skew * d_row_x + camera.fy * d_row_y);
-  to.fx = per_depth * dot(d_row_x, to_x);
-  to.skew = per_depth * dot(d_row_x, to_y);
-  to.fy = per_depth * dot(d_row_y, to_y);
+  d_camera.fx = per_depth * dot(d_row_x, to_x);
+  d_camera.skew = per_depth * dot(d_row_x, to_y);
+  d_camera.fy = per_depth * dot(d_row_y, to_y);
   float d_z = d_depth - per_depth * (dot(d_row_x, p.row_x) + dot(d_row_y, p.row_y));
   const float d_clipped_x = -dot(d_to_x, p.ahead), d_clipped_y = -dot(d_to_y, p.ahead);
   const Vector d_ahead = Vector{0.0f, 0.0f, 0.0f} - p.clipped_x * d_to_x - p.clipped_y * d_to_y;
 
   // Mean on the screen, and the slopes that J is taken at.
   float d_slope_x = camera.fx * d_x_px, d_slope_y = camera.skew * d_x_px + camera.fy * d_y_px;
-  to.fx += d_x_px * p.slope_x;
-  to.skew += d_x_px * p.slope_y;
-  to.cx = d_x_px;
-  to.fy += d_y_px * p.slope_y;
-  to.cy = d_y_px;
+  d_camera.fx += d_x_px * p.slope_x;
+  d_camera.skew += d_x_px * p.slope_y;
+  d_camera.cx = d_x_px;
+  d_camera.fy += d_y_px * p.slope_y;
+  d_camera.cy = d_y_px;
   if (p.clipped_x == p.slope_x) {
     d_slope_x += d_clipped_x;
   } else {
-    to.cx -= d_clipped_x / camera.fx;
-    to.fx -= d_clipped_x * p.clipped_x / camera.fx;
+    d_camera.cx -= d_clipped_x / camera.fx;
+    d_camera.fx -= d_clipped_x * p.clipped_x / camera.fx;
   }
   if (p.clipped_y == p.slope_y) {
     d_slope_y += d_clipped_y;
   } else {
-    to.cy -= d_clipped_y / camera.fy;
-    to.fy -= d_clipped_y * p.clipped_y / camera.fy;
+    d_camera.cy -= d_clipped_y / camera.fy;
+    d_camera.fy -= d_clipped_y * p.clipped_y / camera.fy;
   }
   d_z -= per_depth * (d_slope_x * p.slope_x + d_slope_y * p.slope_y);
-  to.translation = {per_depth * d_slope_x, per_depth * d_slope_y, d_z};
-  of.mean = to.translation.x * camera.row[0] + to.translation.y * camera.row[1] + d_z * camera.row[2];
-  to.row[0] = to.translation.x * p.mean;
-  to.row[1] = to.translation.y * p.mean;
-  to.row[2] = d_z * p.mean;
+  d_camera.translation = {per_depth * d_slope_x, per_depth * d_slope_y, d_z};
+  d_gaussian.mean = d_camera.translation.x * camera.row[0] + d_camera.translation.y * camera.row[1] + d_z * camera.row[2];
+  d_camera.row[0] = d_camera.translation.x * p.mean;
+  d_camera.row[1] = d_camera.translation.y * p.mean;
+  d_camera.row[2] = d_z * p.mean;
 
   // Axes of the Gaussian: rotation and scales.
   const float length[3] = {p.filtered.x, p.filtered.y, p.filtered.z};
@@ -346,9 +341,9 @@ __device__ __forceinline__ void go_back(const Projection& p, const Camera& camer
     const float to_right = component(d_to_x, k), to_down = component(d_to_y, k), to_ahead = component(d_ahead, k);
     const Vector axis = length[k] * p.column[k];
     const Vector d_axis = to_right * camera.row[0] + to_down * camera.row[1] + to_ahead * camera.row[2];
-    to.row[0] = to.row[0] + to_right * axis;
-    to.row[1] = to.row[1] + to_down * axis;
-    to.row[2] = to.row[2] + to_ahead * axis;
+    d_camera.row[0] = d_camera.row[0] + to_right * axis;
+    d_camera.row[1] = d_camera.row[1] + to_down * axis;
+    d_camera.row[2] = d_camera.row[2] + to_ahead * axis;
     d_length[k] = dot(d_axis, p.column[k]);
     d_column[k] = length[k] * d_axis;
   }
@@ -359,18 +354,18 @@ __device__ __forceinline__ void go_back(const Projection& p, const Camera& camer
   const float d_zq = 2.0f * (p.x * (c.x + a.z) + p.y * (b.z + c.y) + p.w * (a.y - b.x)) - 4.0f * p.z * (a.x + b.y);
   const float along = p.w * d_w + p.x * d_x + p.y * d_y + p.z * d_zq;
   const float per_norm = p.norm > 0.0f ? 1.0f / p.norm : 0.0f;
-  of.w = per_norm * (d_w - p.w * along);
-  of.x = per_norm * (d_x - p.x * along);
-  of.y = per_norm * (d_y - p.y * along);
-  of.z = per_norm * (d_zq - p.z * along);
+  d_gaussian.w = per_norm * (d_w - p.w * along);
+  d_gaussian.x = per_norm * (d_x - p.x * along);
+  d_gaussian.y = per_norm * (d_y - p.y * along);
+  d_gaussian.z = per_norm * (d_zq - p.z * along);
 
   // Activation and 3D filter: the log of the opacity changes by 1 - s^2 / (s^2 + f^2) with the log of each scale.
   const Vector share = {p.scale.x / p.filtered.x, p.scale.y / p.filtered.y, p.scale.z / p.filtered.z};
   const float fading = d_faded * p.faded;
-  of.log_scale = {p.scale.x * share.x * d_length[0] + fading * (1.0f - share.x * share.x),
+  d_gaussian.log_scale = {p.scale.x * share.x * d_length[0] + fading * (1.0f - share.x * share.x),
                   p.scale.y * share.y * d_length[1] + fading * (1.0f - share.y * share.y),
                   p.scale.z * share.z * d_length[2] + fading * (1.0f - share.z * share.z)};
-  of.logit_opacity = fading * (1.0f - p.sigmoid);
+  d_gaussian.logit_opacity = fading * (1.0f - p.sigmoid);
 }
 
 // Gradients in all arrays but sh_rest, of which it gives the harmonics: gradient of coefficient l is harmonics[l] times
@@ -393,8 +388,8 @@ KERNEL see_gradient(const int* sizes, const float* camera_numbers, const float* 
   const bool is_any = __syncthreads_or(p.is_seen);
   if (is_any) copy(sh_rest + first * stride, rest, own * stride);
   __syncthreads();
-  GaussianGradient of{};
-  CameraGradient to{};
+  GaussianGradient d_gaussian{};
+  CameraGradient d_camera{};
   float basis[MAX_HARMONICS] = {};
   if (p.is_seen) {
     const float* mine = rest + threadIdx.x * stride;
@@ -412,20 +407,20 @@ KERNEL see_gradient(const int* sizes, const float* camera_numbers, const float* 
     Vector d_offset = per_distance * (d_unit - dot(d_unit, direction.unit) * direction.unit);
     if (camera.has_ray_depth) d_offset = d_offset + d_feature[3] * direction.unit;
     go_back(p, camera, d_means_px[2 * i], d_means_px[2 * i + 1], load(d_conics, i), d_opacities[i],
-            camera.has_ray_depth ? 0.0f : d_feature[3], of, to);
-    of.dc = SH_C0 * d_color;
-    of.mean = of.mean + d_offset;
-    to.center = Vector{0.0f, 0.0f, 0.0f} - d_offset;
+            camera.has_ray_depth ? 0.0f : d_feature[3], d_gaussian, d_camera);
+    d_gaussian.dc = SH_C0 * d_color;
+    d_gaussian.mean = d_gaussian.mean + d_offset;
+    d_camera.center = Vector{0.0f, 0.0f, 0.0f} - d_offset;
   }
   if (i < count) {
-    store(d_means, i, of.mean);
-    d_quats[4 * i] = of.w;
-    d_quats[4 * i + 1] = of.x;
-    d_quats[4 * i + 2] = of.y;
-    d_quats[4 * i + 3] = of.z;
-    store(d_log_scales, i, of.log_scale);
-    d_logit_opacities[i] = of.logit_opacity;
-    store(d_dc, i, of.dc);
+    store(d_means, i, d_gaussian.mean);
+    d_quats[4 * i] = d_gaussian.w;
+    d_quats[4 * i + 1] = d_gaussian.x;
+    d_quats[4 * i + 2] = d_gaussian.y;
+    d_quats[4 * i + 3] = d_gaussian.z;
+    store(d_log_scales, i, d_gaussian.log_scale);
+    d_logit_opacities[i] = d_gaussian.logit_opacity;
+    store(d_dc, i, d_gaussian.dc);
   }
   // The harmonics leave through the same shared memory, [own][num].
   __syncthreads();
@@ -433,7 +428,7 @@ KERNEL see_gradient(const int* sizes, const float* camera_numbers, const float* 
   for (int l = 0; l < MAX_HARMONICS; ++l)
     if (l < num) rest[threadIdx.x * num + l] = basis[l];
   int k = 0;
-  to.each([&](float& number) {
+  d_camera.each([&](float& number) {
     for (int half = WARP / 2; half > 0; half /= 2) number += __shfl_xor_sync(ALL_LANES, number, half);
     if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP][k] = number;
     ++k;
