@@ -14,7 +14,7 @@ from bags_jax.platforms import current_platform
 from bags_jax.structs import Camera, Projected
 
 LARGEST = 1e18  # limit for each number of a Gaussian: its square must fit into float32
-FAR_PLANE = 1e10  # largest depth, scene units
+FAR_PLANE = 1e10  # default of `project`, scene units
 LARGEST_PX = 1e9  # limit for standard deviations on the screen, px: their fourth power must fit into float32
 SMALLEST_VARIANCE = 1e-30  # scene units^2; a covariance with a smaller trace counts as 0
 IDENTITY = (1.0, 0.0, 1.0)  # covariance (xx, xy, yy) that culled Gaussians get
@@ -203,7 +203,7 @@ def project(
     width: int,
     height: int,
     near_plane: float = 0.01,
-    far_plane: float = FAR_PLANE,
+    far_plane: float = 1e10,
     radius_clip: float = 0.0,
     eps_2d: float = 0.3,
     antialiased: bool = False,
