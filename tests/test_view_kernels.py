@@ -152,6 +152,7 @@ def test_run_of_the_page_trains_and_is_evaluated(view_kernels, trained):
     assert all((params[name] != start[name]).any() for name in start), "all parameters are trained"
 
 
+@pytest.mark.slow
 def test_training_hands_kernels_over(view_kernels, trained):
     """Once, where the second stage begins, from the kernels that the first stage has trained."""
     ((arguments, before, after),) = trained[2]
@@ -186,6 +187,7 @@ def test_unknown_rate_group_is_one_line_and_leaves_no_trace(view_kernels, tmp_pa
     assert "\n" not in str(caught.value) and not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_run_of_another_model_is_one_line(trained):
     with pytest.raises(UserError, match="12 cannot be read .*another version or blur model") as caught:
         evaluate(trained[0])
