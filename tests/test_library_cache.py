@@ -68,6 +68,7 @@ def test_killed_while_it_builds(tmp_path, library, compiler):
     assert (tmp_path / "begun").read_text() == "x\n"  # the second one did not compile
 
 
+@pytest.mark.slow
 def test_ended_while_it_builds(tmp_path, library, compiler):
     process = start(library, compiler)
     wait_for((tmp_path / "begun").exists)
