@@ -205,7 +205,7 @@ def _with_filter(state: TrainState, dataset: Dataset, shards: Shards) -> TrainSt
 
 @functools.partial(jax.jit, static_argnames="view")
 def _largest_count(state: TrainState, dataset: Dataset, *, view: View):
-    width, height = view.canvas
+    width, height, *_ = view.canvas
 
     def count(camera):
         projected = project_gaussians(state.gaussians, state.alive, state.filter_3d, camera, view)
@@ -243,7 +243,7 @@ def largest_counts(state: TrainState, dataset: Dataset, view: View, shards: Shar
 
 @functools.cache
 def _map_counts(view: View, shards: Shards, structure: _Structure) -> Callable:
-    width, height = view.canvas
+    width, height, *_ = view.canvas
 
     def count_all(state, dataset):
         def count(camera):

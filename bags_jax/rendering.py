@@ -17,7 +17,7 @@ from bags_jax.ops.rasterize import rasterize
 from bags_jax.ops.see import xla
 from bags_jax.schedule import Stage
 from bags_jax.spherical_harmonics import MAX_DEGREE
-from bags_jax.structs import BlurField, BlurMoments, Camera, Gaussians, Projected, Seen
+from bags_jax.structs import BlurField, BlurMoments, Camera, Canvas, Gaussians, Projected, Seen
 from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
 
@@ -37,9 +37,10 @@ class View:
     ray_depth: bool = False  # depth is the distance from the camera; False: camera z
 
     @property
-    def canvas(self) -> tuple[int, int]:
-        """Width and height of what is drawn, px."""
-        return self.width + 2 * self.margin, self.height + 2 * self.margin
+    def canvas(self) -> Canvas:
+        """What is drawn on: the image with its margin."""
+        sides = self.width + 2 * self.margin, self.height + 2 * self.margin
+        return Canvas(*sides, self.near_plane, self.eps_2d, self.ray_depth)
 
 
 @struct.dataclass
@@ -66,9 +67,7 @@ def project_gaussians(
     gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"], camera: Camera, view: View
 ) -> Projected:
     """Projects living Gaussians to the canvas of a view, with both filters of Mip-Splatting."""
-    width, height = view.canvas
-    how = {"width": width, "height": height, "near_plane": view.near_plane, "eps_2d": view.eps_2d}
-    return xla.project_gaussians(gaussians, alive, filter_3d, _with_margin(camera, view.margin), **how)
+    return xla.project_gaussians(gaussians, alive, filter_3d, _with_margin(camera, view.margin), view.canvas)
 
 
 def _with_margin(camera: Camera, margin: int) -> Camera:
@@ -110,20 +109,8 @@ def see(
       sh_degree: highest degree in use.
       probe_px: zeros added to the projected means; density control uses their gradient.
     """
-    width, height = view.canvas
-    seen = ops_see.see(
-        gaussians,
-        alive,
-        filter_3d,
-        _with_margin(camera, view.margin),
-        width=width,
-        height=height,
-        sh_degree=sh_degree,
-        near_plane=view.near_plane,
-        eps_2d=view.eps_2d,
-        ray_depth=view.ray_depth,
-        backend=view.backend,
-    )
+    camera = _with_margin(camera, view.margin)
+    seen = ops_see.see(gaussians, alive, filter_3d, camera, view.canvas, sh_degree=sh_degree, backend=view.backend)
     if probe_px is None:
         return seen
     projected = dataclasses.replace(seen.projected, means_px=seen.projected.means_px + probe_px)
@@ -143,12 +130,11 @@ def keep_visible(seen: Seen, size: int) -> tuple[Seen, Int[Array, "S"]]:
 
 def draw(seen: Seen, *, view: View) -> Rendered:
     """Rasterizes what one camera sees, over the background of its view."""
-    width, height = view.canvas
     output = rasterize(
         seen.projected,
         seen.features,
-        width=width,
-        height=height,
+        width=view.canvas.width,
+        height=view.canvas.height,
         max_intersections=view.max_intersections,
         backend=view.backend,
         deterministic=view.deterministic,

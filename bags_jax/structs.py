@@ -5,7 +5,7 @@ harmonics, D channels. World frame: the scene's own, right-handed. Camera frame:
 +z forward). Pixel frame: x right, y down, the centre of the first pixel at (0.5, 0.5).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 from flax import struct
@@ -40,6 +40,16 @@ class PoseFrame:
     gauge: Float[
         Array, "V 6 7"
     ]  # orthonormal basis of the motions of the whole scene (rotation, translation, scale), px
+
+
+class Canvas(NamedTuple):
+    """What one camera draws on, and the filter and the depth that it draws with. Static."""
+
+    width: int  # px
+    height: int  # px
+    near_plane: float  # smallest camera z, scene units
+    eps_2d: float  # variance of the 2D filter, px^2
+    ray_depth: bool = False  # depth is the distance from the camera; False: camera z
 
 
 @struct.dataclass

@@ -192,7 +192,7 @@ def test_memory_at_full_resolution(stride):
 
 
 def test_bias_as_rows_of_the_weight_keeps_its_precision(monkeypatch):
-    """What an accelerator computes equals the sum, also where products keep 8 bits of the bias."""
+    """Logits and gradients equal those of an added bias, also where a product keeps only 8 bits of each number."""
     keys = jax.random.split(jax.random.key(0), 4)
     x, weight = jax.random.normal(keys[0], (50, 7)), jax.random.normal(keys[1], (7, 25))
     bias, d_logits = 6.0 * jax.random.normal(keys[2], (25,)), jax.random.normal(keys[3], (25, 50))

@@ -61,7 +61,7 @@ def test_training_step_compiles_for_an_h200(stride, deterministic, devices, laun
 
 @pytest.mark.parametrize("name", TRAFFIC)
 def test_launches_and_bytes_of_a_step_stay_in_their_band(name):
-    """Those of golden/traffic.json, to 3 percent: an edit that changes them says so there, and in docs/benchmarks.md."""
+    """They are within 3 percent of golden/traffic.json. After an intended change, update that file and docs/benchmarks.md."""
     golden = TRAFFIC[name]
     row = compile_ahead("h200", "step", *golden["arguments"])
     for count in ("launches", "moved_bytes"):

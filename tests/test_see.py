@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from bags_jax.ops.see import see
-from bags_jax.structs import Camera, Gaussians
+from bags_jax.structs import Camera, Canvas, Gaussians
 from tools import ptx_emulator
 
 NUM, WIDTH, HEIGHT = 300, 64, 48  # more than two blocks
-VIEW = {"width": WIDTH, "height": HEIGHT, "near_plane": 0.2, "eps_2d": 0.1}
+CANVAS = Canvas(WIDTH, HEIGHT, near_plane=0.2, eps_2d=0.1)
 
 
 @contextlib.contextmanager
@@ -55,10 +55,10 @@ def _rotation(angle: float):
 def compare(scene, *, degree=3, ray_depth=False):
     """Asserts that both agree in all that a camera sees, and in gradients of a random sum of it. Returns what is seen."""
     gaussians, alive, filter_3d, camera = scene
-    how = {**VIEW, "sh_degree": degree, "ray_depth": ray_depth}
+    canvas = CANVAS._replace(ray_depth=ray_depth)
 
     def total(gaussians, camera, backend, weights):
-        seen = see(gaussians, alive, filter_3d, camera, backend=backend, **how)
+        seen = see(gaussians, alive, filter_3d, camera, canvas, sh_degree=degree, backend=backend)
         shown = (seen.projected.radii_px[:, :1] > 0).astype(jnp.float32)
         parts = seen.projected.means_px, seen.projected.conics, seen.projected.opacities[:, None], seen.features
         return sum(jnp.sum(shown * part * weight) for part, weight in zip(parts, weights, strict=True)), seen

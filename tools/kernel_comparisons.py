@@ -17,7 +17,7 @@ from bags_jax.ops.rasterize.cuda.binning import bin_views
 from bags_jax.ops.rasterize.tiles import bin_tiles
 from bags_jax.ops.see import see
 from bags_jax.ops.ssim import ssim
-from bags_jax.structs import Camera, Gaussians
+from bags_jax.structs import Camera, Canvas, Gaussians
 from experiments.benchmarks.rasterizer import make_random_scene
 from tools.ptx_emulator import emulated
 
@@ -151,10 +151,10 @@ def compare_seeing() -> str:
     camera = Camera(jnp.eye(4), jnp.array([[60.0, 0.0, 32.0], [0.0, 60.0, 24.0], [0.0, 0.0, 1.0]]))
     alive, filter_3d = jnp.asarray(draw.random(num) < 0.9), jnp.full(num, 0.01)
     weights = [normal(num, width) for width in (2, 3, 1, 4)]
-    how = {**SIZE, "sh_degree": 3, "near_plane": 0.2, "eps_2d": 0.1}
+    canvas = Canvas(**SIZE, near_plane=0.2, eps_2d=0.1)
 
     def total(gaussians, camera, backend):
-        seen = see(gaussians, alive, filter_3d, camera, backend=backend, **how)
+        seen = see(gaussians, alive, filter_3d, camera, canvas, sh_degree=3, backend=backend)
         parts = seen.projected.means_px, seen.projected.conics, seen.projected.opacities[:, None], seen.features
         shown = seen.projected.radii_px[:, :1] > 0
         return sum(jnp.sum(jnp.where(shown, x * weight, 0.0)) for x, weight in zip(parts, weights, strict=True))

@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bags_jax.ops.backends import choose
 from bags_jax.ops.see import xla
 from bags_jax.ops.see.cuda import binding as cuda_binding
-from bags_jax.structs import Camera, Gaussians, Seen
+from bags_jax.structs import Camera, Canvas, Gaussians, Seen
 
 _IMPLEMENTATIONS = {"cuda": cuda_binding, "xla": xla}
 
@@ -15,13 +15,9 @@ def see(
     alive: Bool[Array, "N"],
     filter_3d: Float[Array, "N"],
     camera: Camera,
+    canvas: Canvas,
     *,
-    width: int,
-    height: int,
     sh_degree: Int[Array, ""] | int,
-    near_plane: float,
-    eps_2d: float,
-    ray_depth: bool = False,
     backend: str = "auto",
 ) -> Seen:
     """Activates, filters, projects and colours the Gaussians for one pinhole camera.
@@ -34,11 +30,8 @@ def see(
       alive: the rows in use; others are culled.
       filter_3d: standard deviations of the 3D filter, scene units.
       camera: OpenCV axes; its intrinsics are those of the canvas.
-      width, height: of the canvas, px.
+      canvas: what is drawn on.
       sh_degree: highest degree in use; may be traced. Coefficients above it count as 0.
-      near_plane: smallest camera z, scene units.
-      eps_2d: variance of the 2D filter, px^2.
-      ray_depth: the depth is the distance from the camera; False: camera z.
       backend: "cuda" is for NVIDIA GPUs; "xla" runs everywhere; "auto" takes the best of this machine. "cpu" and "tpu" run on
         "xla".
     Returns:
@@ -47,6 +40,4 @@ def see(
       ValueError: a backend that is unknown or that this machine cannot run.
     Differentiable in Gaussians and camera, once, in reverse mode, through means_px, conics, opacities and features.
     """
-    how = {"width": width, "height": height, "sh_degree": sh_degree, "near_plane": near_plane}
-    chosen = _IMPLEMENTATIONS[choose("see", backend)]
-    return chosen.see(gaussians, alive, filter_3d, camera, **how, eps_2d=eps_2d, ray_depth=ray_depth)
+    return _IMPLEMENTATIONS[choose("see", backend)].see(gaussians, alive, filter_3d, camera, canvas, sh_degree)

@@ -1,4 +1,4 @@
-"""What one camera sees of each Gaussian in plain JAX: activation, 3D filter, projection and colour."""
+"""Activates, filters, projects and colours Gaussians in plain JAX."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bags_jax.geometry import apply_filter_3d, camera_center, project
 from bags_jax.numerics import EXACT, safe_normalize, safe_sqrt
 from bags_jax.spherical_harmonics import SH_C0, degree_of, sh_basis
-from bags_jax.structs import Camera, Gaussians, Projected, Seen
+from bags_jax.structs import Camera, Canvas, Gaussians, Projected, Seen
 
 
 def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"]):
@@ -20,11 +20,22 @@ def activate(gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Arr
 
 
 def project_gaussians(
-    gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"], camera: Camera, **how
+    gaussians: Gaussians, alive: Bool[Array, "N"], filter_3d: Float[Array, "N"], camera: Camera, canvas: Canvas
 ) -> Projected:
-    """Projects living Gaussians with both filters of Mip-Splatting; `how`: width, height, near_plane and eps_2d of `see`."""
+    """Projects living Gaussians with both filters of Mip-Splatting."""
     scales, opacities = activate(gaussians, alive, filter_3d)
-    return project(gaussians.means, gaussians.quats, scales, opacities, camera, antialiased=True, **how)
+    return project(
+        gaussians.means,
+        gaussians.quats,
+        scales,
+        opacities,
+        camera,
+        width=canvas.width,
+        height=canvas.height,
+        near_plane=canvas.near_plane,
+        eps_2d=canvas.eps_2d,
+        antialiased=True,
+    )
 
 
 def colors_towards(gaussians: Gaussians, camera: Camera, sh_degree: Int[Array, ""] | int) -> Float[Array, "N 3"]:
@@ -53,18 +64,12 @@ def see(
     alive: Bool[Array, "N"],
     filter_3d: Float[Array, "N"],
     camera: Camera,
-    *,
-    width: int,
-    height: int,
+    canvas: Canvas,
     sh_degree: Int[Array, ""] | int,
-    near_plane: float,
-    eps_2d: float,
-    ray_depth: bool,
 ) -> Seen:
     """See ops/see/__init__.py."""
-    how = {"width": width, "height": height, "near_plane": near_plane, "eps_2d": eps_2d}
-    projected = project_gaussians(gaussians, alive, filter_3d, camera, **how)
-    depths = distances_from(gaussians, camera) if ray_depth else projected.depths
+    projected = project_gaussians(gaussians, alive, filter_3d, camera, canvas)
+    depths = distances_from(gaussians, camera) if canvas.ray_depth else projected.depths
     colors = colors_towards(gaussians, camera, sh_degree)
     constant = {name: jax.lax.stop_gradient(getattr(projected, name)) for name in ("covs_px", "depths", "radii_px")}
     features = jnp.concatenate([colors, depths[:, None]], axis=-1)

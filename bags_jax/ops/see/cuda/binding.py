@@ -1,4 +1,4 @@
-"""What one camera sees by see.cu: one launch for the values, one for the gradient."""
+"""Projects and colours Gaussians by the kernels of see.cu: one launch for the values, one for the gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bags_jax.geometry import camera_center
 from bags_jax.ops.toolchain.cuda_launch import Kernel, launch
 from bags_jax.spherical_harmonics import SH_C0
-from bags_jax.structs import Camera, Gaussians, Projected, Seen
+from bags_jax.structs import Camera, Canvas, Gaussians, Projected, Seen
 
 BLOCK, NUM_CAMERA = 128, 20  # Gaussians of a block, numbers of a camera; see.cu has the same numbers
 DEAD = -1.0  # filter of the rows that are not in use
@@ -67,16 +67,12 @@ def see(
     alive: Bool[Array, "N"],
     filter_3d: Float[Array, "N"],
     camera: Camera,
-    *,
-    width: int,
-    height: int,
+    canvas: Canvas,
     sh_degree: Int[Array, ""] | int,
-    near_plane: float,
-    eps_2d: float,
-    ray_depth: bool,
 ) -> Seen:
     """See ops/see/__init__.py."""
     intrinsics = jnp.concatenate([camera.K[0], camera.K[1, 1:]])
     numbers = jnp.concatenate([camera.viewmat[:3].reshape(-1), intrinsics, camera_center(camera.viewmat)])
-    settings = jnp.array([width, height, near_plane, eps_2d, sh_degree, ray_depth], jnp.float32)
+    sides = canvas.width, canvas.height
+    settings = jnp.array([*sides, canvas.near_plane, canvas.eps_2d, sh_degree, canvas.ray_depth], jnp.float32)
     return _see(gaussians, numbers, settings, jax.lax.stop_gradient(jnp.where(alive, filter_3d, DEAD)))
