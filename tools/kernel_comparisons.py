@@ -151,7 +151,7 @@ def compare_seeing() -> str:
     camera = Camera(jnp.eye(4), jnp.array([[60.0, 0.0, 32.0], [0.0, 60.0, 24.0], [0.0, 0.0, 1.0]]))
     alive, filter_3d = jnp.asarray(draw.random(num) < 0.9), jnp.full(num, 0.01)
     weights = [normal(num, width) for width in (2, 3, 1, 4)]
-    canvas = Canvas(**SIZE, near_plane=0.2, eps_2d=0.1)
+    canvas = Canvas(SIZE["width"], SIZE["height"], near_plane=0.2, eps_2d=0.1)
 
     def total(gaussians, camera, backend):
         seen = see(gaussians, alive, filter_3d, camera, canvas, sh_degree=3, backend=backend)
