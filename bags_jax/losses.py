@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from bags_jax.blur_model.statistics import masked_widths, mean_over, mean_squared_centroid
+from bags_jax.blur_model.statistics import masked_widths, mean_blur
 from bags_jax.errors import UserError
 from bags_jax.ops.ssim import ssim
 from bags_jax.rendering import Rendered, normalize_depth
@@ -72,13 +72,13 @@ def blur_terms(
       stage: image scale and stride.
       loss: the steps from which sharp views are penalised.
     """
-    widths = masked_widths(moments)
+    blur, widths = mean_blur(moments, share), masked_widths(moments)
     penalised = looks_sharp(blur_px) & (step >= loss.sharp_start)
     penalised |= sharp_views(blur_px)[index] & (step >= loss.sharp_view_start)
-    variance = mean_over(widths**2, share) / stage.scale**2
+    variance = blur.squared_width / stage.scale**2
     return {
-        "mask": mean_over(moments.mask, share),
-        "centroid": mean_squared_centroid(moments, share),
+        "mask": blur.mask,
+        "centroid": blur.squared_centroid,
         "width_tv": total_variation(widths[..., None], share > 0.0) / stage.stride,
         "sharp": jnp.where(penalised, blur_penalty(variance, blur_px), 0.0),
     }

@@ -152,8 +152,8 @@ def draw(seen: Seen, *, view: View) -> Rendered:
 
 def normalize_depth(depth: Float[Array, "H W"]) -> Float[Array, "H W"]:
     """Maps the depth of an image linearly to [0, 1]."""
-    low, high = jnp.min(depth), jnp.max(depth)
-    return (depth - low) / jnp.maximum(high - low, 1e-6)
+    high, minus_low = jnp.max(jnp.stack([depth, -depth]), axis=(1, 2))  # in one reduction
+    return (depth + minus_low) / jnp.maximum(high + minus_low, 1e-6)
 
 
 def propose_blur(

@@ -6,6 +6,7 @@ therefore read the metrics later, enlarge the buffer and run the step again: not
 """
 
 import dataclasses
+import functools
 from typing import Any, cast
 
 import jax
@@ -18,7 +19,9 @@ from bags_jax.blur_model.protocol import BlurModel
 from bags_jax.blur_model.statistics import shares, view_statistics
 from bags_jax.geometry import LARGEST
 from bags_jax.numerics import weigh_gradient
+from bags_jax.packing import pack, unpacker
 from bags_jax.parallel import pmax, psum
+from bags_jax.platforms import current_platform
 from bags_jax.rendering import Rendered, View, draw, keep_visible, render, render_blurred, see
 from bags_jax.scene.confidence import pose_trust, view_confidence
 from bags_jax.scene.density import add_stats, sum_view_stats, view_stats
@@ -31,6 +34,8 @@ from bags_jax.shards import WHOLE, Shards
 from bags_jax.spherical_harmonics import MAX_DEGREE
 from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, Projected, Seen, TrainState, network_name
 
+# The views of one step: those of one device, and where each device must project its Gaussians for all, those of all devices.
+Drawn = tuple[Int[Array, "B"], Int[Array, "B D"] | None]
 FEW = 1 << 16  # arrays of at most this many numbers are checked together
 LAST_STEP = jnp.iinfo(jnp.int32).max
 COUNTS = ("num_intersections", "num_dropped", "num_visible", "num_unsent")  # metrics of a step, largest over its views
@@ -71,15 +76,15 @@ def view_at(seed: Int[Array, ""], place: Int[Array, ""], num_views: int) -> Int[
     return order[place % num_views]
 
 
-def draw_views_of_all(
-    recipe: Recipe, num_views: int, seed: Int[Array, ""], step: Int[Array, ""]
-) -> Int[Array, "B D"] | None:
-    """The views of all devices at one step, where each must project its Gaussians for all of them; else None."""
+def draw_step(
+    recipe: Recipe, num_views: int, seed: Int[Array, ""], step: Int[Array, ""], rank: Int[Array, ""]
+) -> Drawn:
+    """The views of one step."""
+    own = draw_views(recipe, num_views, seed, step, rank)
     if not recipe.shards.are_split:
-        return None
-    return jax.vmap(lambda rank: draw_views(recipe, num_views, seed, step, rank), out_axes=1)(
-        jnp.arange(recipe.num_devices)
-    )
+        return own, None
+    of_all = jax.vmap(lambda rank: draw_views(recipe, num_views, seed, step, rank), out_axes=1)
+    return own, of_all(jnp.arange(recipe.num_devices))
 
 
 def training_camera(dataset: Dataset, poses: Float[Array, "V 6"], index: Int[Array, ""]) -> Camera:
@@ -272,9 +277,15 @@ def train_step(
     Returns:
       state, and metrics: mean loss terms, COUNTS (largest over views and devices), ok (0 or 1).
     """
-    indices = draw_views(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
-    views = draw_views_of_all(recipe, dataset.sizes.shape[0], state.seed, state.step)
-    found = _device_gradients(state, dataset, indices, views, recipe)
+    drawn = draw_step(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
+    return _step_on(drawn, state, dataset, stop, recipe=recipe)
+
+
+def _step_on(
+    drawn: Drawn, state: TrainState, dataset: Dataset, stop: Int[Array, ""] | int, *, recipe: Recipe
+) -> tuple[TrainState, dict[str, Array]]:
+    """A training step on these views; otherwise as `train_step`."""
+    found = _device_gradients(state, dataset, *drawn, recipe)
     grads, stats, terms, largest = _sum_over_devices(*found, recipe=recipe)
     new_blur_px = largest.pop("blur_px")
     blur_px = jnp.where(new_blur_px > 0.0, new_blur_px, state.blur_px)
@@ -328,20 +339,31 @@ def is_finite(state: TrainState) -> Bool[Array, ""]:
 
 
 def _all(*conditions: Bool[Array, ""]) -> Bool[Array, ""]:
-    """True if all conditions hold, computed as a reduction of one stacked array.
+    """True if all conditions hold; on a CPU computed as a reduction of one stacked array.
 
     XLA recomputes a chain of `&` inside each of the selects that use it: two fifths of the code of a step on a CPU. The barrier
-    keeps XLA from turning the reduction back into that chain.
+    keeps XLA from turning the reduction back into that chain. On a GPU the selects are few, and the reduction two launches.
     """
+    if current_platform() != "cpu":
+        return functools.reduce(jnp.logical_and, conditions)
     return jnp.all(jax.lax.optimization_barrier(jnp.stack(conditions)))
 
 
 def _finite(tree) -> list[Bool[Array, ""]]:
-    """Conditions that all numbers and their squares are finite. (The loss does not show a Gaussian that is not: it is culled.)"""
-    leaves = jax.tree.leaves(tree)
-    # The small arrays of the network are checked together, because each check is one launch on a GPU.
-    checked = [x for x in leaves if x.size > FEW] + [jnp.concatenate([x.ravel() for x in leaves if x.size <= FEW])]
-    return [jnp.all(jnp.abs(x) < LARGEST) for x in checked]
+    """Conditions that all numbers and their squares are finite. (The loss does not show a Gaussian that is not: it is culled.)
+
+    Arrays with equal numbers of rows are looked at together, and so are all small ones: each look is two launches on a GPU.
+    """
+    rows: dict[int, list] = {}
+    for x in jax.tree.leaves(tree):
+        rows.setdefault(x.shape[0] if x.size > FEW else 0, []).append(x)
+    small = jnp.concatenate([x.ravel() for x in rows.pop(0)])
+    whole = [functools.reduce(jnp.logical_and, [_rows_are_finite(x) for x in some]) for some in rows.values()]
+    return [jnp.all(jnp.abs(small) < LARGEST), *map(jnp.all, whole)]
+
+
+def _rows_are_finite(x: Float[Array, "N *S"]) -> Bool[Array, "N"]:
+    return jnp.all(jnp.abs(x) < LARGEST, axis=tuple(range(1, x.ndim)))
 
 
 def train_steps(
@@ -366,10 +388,15 @@ def train_steps(
     first, stop = state.step, jnp.where(state.step == start, stop, state.step)
     trusted_stop = jnp.where(recipe.shards.all(is_finite(state)), stop, first)
 
+    draw = functools.partial(draw_step, recipe, dataset.sizes.shape[0], state.seed, rank=rank)
+    # Where the number of steps is fixed, all their views are drawn at once: the order is a sort.
+    ahead = jax.vmap(draw)(first + jnp.arange(recipe.loop_length)) if recipe.loop_length else None
+
     def one_more(carry):
         state, metrics, sums = carry
         due = state.step < stop
-        state, tried = train_step(rank, state, dataset, trusted_stop, recipe=recipe)
+        drawn = draw(state.step) if ahead is None else jax.tree.map(lambda x: x[state.step - first], ahead)
+        state, tried = _step_on(drawn, state, dataset, trusted_stop, recipe=recipe)
         metrics = jax.tree.map(lambda new, old: jnp.where(due, new, old), tried, metrics)
         sums = {name: total + jnp.where(tried["ok"] > 0, tried[name], 0.0) for name, total in sums.items()}
         return state, metrics, sums
@@ -379,7 +406,8 @@ def train_steps(
     sums = {name: x for name, x in metrics.items() if name not in ("ok", *COUNTS)}
     carry = state, metrics, sums
     if recipe.loop_length:
-        carry = jax.lax.fori_loop(0, recipe.loop_length, lambda _, carry: one_more(carry), carry)
+        unpack = unpacker(carry)
+        carry = unpack(jax.lax.fori_loop(0, recipe.loop_length, lambda _, x: pack(one_more(unpack(x))), pack(carry)))
     else:
         carry = jax.lax.while_loop(lambda c: (c[0].step < stop) & (c[1]["ok"] > 0), one_more, carry)
     state, metrics, sums = carry

@@ -10,7 +10,7 @@ from kernels import mean_kernel
 
 from bags_jax.blur_model.statistics import (
     kernel_statistics,
-    mean_squared_centroid,
+    mean_blur,
     pixel_statistics,
     share_from_elsewhere,
     shares,
@@ -138,7 +138,7 @@ def test_moments_equal_those_of_the_kernels():
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     squared = jnp.mean(mask * jnp.sum(kernel_statistics(kernels).centroid ** 2, axis=-1))
-    np.testing.assert_allclose(mean_squared_centroid(found), squared, rtol=1e-4)
+    np.testing.assert_allclose(mean_blur(found).squared_centroid, squared, rtol=1e-4)
 
 
 def test_share_from_elsewhere_is_the_least_mask_of_the_same_blur():
@@ -165,7 +165,7 @@ def test_padding_of_a_photograph_does_not_count():
     mean = np.sum(weights * np.asarray(mask[0]) * centroids, axis=(1, 2))
     np.testing.assert_allclose(view_statistics(found, share).centroid, mean, rtol=1e-5)
     squared = np.sum(weights * np.asarray(mask[0]) * np.sum(centroids**2, axis=0))
-    np.testing.assert_allclose(mean_squared_centroid(found, share), squared, rtol=1e-5)
+    np.testing.assert_allclose(mean_blur(found, share).squared_centroid, squared, rtol=1e-5)
     whole = view_statistics(found, shares(jnp.ones((8, 10), bool), 2)).rms_width
     np.testing.assert_allclose(whole, view_statistics(found).rms_width, rtol=1e-5)
 

@@ -22,6 +22,7 @@ LAYERS = (
         "checksums",
         "interruption",
         "numerics",
+        "packing",
         "parallel",
         "platforms",
         "settings",

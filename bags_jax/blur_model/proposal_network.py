@@ -15,6 +15,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from bags_jax.numerics import clip_with_return, safe_normalize
@@ -24,14 +26,15 @@ from bags_jax.platforms import current_platform
 from bags_jax.structs import BlurField
 
 POSITION_FREQUENCIES = 4
+MOMENTS = "moments of a normalisation"
 CPU_TRUNK_PIXELS, DEVICE_TRUNK_PIXELS = 1 << 15, 1 << 18  # pixels per block of the trunk; larger blocks, fewer launches
 
 
 def position_waves(count: int) -> Float[Array, "count 8"]:
     """Sines and cosines, in 4 octaves, of the position of each row or column in [-1, 1]."""
-    position = (jnp.arange(count) + 0.5) / count * 2.0 - 1.0
-    angles = position[:, None] * jnp.pi * 2.0 ** jnp.arange(POSITION_FREQUENCIES)[None]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    position = (np.arange(count) + 0.5) / count * 2.0 - 1.0
+    angles = position[:, None] * np.pi * 2.0 ** np.arange(POSITION_FREQUENCIES)[None]
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
 
 
 def _identity_init(key, shape, dtype=jnp.float32):
@@ -80,7 +83,8 @@ class RenderFeatures(nn.Module):
         for i, shape in enumerate(shapes):
             layer = self.make_layer(shape, f"Conv_{i}")
             convolved = functools.partial(_convolve_normalized if i else _convolve_biased, backend=self.backend)
-            x = jax.checkpoint(convolved)(x, *layer()) if i else convolved(x, *layer())
+            keep = jax.checkpoint_policies.save_only_these_names(MOMENTS)
+            x = jax.checkpoint(convolved, policy=keep)(x, *layer()) if i else convolved(x, *layer())
         return x
 
 
@@ -91,7 +95,10 @@ def _convolve_biased(x, kernel, bias, *, backend: str):
 def _convolve_normalized(x, kernel, bias, *, backend: str):
     """ReLU, instance normalisation, convolution. In this order the backward pass keeps one array per layer."""
     x = nn.relu(x)
-    mean, variance = jnp.mean(x, axis=(0, 1), keepdims=True), jnp.var(x, axis=(0, 1), keepdims=True)
+    mean = checkpoint_name(jnp.mean(x, axis=(0, 1), keepdims=True), MOMENTS)
+    # The deviations sum to 0, so the variance has no gradient through this mean.
+    squares = (x - jax.lax.stop_gradient(mean)) ** 2
+    variance = checkpoint_name(jnp.mean(squares, axis=(0, 1), keepdims=True), MOMENTS)
     return _convolve_biased((x - mean) * jax.lax.rsqrt(variance + 1e-5), kernel, bias, backend=backend)
 
 

@@ -66,14 +66,38 @@ def shares(valid: Bool[Array, "H W"], stride: int) -> Float[Array, "h w"]:
     return inside / jnp.sum(inside)
 
 
-def view_statistics(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> KernelStatistics:
-    """Statistics of the mean kernel of a view. The unmasked rest is at the centre, where it adds nothing to the moments.
+@struct.dataclass
+class MeanBlur:
+    """Means over the pixels of a view, each of its blur about the pixel itself. What is not masked adds nothing."""
+
+    mask: Float[Array, ""]
+    centroid: Float[Array, "2"]  # dx, dy, px
+    second: Float[Array, "3"]  # xx, xy, yy, px^2
+    squared_centroid: Float[Array, ""]  # px^2: drift between kernels and scene, pixel by pixel
+
+    @property
+    def squared_width(self) -> Float[Array, ""]:
+        """Mean of the squares of `masked_widths`, px^2."""
+        return self.second[0] + self.second[2] + LEAST_WIDTH_PX**2
+
+
+def mean_blur(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> MeanBlur:
+    """Mean blur of a view, in one reduction.
 
     Args:
       moments: of one view.
       share: as `shares` returns it; None: all blocks count the same.
     """
-    return _statistics(*(mean_over(moments.mask[None] * x, share) for x in (moments.centroid, moments.second)))
+    one, squares = jnp.ones_like(moments.mask)[None], jnp.sum(moments.centroid**2, axis=0, keepdims=True)
+    of_pixels = moments.mask[None] * jnp.concatenate([one, moments.centroid, moments.second, squares])
+    means = mean_over(of_pixels, share)
+    return MeanBlur(means[0], means[1:3], means[3:6], means[6])
+
+
+def view_statistics(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> KernelStatistics:
+    """Statistics of the mean kernel of a view; arguments as those of `mean_blur`."""
+    blur = mean_blur(moments, share)
+    return _statistics(blur.centroid, blur.second)
 
 
 def mean_over(values: Float[Array, "*S h w"], share: Float[Array, "h w"] | None) -> Float[Array, "*S"]:
@@ -89,11 +113,6 @@ def masked_widths(moments: BlurMoments) -> Float[Array, "h w"]:
     LEAST_WIDTH_PX is added in square, so that the gradient is finite and the smallest widths are alike.
     """
     return jnp.sqrt(moments.mask * (moments.second[0] + moments.second[2]) + LEAST_WIDTH_PX**2)
-
-
-def mean_squared_centroid(moments: BlurMoments, share: Float[Array, "h w"] | None = None) -> Float[Array, ""]:
-    """Mean over pixels of mask times squared kernel centroid, px^2: drift between kernels and scene, pixel by pixel."""
-    return mean_over(moments.mask * jnp.sum(moments.centroid**2, axis=0), share)
 
 
 def _statistics(centroid: Float[Array, "*S 2"], second: Float[Array, "*S 3"]) -> KernelStatistics:

@@ -95,8 +95,9 @@ def corrected_camera(camera: Camera, correction_px: Float[Array, "6"], frame: Po
     """
     turn, shift = jnp.split(correction_px * frame.units, 2)
     rotation = rotation_from_quat(jnp.concatenate([jnp.ones(1), 0.5 * turn]))
-    rigid = jnp.eye(4).at[:3, :3].set(rotation).at[:3, 3].set(shift)
-    return Camera(viewmat=jnp.matmul(rigid, camera.viewmat, precision=EXACT), K=camera.K)
+    rigid = jnp.concatenate([jnp.concatenate([rotation, shift[:, None]], axis=1), jnp.eye(4)[3:]])
+    product = jnp.sum(rigid[:, :, None] * camera.viewmat[None], axis=1)  # on a GPU a matrix product is a launch
+    return Camera(viewmat=product, K=camera.K)
 
 
 def hold_gauge(
@@ -112,20 +113,20 @@ def hold_gauge(
       the corrections minus the nearest motion of the whole scene, in weighted least squares.
     """
     weighted = pose_trust(blur_px)[:, None, None] * frame.gauge
-    normal = jnp.einsum("vik,vil->kl", weighted, frame.gauge, precision=EXACT)
-    absent = jnp.where(jnp.diagonal(normal) > 0.0, 0.0, 1.0)
-    right = jnp.einsum("vik,vi->k", weighted, corrections_px, precision=EXACT)
-    along = _solve(normal + jnp.diag(absent), right)
+    known = jnp.concatenate([frame.gauge, corrections_px[..., None]], axis=-1)
+    equations = jnp.sum(weighted[..., :, None] * known[..., None, :], axis=(0, 1))  # normal matrix, right side
+    absent = jnp.where(jnp.diagonal(equations) > 0.0, 0.0, 1.0)
+    along = _solve(equations + absent[:, None] * jnp.eye(7, 8))
     return corrections_px - jnp.einsum("vik,k->vi", frame.gauge, along, precision=EXACT)
 
 
-def _solve(matrix: Float[Array, "k k"], right: Float[Array, "k"]) -> Float[Array, "k"]:
-    """Solves a small system with a positive definite matrix by Gauss-Jordan elimination.
+def _solve(equations: Float[Array, "k k+1"]) -> Float[Array, "k"]:
+    """Solves a small system, positive definite matrix and right side, by Gauss-Jordan elimination.
 
     Without pivoting, which such a matrix does not need. On a GPU Cholesky's method is three library calls.
     """
-    rows, places = jnp.concatenate([matrix, right[:, None]], axis=1), jnp.arange(right.shape[0])
-    for k in range(right.shape[0]):
-        pivot = rows[k] / rows[k, k]
-        rows = jnp.where((places == k)[:, None], pivot[None], rows - rows[:, k, None] * pivot[None])
-    return rows[:, -1]
+    places = jnp.arange(equations.shape[0])
+    for k in range(equations.shape[0]):
+        pivot = equations[k] / equations[k, k]
+        equations = jnp.where((places == k)[:, None], pivot[None], equations - equations[:, k, None] * pivot[None])
+    return equations[:, -1]
