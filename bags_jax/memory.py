@@ -9,15 +9,27 @@ from bags_jax.data.pyramid import training_sizes
 from bags_jax.errors import UserError
 from bags_jax.feed import make_feed, measure_photographs
 from bags_jax.job import Job
-from bags_jax.platforms import find_free_memory
+from bags_jax.platforms import current_platform, find_free_memory
 from bags_jax.scene.rows import grow, map_rows
 from bags_jax.structs import TrainState
 
-# Temporaries of a compiled step, for each pixel of the canvas and each Gaussian: a little above what XLA reports for a CPU and an H200.
-BYTES_PER_PIXEL, BYTES_PER_GAUSSIAN = 620, 900
-BYTES_PER_SEEN = (
-    400  # the same for each Gaussian of other devices that a device draws, where they are split; at most all
-)
+
+@dataclasses.dataclass(frozen=True)
+class StepBytes:
+    """Temporaries of a compiled step: a little above what XLA reports, for plain splatting and BAGS of all sizes."""
+
+    fixed: int  # on a GPU, also for the workspaces of libraries
+    per_pixel: int  # of the canvas
+    per_gaussian: int
+    per_seen: int  # for each Gaussian of other devices that a device draws, where they are split; at most all
+
+    def temporaries(self, canvas: int, own: int, seen: int = 0) -> int:
+        """Bytes for a canvas of so many pixels, Gaussians of the device and of other devices."""
+        return self.fixed + self.per_pixel * canvas + self.per_gaussian * own + self.per_seen * seen
+
+
+HOST_BYTES = StepBytes(fixed=0, per_pixel=620, per_gaussian=900, per_seen=400)
+GPU_BYTES = StepBytes(fixed=400_000_000, per_pixel=300, per_gaussian=100, per_seen=400)  # compiled for an H200
 COPIES = 2  # of the state: the one in training, and the one that a checkpoint is written from
 GIGABYTE = 1e9
 
@@ -58,8 +70,8 @@ def forecast_memory(job: Job, template: TrainState, *, num_shards: int = 1) -> F
     own = -(-total // num_shards)
     full = map_rows(full, lambda x: jax.ShapeDtypeStruct((own, *x.shape[1:]), x.dtype))
     state = sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(full))
-    temporaries = BYTES_PER_PIXEL * canvas + BYTES_PER_GAUSSIAN * own + BYTES_PER_SEEN * (total - own)
-    return Forecast(COPIES * state, photographs, temporaries)
+    step = GPU_BYTES if current_platform() == "gpu" else HOST_BYTES
+    return Forecast(COPIES * state, photographs, step.temporaries(canvas, own, total - own))
 
 
 def check_memory(job: Job, template: TrainState, *, num_shards: int = 1) -> str:

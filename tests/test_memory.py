@@ -1,6 +1,8 @@
 """The forecast of memory: what it counts, and that a scene that does not fit is refused."""
 
 import dataclasses
+import json
+import pathlib
 
 import jax
 import numpy as np
@@ -12,13 +14,16 @@ from bags_jax.data.pyramid import make_dataset
 from bags_jax.dispatch import make_recipe
 from bags_jax.errors import UserError
 from bags_jax.job import first_state, make_job, state_template
-from bags_jax.memory import COPIES, check_memory, forecast_memory
+from bags_jax.memory import COPIES, GPU_BYTES, check_memory, forecast_memory
 from bags_jax.programs import Programs
 from bags_jax.scene.initialize import with_optimizers
 from bags_jax.training import make_job_optimizers, train
 from configs import procedural
 
+TRAFFIC = json.loads((pathlib.Path(__file__).parent / "golden" / "traffic.json").read_text())
+
 BUFFER = 16_384
+TRAFFIC = json.loads((pathlib.Path(__file__).parent / "golden" / "traffic.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,14 @@ def test_temporaries_are_those_of_the_compiled_step(job):
     same = dataclasses.replace(job, settings=dataclasses.replace(job.settings, max_gaussians=rows))
     forecast = forecast_memory(same, template)
     assert 0.5 < compiled.memory_analysis().temp_size_in_bytes / forecast.temporaries <= 1.2
+
+
+@pytest.mark.parametrize("name", TRAFFIC)
+def test_a_gpu_has_room_for_the_compiled_step(name):
+    """The steps that tests/test_compile_ahead.py compiles for an H200; libraries add their workspaces."""
+    width, height, _, _, _, *gaussians = TRAFFIC[name]["arguments"]
+    forecast = GPU_BYTES.temporaries(width * height, gaussians[0] if gaussians else 1_000_000)
+    assert 1.5 < forecast / TRAFFIC[name]["temporary_bytes"] < 4.0
 
 
 def _shape(x):
