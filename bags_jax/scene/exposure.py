@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bags_jax.scene.confidence import pose_trust
-
-OFFSET, GAMMA = 0.055, 2.4  # of sRGB above its straight part: (values + OFFSET)^GAMMA is proportional to light
+from bags_jax.tone import GAMMA, OFFSET
 
 
 def expose(image: Float[Array, "H W 3"], log_gains: Float[Array, "3"]) -> Float[Array, "H W 3"]:
