@@ -260,7 +260,6 @@ def write_blur(run: Run, stem: str, blur: EstimatedBlur, height: int, width: int
         "blur_px": float(blur.rms_width),
         "mean_mask": float(blur.mean_mask),
         "direction_deg": float(blur.direction),
-        "gamma": float(blur.gamma),
     }
 
 

@@ -158,7 +158,6 @@ def make_blur_model(settings: Settings, num_views: int) -> BlurModel:
         use_mask=blur.use_mask,
         growing_trunk=blur.growing_trunk,
         use_table=blur.use_table,
-        learn_gamma=blur.learn_gamma and blur.linear_light,
         identity_layers=blur.hand_over,
         centre_logit=blur.centre_logit,
         mask_logit=blur.mask_logit,

@@ -62,7 +62,7 @@ def without_additions(config: Any) -> Any:
     for field in dataclasses.fields(Loss):
         if field.name not in PAPER_LOSSES and rule_of(field).unit != STEPS:
             config.loss[field.name] = 0.0
-    config.blur.linear_light = config.blur.learn_gamma = config.blur.margin = config.blur.clips_white = False
+    config.blur.linear_light = config.blur.margin = config.blur.clips_white = False
     config.optim.poses = config.optim.exposures = 0.0
     return config
 

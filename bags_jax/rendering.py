@@ -18,7 +18,7 @@ from bags_jax.ops.see import xla
 from bags_jax.schedule import Stage
 from bags_jax.spherical_harmonics import MAX_DEGREE
 from bags_jax.structs import BlurField, BlurMoments, Camera, Canvas, Gaussians, Projected, Seen
-from bags_jax.tone import GAMMA, decode_gamma, encode_gamma, linear_to_srgb, srgb_to_linear
+from bags_jax.tone import linear_to_srgb, srgb_to_linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,16 +205,10 @@ def render_blurred(
     return apply_blur(field, rendered, stage=stage, backend=backend)
 
 
-def blur_gamma(field: BlurField, stage: Stage) -> Float[Array, ""]:
-    """The power of values that a blur adds up: 2.4 for linear light, 1 for the values of the file."""
-    learned = GAMMA if field.gamma is None else field.gamma
-    return jnp.asarray(learned if stage.linear_light else 1.0)
-
-
 def apply_blur(
     field: BlurField, rendered: Rendered, *, stage: Stage, backend: str = "auto"
 ) -> tuple[Float[Array, "H W 3"], BlurMoments]:
-    """Blurs a sharp render by a blur field, in linear light, in sRGB, or in the light of the field: see render_blurred."""
+    """Blurs a sharp render by a blur field, in linear light or in sRGB: see render_blurred."""
     image, margin = rendered.image, rendered.margin
     if stage.zero_border:
         radius = stage.kernel_size // 2
@@ -222,8 +216,5 @@ def apply_blur(
     how = {"stride": stage.stride, "margin": margin, "backend": backend}
     if not stage.linear_light:
         return blur(image, field, **how)
-    if field.gamma is None:
-        light, moments = blur(srgb_to_linear(image), field, **how)
-        return linear_to_srgb(light), moments
-    powers, moments = blur(decode_gamma(image, field.gamma), field, **how)
-    return encode_gamma(powers, field.gamma), moments
+    light, moments = blur(srgb_to_linear(image), field, **how)
+    return linear_to_srgb(light), moments

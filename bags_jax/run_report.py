@@ -95,7 +95,7 @@ def make_page(
             *with_truth.format_rows(results["true_blur"]),
             *psnr_by_blur.format_rows(results["PSNR_by_blur"]),
         ],
-        facts=list_facts(run, results, blurs),
+        facts=list_facts(run, results),
         settings=list_settings(settings),
         software=list_software(),
         photographs=entries,
@@ -109,16 +109,14 @@ def make_page(
     )
 
 
-def list_facts(run: Run, results: Mapping, blurs: Mapping) -> list[tuple[str, str]]:
-    """Name and value of what the summary says of the run; `blurs` as in `make_page`."""
+def list_facts(run: Run, results: Mapping) -> list[tuple[str, str]]:
+    """Name and value of what the summary says of the run."""
     scene, data = run.scene, run.job.settings.data
     sizes = sorted({image.shape[1::-1] for image in scene.images})
     size = (
         f"{sizes[0][0]} × {sizes[0][1]} px" if len(sizes) == 1 else f"{len(sizes)} sizes, up to {max(sizes)[0]} px wide"
     )
     device = jax.devices()[0]
-    gammas = {f"{blur['gamma']:.2f}" for blur in blurs.values()}
-    adds = [("Blur adds up", f"values to the power {', '.join(sorted(gammas))} (light: 2.4)")] if gammas else []
     return [
         ("Gaussians", f"{results['num_gaussians']:,}"),
         ("Training time", format_seconds(read_seconds(run.workdir))),
@@ -126,7 +124,6 @@ def list_facts(run: Run, results: Mapping, blurs: Mapping) -> list[tuple[str, st
         ("Capture", f"embedded scene, {run.job.settings.synthetic.blur}" if data.format == "procedural" else data.root),
         ("Last stage", run.stage.name),
         ("Poses", "refined" if run.job.pose_frame is not None else "as in the capture"),
-        *adds,
         ("Evaluated on", device.device_kind if device.platform != "cpu" else "CPU"),
     ]
 

@@ -201,12 +201,6 @@ class Blur:
     linear_light: bool = setting(
         True, "Blur linear light, as a camera does. False: blur sRGB values, as the paper does."
     )
-    learn_gamma: bool = setting(
-        True,
-        "Learn the exponent of the light that the blur adds up, from that of linear light on: pictures that were resized add up "
-        "values. Without linear_light: no effect.",
-        older=False,
-    )
     clips_white: bool = setting(
         False,
         "Blurred light above white clips, as in a camera: lamps by night may be brighter than white, and draw white trails.",

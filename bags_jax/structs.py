@@ -94,7 +94,6 @@ class BlurField:
     weight: Float[Array, "F KK"]
     bias: Float[Array, "KK"]  # of the last layer, and of the view where the model has such
     mask: Float[Array, "h w"]  # in [0, 1]: 0 keeps the sharp render
-    gamma: Float[Array, ""] | None = None  # the blur adds up this power of values (tone.py); None: as the stage says
     bound: float = struct.field(pytree_node=False, default=0.0)  # logits are clipped to +- bound; 0: not clipped
 
 

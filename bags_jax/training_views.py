@@ -23,7 +23,7 @@ from bags_jax.blur_model.statistics import (
 )
 from bags_jax.data.pyramid import photograph_at, training_intrinsics, training_sizes
 from bags_jax.ops.blur.kernels import kernel_side, kernels_at
-from bags_jax.rendering import Rendered, apply_blur, blur_gamma, propose_blur
+from bags_jax.rendering import Rendered, apply_blur, propose_blur
 from bags_jax.run import Run, refined_viewmats, render_views
 from bags_jax.scene.exposure import expose
 from bags_jax.schedule import Stage
@@ -52,7 +52,6 @@ class EstimatedBlur:
     mean_mask: Float[Array, ""]
     rms_width: Float[Array, ""]  # mean over pixels, px at full image scale
     direction: Float[Array, ""]  # of the view's mean kernel, degrees
-    gamma: Float[Array, ""]  # the blur adds up this power of values (tone.py): 2.4 linear light, 1 values of the file
     samples: KernelSamples
 
 
@@ -113,7 +112,6 @@ def _apply_blur(params, index, size, rendered: Rendered, *, model: BlurModel, st
         mean_mask=mean_over(mask, share),
         rms_width=mean_over(widths, share) / stage.scale,
         direction=view_statistics(moments, share).direction,
-        gamma=blur_gamma(field, stage),
         samples=sample_kernels(field, size / stride, scale=stage.scale),
     )
     return rendered.crop_margin().image, blurred, estimated

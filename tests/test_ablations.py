@@ -41,7 +41,6 @@ CHANGED = {  # of the default, by method
     "points-100": {"synthetic.num_points": 100},
     "points-1000": {"synthetic.num_points": 1000},
     "points-random": {"synthetic.num_points": 0, "init.num_random": 1500},
-    "fixed-gamma": {"blur.learn_gamma": False},
     "global-kernel": {},
     "deformable": {},
     "poses-kept": {"optim.poses": 0.0},

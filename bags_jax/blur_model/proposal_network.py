@@ -9,7 +9,6 @@ applies it block by block). The trunk works on blocks of rows, and the backward 
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,6 @@ from bags_jax.ops.blur.kernels import resize_taps
 from bags_jax.ops.convolution import convolve
 from bags_jax.platforms import current_platform
 from bags_jax.structs import BlurField
-from bags_jax.tone import GAMMA
 
 POSITION_FREQUENCIES = 4
 MOMENTS = "moments of a normalisation"
@@ -161,7 +159,6 @@ class BlurProposalNetwork(nn.Module):
     use_mask: bool = True  # False: a mask of 1
     growing_trunk: bool = True  # False: all heads stand on all layers
     use_table: bool = True  # learned kernel logits of each view, added to the output of the head
-    learn_gamma: bool = False  # learn the exponent of the light that the blur adds up, one for the capture
     identity_layers: bool = True  # later trunk layers start as the identity, so that heads can be copied (hand_over)
     centre_logit: float = 6.0  # initial logit of the centre tap above the others; the paper: 0, a uniform kernel
     mask_logit: float = 3.0  # initial logit of the mask; the paper: 0, a mask of one half
@@ -190,9 +187,6 @@ class BlurProposalNetwork(nn.Module):
             zeros = nn.initializers.zeros
             self.table = [nn.Embed(self.num_views, k * k, embedding_init=zeros) for k in self.kernel_sizes]
 
-        if self.learn_gamma:
-            self.log_gamma = self.param("log_gamma", nn.initializers.constant(math.log(GAMMA)), ())
-
     def _centred(self, side: int):
         def init(key, shape, dtype=jnp.float32):
             del key
@@ -215,8 +209,7 @@ class BlurProposalNetwork(nn.Module):
         weight, bias = self.kernel_heads[head]()
         if self.use_table:
             bias = bias + pick_row(self.table[head], view)
-        gamma = jnp.exp(self.log_gamma) if self.learn_gamma else None
-        return BlurField(features=features, weight=weight, bias=bias, mask=mask, gamma=gamma, bound=self.logit_bound)
+        return BlurField(features=features, weight=weight, bias=bias, mask=mask, bound=self.logit_bound)
 
     def _mask(self, features: Float[Array, "w F"], weight, bias) -> Float[Array, "w"]:
         """The mask. With a logit_bound, the mask loss cannot close it for good where there is little blur.
@@ -262,8 +255,8 @@ class BlurProposalNetwork(nn.Module):
 
     @nn.nowrap
     def rate_groups(self, params: Any) -> dict:
-        """Returns the learning-rate group of each array: tables and gamma, and the mask heads, have rates of their own."""
+        """Returns the learning-rate group of each array: the tables and the mask heads have rates of their own."""
         tables = {f"table_{head}": "table" for head in range(len(self.kernel_sizes))}
         masks = {f"mask_heads_{head}": "mask" for head in range(len(self.kernel_sizes))}
-        groups = {**tables, **masks, "log_gamma": "table"}
+        groups = {**tables, **masks}
         return {name: jax.tree.map(lambda _, n=name: groups.get(n, "network"), part) for name, part in params.items()}

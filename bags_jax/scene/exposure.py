@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bags_jax.scene.confidence import pose_trust
-from bags_jax.tone import GAMMA, OFFSET
+
+OFFSET, GAMMA = 0.055, 2.4  # of sRGB above its straight part: (values + OFFSET)^GAMMA is proportional to light
 
 
 def expose(image: Float[Array, "H W 3"], log_gains: Float[Array, "3"]) -> Float[Array, "H W 3"]:

@@ -70,7 +70,6 @@ ABLATIONS = {
     "points-100": Ablation("100 points", _set(synthetic__num_points=100)),
     "points-1000": Ablation("1000 points", _set(synthetic__num_points=1000)),
     "points-random": Ablation("1500 random points", _set(synthetic__num_points=0, init__num_random=1500)),
-    "fixed-gamma": Ablation("blur of linear light, not of a learned power", _set(blur__learn_gamma=False)),
     "global-kernel": Ablation("one kernel and mask value a view", make_model=make_global_kernels),
     "deformable": Ablation("5 deformable points a pixel, no mask", make_model=make_deformable_kernels),
     "poses-kept": Ablation("poses of the capture kept", _set(optim__poses=0.0)),
