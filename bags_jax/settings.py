@@ -199,7 +199,8 @@ class Blur:
         True, "Render the scene beyond the border as far as kernels reach. False: repeat the last pixel."
     )
     linear_light: bool = setting(
-        True, "Blur linear light, as a camera does. False: blur sRGB values, as the paper does."
+        True,
+        "Blur linear light, as a camera does. False: blur sRGB values, as a program that resizes photographs does, and the paper.",
     )
     clips_white: bool = setting(
         False,

@@ -22,6 +22,7 @@ def get_config(arg: str = "garden") -> Any:
     config.data.root = f"data/{name}"
     config.data.factor = 8
     config.data.mixed_factors = (1, 2, 4, 8)
+    config.blur.linear_light = False  # a program that resizes a photograph averages the values of the file
     config.data.holdout = int(row["holdout"])
     if "published" in words:
         config = published.as_published(config, row)

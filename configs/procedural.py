@@ -39,6 +39,8 @@ def get_config(arg: str = "motion") -> Any:
     if "large" in words:
         config.max_gaussians = 8000
         config.blur.kernel_sizes = (3, 7, 13)  # the width of the blur in px grows with the image
+    if config.synthetic.blur in ("mixed", "reduced"):
+        config.blur.linear_light = False  # a program that resizes a photograph averages the values of the file
     if config.synthetic.layout == "flight":  # long trails near the drone, lamps brighter than white
         config.blur.kernel_sizes = (3, 7, 19) if "large" in words else (3, 5, 13)
         config.blur.clips_white = True
