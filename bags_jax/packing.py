@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SMALL = 1 << 14  # largest number of elements of an array that is joined to others
-MOST_JOINED = 64  # arrays in a long one: XLA puts no more than about 90 into one kernel
+SMALL = 1 << 14  # numbers in an array: larger ones stay alone
+MOST_JOINED = (
+    64  # arrays in a long one: with more than about 90, XLA computes them apart first (docs/decisions, page 39)
+)
 
 
 def pack(tree: Any) -> list[jax.Array]:
@@ -40,7 +42,7 @@ def unpacker(tree: Any) -> Callable[[list[jax.Array]], Any]:
 
 
 def _groups(leaves: list[jax.Array]) -> list[list[int]]:
-    """Places of the leaves that are joined; a large one is alone."""
+    """Indices of the leaves that are joined; a large one is alone."""
     by_type: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
         by_type.setdefault(x.dtype if x.size <= SMALL else i, []).append(i)

@@ -34,8 +34,8 @@ from bags_jax.shards import WHOLE, Shards
 from bags_jax.spherical_harmonics import MAX_DEGREE
 from bags_jax.structs import Camera, Dataset, DensityStats, Gaussians, Projected, Seen, TrainState, network_name
 
-# The views of one step: those of one device, and where each device must project its Gaussians for all, those of all devices.
-Drawn = tuple[Int[Array, "B"], Int[Array, "B D"] | None]
+# Views of one step: those of this device, and where Gaussians are split over devices those of all devices, else None.
+StepViews = tuple[Int[Array, "B"], Int[Array, "B D"] | None]
 FEW = 1 << 16  # arrays of at most this many numbers are checked together
 LAST_STEP = jnp.iinfo(jnp.int32).max
 COUNTS = ("num_intersections", "num_dropped", "num_visible", "num_unsent")  # metrics of a step, largest over its views
@@ -76,10 +76,10 @@ def view_at(seed: Int[Array, ""], place: Int[Array, ""], num_views: int) -> Int[
     return order[place % num_views]
 
 
-def draw_step(
+def views_of_step(
     recipe: Recipe, num_views: int, seed: Int[Array, ""], step: Int[Array, ""], rank: Int[Array, ""]
-) -> Drawn:
-    """The views of one step."""
+) -> StepViews:
+    """The views of one step on one device."""
     own = draw_views(recipe, num_views, seed, step, rank)
     if not recipe.shards.are_split:
         return own, None
@@ -277,15 +277,15 @@ def train_step(
     Returns:
       state, and metrics: mean loss terms, COUNTS (largest over views and devices), ok (0 or 1).
     """
-    drawn = draw_step(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
-    return _step_on(drawn, state, dataset, stop, recipe=recipe)
+    views = views_of_step(recipe, dataset.sizes.shape[0], state.seed, state.step, rank)
+    return _step_on_views(views, state, dataset, stop, recipe=recipe)
 
 
-def _step_on(
-    drawn: Drawn, state: TrainState, dataset: Dataset, stop: Int[Array, ""] | int, *, recipe: Recipe
+def _step_on_views(
+    views: StepViews, state: TrainState, dataset: Dataset, stop: Int[Array, ""] | int, *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Array]]:
     """A training step on these views; otherwise as `train_step`."""
-    found = _device_gradients(state, dataset, *drawn, recipe)
+    found = _device_gradients(state, dataset, *views, recipe)
     grads, stats, terms, largest = _sum_over_devices(*found, recipe=recipe)
     new_blur_px = largest.pop("blur_px")
     blur_px = jnp.where(new_blur_px > 0.0, new_blur_px, state.blur_px)
@@ -357,9 +357,9 @@ def _finite(tree) -> list[Bool[Array, ""]]:
     rows: dict[int, list] = {}
     for x in jax.tree.leaves(tree):
         rows.setdefault(x.shape[0] if x.size > FEW else 0, []).append(x)
-    small = jnp.concatenate([x.ravel() for x in rows.pop(0)])
-    whole = [functools.reduce(jnp.logical_and, [_rows_are_finite(x) for x in some]) for some in rows.values()]
-    return [jnp.all(jnp.abs(small) < LARGEST), *map(jnp.all, whole)]
+    if small := rows.pop(0, []):
+        rows[0] = [jnp.concatenate([x.ravel() for x in small])]
+    return [jnp.all(functools.reduce(jnp.logical_and, map(_rows_are_finite, some))) for some in rows.values()]
 
 
 def _rows_are_finite(x: Float[Array, "N *S"]) -> Bool[Array, "N"]:
@@ -388,15 +388,15 @@ def train_steps(
     first, stop = state.step, jnp.where(state.step == start, stop, state.step)
     trusted_stop = jnp.where(recipe.shards.all(is_finite(state)), stop, first)
 
-    draw = functools.partial(draw_step, recipe, dataset.sizes.shape[0], state.seed, rank=rank)
+    views_at = functools.partial(views_of_step, recipe, dataset.sizes.shape[0], state.seed, rank=rank)
     # Where the number of steps is fixed, all their views are drawn at once: the order is a sort.
-    ahead = jax.vmap(draw)(first + jnp.arange(recipe.loop_length)) if recipe.loop_length else None
+    ahead = jax.vmap(views_at)(first + jnp.arange(recipe.loop_length)) if recipe.loop_length else None
 
     def one_more(carry):
         state, metrics, sums = carry
         due = state.step < stop
-        drawn = draw(state.step) if ahead is None else jax.tree.map(lambda x: x[state.step - first], ahead)
-        state, tried = _step_on(drawn, state, dataset, trusted_stop, recipe=recipe)
+        views = views_at(state.step) if ahead is None else jax.tree.map(lambda x: x[state.step - first], ahead)
+        state, tried = _step_on_views(views, state, dataset, trusted_stop, recipe=recipe)
         metrics = jax.tree.map(lambda new, old: jnp.where(due, new, old), tried, metrics)
         sums = {name: total + jnp.where(tried["ok"] > 0, tried[name], 0.0) for name, total in sums.items()}
         return state, metrics, sums

@@ -35,6 +35,5 @@ def test_unpacked_is_what_was_packed(name):
 
 
 def test_few_arrays_are_left():
-    """Three types, two float arrays of many, and a large one by itself."""
     assert len(pack(TREES["mixed"])) == 5  # float32, int32, uint32, bool, the large one
     assert len(pack(TREES["many"])) == 3

@@ -108,12 +108,10 @@ def test_cameras_with_one_centre_have_six_gauge_directions():
 
 def test_matrix_products_have_full_precision():
     """A view matrix in TF32 or bf16, the default on accelerators, would move the image by pixels."""
-    for function, args in (
-        (lambda c: corrected_camera(jax.tree.map(lambda x: x[0], CAMERAS), c, FRAME), (jnp.zeros(6),)),
-        (lambda c: hold_gauge(c, EVEN, FRAME), (jnp.zeros((NUM_VIEWS, 6)),)),
-    ):
-        program = str(jax.make_jaxpr(function)(*args))
-        assert program.count("dot_general[") == program.count("precision=(Precision.HIGHEST"), program
+    camera = jax.tree.map(lambda x: x[0], CAMERAS)
+    assert "dot_general" not in str(jax.make_jaxpr(lambda c: corrected_camera(camera, c, FRAME))(jnp.zeros(6)))
+    program = str(jax.make_jaxpr(lambda c: hold_gauge(c, EVEN, FRAME))(jnp.zeros((NUM_VIEWS, 6))))
+    assert program.count("dot_general[") == program.count("precision=(Precision.HIGHEST") == 1
 
 
 def test_gradient_is_finite_at_zero():

@@ -25,10 +25,11 @@ from bags_jax.scene.density import Thresholds
 from bags_jax.scene.initialize import with_optimizers
 from bags_jax.scene.rows import grow, join_rows, row_axes, split_rows, ungrow
 from bags_jax.shards import WHOLE, Shards
-from bags_jax.step import train_step
+from bags_jax.step import train_step, train_steps
 from bags_jax.training import make_job_optimizers, train
 from configs import procedural
 from tests.test_density import assert_same, make_state
+from tests.test_step import assert_close
 
 TWO = Shards(2)
 ROWS, STEPS, DENSITY_STEP = 512, 15, 12  # few steps: Adam enlarges differences of rounding later
@@ -119,13 +120,18 @@ def setting():
 
 def step_once(state, dataset, recipe):
     """One step on two devices: a whole state and metrics."""
+    return on_two_devices(train_step, state, dataset, recipe)
+
+
+def on_two_devices(function, state, dataset, recipe, *steps):
+    """`train_step`, or `train_steps` with first and last step, on two devices: a whole state and metrics."""
     shards = recipe.shards
     own = split_rows(state, shards) if shards.are_split else state
     own = parallel.without_empty(jax.tree.map(jnp.array, own))  # copies, which are donated
     axes = row_axes(own) if shards.are_split else None
-    step = functools.partial(train_step, recipe=recipe)
-    mapped = parallel.parallelize(step, num_args=1, num_devices=2, num_shards=shards.num, axes=axes)
-    after, metrics = mapped(parallel.ranks(2), own, dataset)
+    step = functools.partial(function, recipe=recipe)
+    mapped = parallel.parallelize(step, num_args=1 + len(steps), num_devices=2, num_shards=shards.num, axes=axes)
+    after, metrics = mapped(parallel.ranks(2), own, dataset, *steps)
     after = parallel.with_empty(after, split_rows(state, shards) if shards.are_split else state)
     return join_rows(after, max_rows=len(state.alive)) if shards.are_split else after, jax.device_get(metrics)
 
@@ -152,6 +158,18 @@ def test_one_step_with_visible_gaussians_alone(setting):
     unchanged, short = step_once(state, dataset, recipe(TWO, max_sent=48))
     assert short["ok"] == 0 and short["num_unsent"] == short["num_visible"] - 48 > 0
     assert_same(unchanged, state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [WHOLE, TWO])
+def test_a_loop_of_known_length_takes_the_same_steps(setting, shards):
+    """As GPUs have it: the views of all steps are drawn before the loop, and small arrays travel joined."""
+    _, state, dataset, recipe = setting
+    steps = jnp.int32(0), jnp.int32(3)
+    expected, of_while = on_two_devices(train_steps, state, dataset, recipe(shards), *steps)
+    known = dataclasses.replace(recipe(shards), loop_length=4)
+    after, metrics = on_two_devices(train_steps, state, dataset, known, *steps)
+    assert_close((after, metrics), (expected, of_while), start=(state, of_while))
 
 
 def moments_of(opt_state: Any) -> Any:

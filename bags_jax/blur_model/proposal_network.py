@@ -80,10 +80,10 @@ class RenderFeatures(nn.Module):
     def __call__(self, rgbd: Float[Array, "h w 4"]) -> Float[Array, "h w F"]:
         narrow, x = self.conv_width, rgbd
         shapes = ((5, 5, 4, narrow), (5, 5, narrow, narrow), (3, 3, narrow, self.feature_width))
+        keep = jax.checkpoint_policies.save_only_these_names(MOMENTS)
         for i, shape in enumerate(shapes):
             layer = self.make_layer(shape, f"Conv_{i}")
             convolved = functools.partial(_convolve_normalized if i else _convolve_biased, backend=self.backend)
-            keep = jax.checkpoint_policies.save_only_these_names(MOMENTS)
             x = jax.checkpoint(convolved, policy=keep)(x, *layer()) if i else convolved(x, *layer())
         return x
 

@@ -68,7 +68,7 @@ def shares(valid: Bool[Array, "H W"], stride: int) -> Float[Array, "h w"]:
 
 @struct.dataclass
 class MeanBlur:
-    """Means over the pixels of a view, each of its blur about the pixel itself. What is not masked adds nothing."""
+    """Means over a view of mask times kernel moments, which are about each pixel. Where the mask is 0 a pixel adds 0."""
 
     mask: Float[Array, ""]
     centroid: Float[Array, "2"]  # dx, dy, px
@@ -77,7 +77,7 @@ class MeanBlur:
 
     @property
     def squared_width(self) -> Float[Array, ""]:
-        """Mean of the squares of `masked_widths`, px^2."""
+        """Mean of the squares of `masked_widths`, px^2, for shares that sum to 1."""
         return self.second[0] + self.second[2] + LEAST_WIDTH_PX**2
 
 
