@@ -20,7 +20,6 @@ from bags_jax.scene.initialize import with_optimizers
 from bags_jax.training import make_job_optimizers, train
 from configs import procedural
 
-
 BUFFER = 16_384
 TRAFFIC = json.loads((pathlib.Path(__file__).parent / "golden" / "traffic.json").read_text())
 
