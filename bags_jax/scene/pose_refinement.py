@@ -116,7 +116,7 @@ def hold_gauge(
     known = jnp.concatenate([frame.gauge, corrections_px[..., None]], axis=-1)
     equations = jnp.sum(weighted[..., :, None] * known[..., None, :], axis=(0, 1))  # normal matrix, right side
     absent = jnp.where(jnp.diagonal(equations) > 0.0, 0.0, 1.0)
-    along = _solve(equations + absent[:, None] * jnp.eye(*equations.shape))
+    along = _solve(equations + absent[:, None] * jnp.eye(len(absent), len(absent) + 1))
     return corrections_px - jnp.einsum("vik,k->vi", frame.gauge, along, precision=EXACT)
 
 
