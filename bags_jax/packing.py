@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 SMALL = 1 << 14  # numbers in an array: larger ones stay alone
-MOST_JOINED = (
-    64  # arrays in a long one: with more than about 90, XLA computes them apart first (docs/decisions, page 39)
-)
+# Arrays in a long one. With more than about 90, XLA computes each by itself and then joins them (docs/decisions, page 39).
+MOST_JOINED = 64
 
 
 def pack(tree: Any) -> list[jax.Array]:

@@ -142,3 +142,9 @@ def test_words_of_the_embedded_scenes():
     for words in ("motion,defocus", "easy,hard", "small,large", "corner,relief,smoke"):
         with pytest.raises(ValueError, match="expected one of them"):
             procedural.get_config(words)
+
+
+@pytest.mark.parametrize("words, is_light", [("motion", True), ("defocus", True), ("mixed", False), ("reduced", False)])
+def test_photographs_that_a_program_reduced_are_blurred_in_values(words, is_light):
+    assert procedural.get_config(words).blur.linear_light == is_light
+    assert not mip360_mixed.get_config("garden").blur.linear_light
