@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bags_jax.numerics import clip_with_return, safe_div, safe_normalize, safe_sqrt
+from bags_jax.numerics import clip_with_return, relu_with_return, safe_div, safe_normalize, safe_sqrt
 
 
 def test_safe_sqrt():
@@ -29,6 +29,16 @@ def test_safe_sqrt():
 def test_clip_passes_gradients_that_lead_back_inside(x, value, cotangent, pulled):
     clipped, pull = jax.vjp(lambda x: clip_with_return(x, 5.0), jnp.float32(x))
     assert clipped == value and pull(jnp.float32(cotangent)) == (pulled,)
+
+
+@pytest.mark.parametrize(
+    "x, value, cotangent, pulled",
+    [(-3.0, 0.0, 1.0, 0.0), (-3.0, 0.0, -1.0, -0.1), (0.0, 0.0, -1.0, -0.1), (2.0, 2.0, 1.0, 1.0), (2.0, 2.0, -1.0, -1.0)],
+)
+def test_relu_passes_some_of_the_gradients_that_raise(x, value, cotangent, pulled):
+    positive, pull = jax.vjp(relu_with_return, jnp.float32(x))
+    assert positive == value
+    np.testing.assert_allclose(pull(jnp.float32(cotangent)), (pulled,))
 
 
 def test_safe_div():

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bags_jax.blur_model.proposal_network import BlurProposalNetwork, position_waves
@@ -182,6 +183,25 @@ def test_mask_cannot_close_for_good():
     # A gradient that opens the mask passes, with the slope of the sigmoid at the bound; one that closes it further is 0.
     np.testing.assert_allclose(pull(jnp.float32(-1.0))[0], [-least * (1.0 - least)], rtol=1e-4)
     np.testing.assert_array_equal(pull(jnp.float32(1.0))[0], [0.0])
+
+
+def test_a_trunk_that_is_0_everywhere_comes_back():
+    network, params = make_network()
+    params = {**params, "trunk_1": {"kernel": -jnp.abs(params["trunk_1"]["kernel"])}}
+    assert not propose(network, params).features.any()
+    left = 1.0 + jnp.arange(W) // 2 % 2 * -2.0  # kernels that lean to the left and to the right, by turns
+    lean = jnp.tile(jnp.array([-1.0, 0.0, 1.0]), 3)[:, None, None]
+
+    def loss(params):
+        return jnp.mean(left[None] * jnp.sum(lean * every_kernel(propose(network, params)), axis=0))
+
+    adam = optax.adam(5e-3, eps=1e-15)
+    state = adam.init(params)
+    step = jax.jit(lambda params, state: adam.update(jax.grad(loss)(params), state))
+    for _ in range(60):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+    assert propose(network, params).features.std(axis=(0, 1)).max() > 0.1 and loss(params) < -0.1
 
 
 def test_position_code_tells_pixels_apart():

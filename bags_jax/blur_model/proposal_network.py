@@ -19,7 +19,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from bags_jax.numerics import clip_with_return, safe_normalize
+from bags_jax.numerics import clip_with_return, relu_with_return, safe_normalize
 from bags_jax.ops.blur.kernels import resize_taps
 from bags_jax.ops.convolution import convolve
 from bags_jax.platforms import current_platform
@@ -109,6 +109,7 @@ def run_trunk(
     columns: Float[Array, "w P"],
     render: Float[Array, "h w F"] | None,
     predict_mask: Callable,
+    activate: Callable = nn.relu,
 ) -> tuple[Float[Array, "h w _Fo"], Float[Array, "h w"]]:
     """Features and mask of all pixels, block of rows by block of rows.
 
@@ -120,6 +121,7 @@ def run_trunk(
       rows, columns: position codes.
       render: features of the render; None: the network does not see it.
       predict_mask: the mask of a row of pixels from its features.
+      activate: applied to the output of each layer.
     """
     first, *deeper = layers
     ends = [view.shape[0], view.shape[0] + rows.shape[1]]
@@ -134,9 +136,9 @@ def run_trunk(
         x = row[0][None] + from_columns
         if render is not None:
             x = x + row[1] @ of_render
-        x = nn.relu(x)
+        x = activate(x)
         for layer in deeper:
-            x = nn.relu(x @ layer)
+            x = activate(x @ layer)
         return x, predict_mask(x)
 
     inputs = (from_rows,) if render is None else (from_rows, render)
@@ -205,6 +207,7 @@ class BlurProposalNetwork(nn.Module):
             position_waves(width) if self.use_position else jnp.zeros((width, 0)),
             None if self.render_features is None else self.render_features(rgbd),
             lambda features: self._mask(features, *mask_head) if mask_head else jnp.ones(features.shape[:1]),
+            relu_with_return,
         )
         weight, bias = self.kernel_heads[head]()
         if self.use_table:
