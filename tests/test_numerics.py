@@ -33,7 +33,13 @@ def test_clip_passes_gradients_that_lead_back_inside(x, value, cotangent, pulled
 
 @pytest.mark.parametrize(
     "x, value, cotangent, pulled",
-    [(-3.0, 0.0, 1.0, 0.0), (-3.0, 0.0, -1.0, -0.1), (0.0, 0.0, -1.0, -0.1), (2.0, 2.0, 1.0, 1.0), (2.0, 2.0, -1.0, -1.0)],
+    [
+        (-3.0, 0.0, 1.0, 0.0),
+        (-3.0, 0.0, -1.0, -0.1),
+        (0.0, 0.0, -1.0, -0.1),
+        (2.0, 2.0, 1.0, 1.0),
+        (2.0, 2.0, -1.0, -1.0),
+    ],
 )
 def test_relu_passes_some_of_the_gradients_that_raise(x, value, cotangent, pulled):
     positive, pull = jax.vjp(relu_with_return, jnp.float32(x))

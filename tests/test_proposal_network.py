@@ -189,11 +189,12 @@ def test_a_trunk_that_is_0_everywhere_comes_back():
     network, params = make_network()
     params = {**params, "trunk_1": {"kernel": -jnp.abs(params["trunk_1"]["kernel"])}}
     assert not propose(network, params).features.any()
-    left = 1.0 + jnp.arange(W) // 2 % 2 * -2.0  # kernels that lean to the left and to the right, by turns
-    lean = jnp.tile(jnp.array([-1.0, 0.0, 1.0]), 3)[:, None, None]
+    # Kernels of the left half shall lean left, the others right.
+    toward = jnp.where(jnp.arange(W) < W // 2, 1.0, -1.0)[None]
+    x = jnp.tile(jnp.array([-1.0, 0.0, 1.0]), 3)[:, None, None]  # of the taps
 
     def loss(params):
-        return jnp.mean(left[None] * jnp.sum(lean * every_kernel(propose(network, params)), axis=0))
+        return jnp.mean(toward * jnp.sum(x * every_kernel(propose(network, params)), axis=0))
 
     adam = optax.adam(5e-3, eps=1e-15)
     state = adam.init(params)

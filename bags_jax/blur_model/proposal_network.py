@@ -207,7 +207,7 @@ class BlurProposalNetwork(nn.Module):
             position_waves(width) if self.use_position else jnp.zeros((width, 0)),
             None if self.render_features is None else self.render_features(rgbd),
             lambda features: self._mask(features, *mask_head) if mask_head else jnp.ones(features.shape[:1]),
-            relu_with_return,
+            activate=relu_with_return,
         )
         weight, bias = self.kernel_heads[head]()
         if self.use_table:
