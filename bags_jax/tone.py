@@ -8,11 +8,16 @@ TOE_SRGB, TOE_LIGHT = 0.04045, 0.0031308  # below these the curve is a straight 
 
 def srgb_to_linear(values: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """Converts sRGB values to linear light; white is 1 in both. Values outside [0, 1], as in renders, are allowed."""
-    curve = ((jnp.maximum(values, TOE_SRGB) + 0.055) / 1.055) ** 2.4
+    curve = _power((jnp.maximum(values, TOE_SRGB) + 0.055) / 1.055, 2.4)
     return jnp.where(values <= TOE_SRGB, values / 12.92, curve)
 
 
 def linear_to_srgb(light: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """Converts linear light to sRGB values; white is 1 in both. Values outside [0, 1] are allowed."""
-    curve = 1.055 * jnp.maximum(light, TOE_LIGHT) ** (1 / 2.4) - 0.055
+    curve = 1.055 * _power(jnp.maximum(light, TOE_LIGHT), 1 / 2.4) - 0.055
     return jnp.where(light <= TOE_LIGHT, 12.92 * light, curve)
+
+
+def _power(x: Float[Array, "*S"], exponent: float) -> Float[Array, "*S"]:
+    """x to a power, x > 0. On a CPU XLA computes exp and log in vectors, but `**` one number at a time: five times slower."""
+    return jnp.exp(exponent * jnp.log(x))

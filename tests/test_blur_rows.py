@@ -59,7 +59,7 @@ def calls(args, **options) -> int:
     return str(jax.make_jaxpr(functools.partial(stream_blur, **options))(*args)).count("ffi_call[")
 
 
-# Sizes that are not multiples of the stride or of eight; margins around half a kernel; one and several blocks.
+# Sizes that are not multiples of the stride or of the lanes of a vector; margins around half a kernel; one and several blocks.
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "height, width, stride, side, margin, bound, block_bytes",

@@ -1,4 +1,4 @@
-// Vectors of eight floats, by the extensions that GCC and Clang share: AVX, two NEON registers, or plain code.
+// Vectors of floats, by the extensions that GCC and Clang share: AVX, AVX-512, NEON registers, or plain code.
 #pragma once
 
 #include <cstdint>
@@ -14,17 +14,40 @@ constexpr int kLanes = 8;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));  // result of a comparison: -1 where true, 0 elsewhere
 
-inline Floats Splat(float x) { return Floats{} + x; }
-inline Floats Max(Floats a, Floats b) { return a > b ? a : b; }
-inline Floats Min(Floats a, Floats b) { return a < b ? a : b; }
+// The widest vectors of this CPU, for loops that are not bound to eight pixels. V is Floats or WideFloats.
+#if defined(__AVX512F__)
+constexpr int kWideLanes = 16;
+#else
+constexpr int kWideLanes = kLanes;
+#endif
+typedef float WideFloats __attribute__((vector_size(4 * kWideLanes)));
 
-inline Floats Load(const float* from) {
-  Floats x;
+template <typename V = Floats>
+inline V Splat(float x) {
+  return V{} + x;
+}
+
+template <typename V>
+inline V Max(V a, V b) {
+  return a > b ? a : b;
+}
+
+template <typename V>
+inline V Min(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <typename V = Floats>
+inline V Load(const float* from) {
+  V x;
   std::memcpy(&x, from, sizeof x);
   return x;
 }
 
-inline void Store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+template <typename V>
+inline void Store(float* to, V x) {
+  std::memcpy(to, &x, sizeof x);
+}
 
 // Returns a mask: bit k is lane k of a comparison.
 inline uint32_t Bits(Ints mask) {
@@ -41,18 +64,20 @@ inline uint32_t Bits(Ints mask) {
 //
 // x = n - f with n an integer and |f| <= 1/2. Adding 1.5 * 2^23 leaves n in the low bits of the sum; a shift moves it
 // into the exponent. 2^f is a polynomial of degree 5, fitted by least squares at Chebyshev nodes.
-inline Floats Exp2Minus(Floats x) {
-  const Floats magic = Splat(12582912.0f);
-  const Floats y = -Min(x, Splat(125.0f));
-  const Floats shifted = y + magic;
-  const Floats f = y - (shifted - magic);
-  Floats p = Splat(1.321867248e-3f);
+template <typename V>
+inline V Exp2Minus(V x) {
+  using Integers = decltype(x < x);
+  const V magic = Splat<V>(12582912.0f);
+  const V y = -Min(x, Splat<V>(125.0f));
+  const V shifted = y + magic;
+  const V f = y - (shifted - magic);
+  V p = Splat<V>(1.321867248e-3f);
   p = p * f + 9.671697938e-3f;
   p = p * f + 5.550892952e-2f;
   p = p * f + 2.402223800e-1f;
   p = p * f + 6.931468559e-1f;
   p = p * f + 1.0f;
-  return (Floats)((Ints)p + ((Ints)shifted << 23));
+  return (V)((Integers)p + ((Integers)shifted << 23));
 }
 
 #if defined(__clang__) || __GNUC__ >= 12

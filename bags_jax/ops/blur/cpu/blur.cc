@@ -52,8 +52,8 @@ ffi::Error FilterRows(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logits, int3
   const Filtered out{image->typed_data(), moments->typed_data(), normalizer->typed_data()};
   return WithStride(stride, [&](auto constant) {
     ParallelFor(pool, kernels.rows, [&](int64_t y) {
-      ForEachEight(kernels, [&](int64_t x, auto whole) {
-        FilterEight<constant, whole>(kernels, {bound, floor}, in, out, y, x);
+      ForEachGroup(kernels, [&](int64_t x, int64_t, auto whole) {
+        FilterGroup<constant, whole>(kernels, {bound, floor}, in, out, y, x);
       });
     });
   });
@@ -97,9 +97,9 @@ ffi::Error FilterRowsGradient(ffi::ThreadPool pool, FloatsIn slab, FloatsIn logi
       const Planes<float> d_read(start, piece_rows * stride + 2 * kernels.radius(), kernels.columns());
       const int64_t first = piece * piece_rows, stop = std::min(kernels.rows, first + piece_rows);
       for (int64_t y = first; y < stop; ++y) {
-        ForEachEight(kernels, [&](int64_t x, auto whole) {
-          DifferentiateEight<constant, whole>(kernels, {bound, floor}, in, filtered, cotangents,
-                                              d_read.Moved((y - first) * stride, 0), d_logits->typed_data(), y, x);
+        ForEachGroup(kernels, [&](int64_t x, int64_t done, auto whole) {
+          DifferentiateGroup<constant, whole>(kernels, {bound, floor}, in, filtered, cotangents,
+                                              d_read.Moved((y - first) * stride, 0), d_logits->typed_data(), y, x, done);
         });
       }
     });
