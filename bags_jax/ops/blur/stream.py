@@ -154,8 +154,8 @@ def _logits_gradient(x, weight, d_logits: Float[Array, "KK n"]):
     d_x, num = _product(d_logits, weight), x.shape[1]
     if current_platform() == "cpu":
         return d_x, d_logits @ x, d_logits @ jnp.ones(d_logits.shape[1])
-    d_columns = d_logits @ _with_ones(x)
-    return d_x, d_columns[:, :num], d_columns[:, num]
+    d_rows = _product(_with_ones(x), d_logits)
+    return d_x, d_rows[:num].T, d_rows[num]
 
 
 def _product(a: Float[Array, "k m"], b: Float[Array, "n k"]) -> Float[Array, "m n"]:
