@@ -27,10 +27,9 @@ LAYERS = (
         "platforms",
         "settings",
         "structs",
-        "tone",
     ),
     ("ops.limits",),
-    ("geometry", "spherical_harmonics"),
+    ("geometry", "spherical_harmonics", "tone"),
     ("ops.toolchain",),
     ("ops.blur", "ops.convolution", "ops.rasterize", "ops.see", "ops.ssim"),  # implementations and oracles
     ("ops.backends",),  # the table of implementations
