@@ -20,7 +20,7 @@ from bags_jax.ops.limits import COLORS, STRIDES
 from bags_jax.platforms import current_platform
 
 IMPLEMENTATIONS = {"cpu": cpu_binding, "cuda": cuda_binding, "xla": xla}
-CPU_BLOCK_BYTES = 1 << 20  # logits of one block: fit the second cache of a CPU
+CPU_BLOCK_BYTES = 1 << 20  # logits of one block: fit the L2 cache of a CPU
 DEVICE_BLOCK_BYTES = 100 << 20  # on an accelerator: few launches
 
 

@@ -189,7 +189,8 @@ void FilterGroup(const Kernels& kernels, const Limits& limits, const BlurIn& in,
 }
 
 // Computes the gradients of the logits of the kernels of a row from x on. Adds the gradients of the pixels that they
-// read to d_slab, which begins with the first row of pixels that these kernels read, but for the first `done` kernels.
+// read to d_slab, which begins with the first row of pixels that these kernels read. The first `done` kernels have
+// been added by the group before, and are not added again.
 template <int kStride, bool kWhole>
 void DifferentiateGroup(const Kernels& kernels, const Limits& limits, const BlurIn& in, const FilteredIn& filtered,
                         const BlurCotangents& cotangents, const Planes<float>& d_slab, float* d_logits, int64_t y,
@@ -251,7 +252,7 @@ void DifferentiateGroup(const Kernels& kernels, const Limits& limits, const Blur
 }
 
 // Calls body(x, done, whole) for groups of kWideLanes kernels from x on that cover a row. The last group overlaps the one
-// before it: its first `done` kernels are done. A row that is narrower is one group that is not whole.
+// before it, by `done` kernels. A row that is narrower is one group that is not whole.
 template <typename F>
 void ForEachGroup(const Kernels& kernels, F&& body) {
   if (kernels.width < kWideLanes) return body(int64_t{0}, int64_t{0}, std::false_type());
