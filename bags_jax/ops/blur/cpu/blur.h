@@ -158,7 +158,7 @@ void FilterGroup(const Kernels& kernels, const Limits& limits, const BlurIn& in,
   for (int64_t row = 0; row < kernels.side; ++row) {
     WideFloats of_row = {}, by_x = {}, by_xx = {};
     for (int64_t first = 0; first < kernels.side; first += kStride) {
-      WideFloats weight[kStride] = {};
+      WideFloats weight[kStride] = {};  // 0: no such tap in the row
       for (int b = 0; b < kStride && first + b < kernels.side; ++b, logits += count) {
         const float dx = static_cast<float>(first + b - kernels.radius());
         weight[b] = Exp(limits.Clip(lanes.Load(logits)) - peak) - limits.floor;
